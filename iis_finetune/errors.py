@@ -1,0 +1,100 @@
+"""Problems, the few error classes, and the exit codes they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+Kind = Literal["invalid", "missing", "machine"]
+
+FINE, RUN_FAILED, INPUT, MACHINE, INTERRUPTED, BUG = 0, 1, 2, 3, 130, 70
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a problem is: a file (or `command line`), a line counted from 1, a dotted key."""
+
+    file: str | None = None
+    line: int | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        position = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        return "  ".join(part for part in (position, self.key) if part)
+
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what, where, how to mend it.
+
+    `kind` decides the exit code of an error: `invalid` input is 2; `missing` parts and `machine` limits are 3.
+    """
+
+    what: str
+    fix: str
+    where: Place = field(default_factory=Place)
+    severity: Severity = "error"
+    kind: Kind = "invalid"
+
+    def as_json(self) -> dict[str, str | int | None]:
+        return {
+            "severity": self.severity,
+            "kind": self.kind,
+            "what": self.what,
+            "where": str(self.where) or None,
+            "file": self.where.file,
+            "line": self.where.line,
+            "key": self.where.key,
+            "fix": self.fix,
+        }
+
+
+def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Sort by file and line; what has no line follows what has one, the command line comes last."""
+
+    def position(problem: Problem) -> tuple[bool, str, float]:
+        where = problem.where
+        return (where.file == COMMAND_LINE, where.file or "", where.line or float("inf"))
+
+    return sorted(dict.fromkeys(problems), key=position)
+
+
+def errors_of(problems: Iterable[Problem]) -> list[Problem]:
+    return [problem for problem in problems if problem.severity == "error"]
+
+
+def exit_code(problems: Iterable[Problem]) -> int:
+    """0 without errors; 2 when input must change; 3 when only the machine is not ready."""
+    kinds = {problem.kind for problem in errors_of(problems)}
+    if "invalid" in kinds:
+        return INPUT
+    return MACHINE if kinds else FINE
+
+
+class KitError(Exception):
+    """An ending that the user is told about in sentences, never with a trace."""
+
+    exit_code = BUG
+
+
+class ProblemsFound(KitError):
+    """Stops a verb before it starts anything; carries every problem that was found."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = in_file_order(problems)
+        super().__init__("; ".join(problem.what for problem in self.problems))
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return exit_code(self.problems) or INPUT
+
+
+class RunFailed(KitError):
+    """A program that was started did not do what it was started for."""
+
+    exit_code = RUN_FAILED
