@@ -32,7 +32,8 @@ COMMAND_LINE = "command line"
 class Problem:
     """One thing that is wrong: what, where, how to mend it.
 
-    `kind` decides the exit code of an error: `invalid` input is 2; `missing` parts and `machine` limits are 3.
+    `kind` is what a reader filters by; an error's exit code follows from it (`invalid` 2, `machine` and `missing` 3)
+    unless `code` says otherwise: a data set or a local path that is missing is for the user to change, so 2.
     """
 
     what: str
@@ -40,6 +41,11 @@ class Problem:
     where: Place = field(default_factory=Place)
     severity: Severity = "error"
     kind: Kind = "invalid"
+    code: Literal[2, 3] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return self.code or (INPUT if self.kind == "invalid" else MACHINE)
 
     def as_json(self) -> dict[str, str | int | None]:
         return {
@@ -70,10 +76,7 @@ def errors_of(problems: Iterable[Problem]) -> list[Problem]:
 
 def exit_code(problems: Iterable[Problem]) -> int:
     """0 without errors; 2 when input must change; 3 when only the machine is not ready."""
-    kinds = {problem.kind for problem in errors_of(problems)}
-    if "invalid" in kinds:
-        return INPUT
-    return MACHINE if kinds else FINE
+    return min((problem.exit_code for problem in errors_of(problems)), default=FINE)
 
 
 class KitError(Exception):
