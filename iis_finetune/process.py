@@ -1,0 +1,163 @@
+"""The only module that starts programs: own sessions, signals by process id, time limits."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a program that was waited for left behind; `returncode` is None when it ran out of time."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process that cannot be taken for another one: its number, its start (seconds since the epoch), the boot."""
+
+    pid: int
+    started: float
+    boot: str
+
+    def as_json(self) -> dict[str, int | float | str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A program to start: its words, its whole environment, its folder, the file that takes all it prints."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    log: Path
+
+
+def capture(
+    command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str] | None = None
+) -> Completed | None:
+    """Run a short program to its end; None when there is no such program."""
+    program = shutil.which(command[0], path=environment.get("PATH") if environment else None)
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, *command[1:]],
+            capture_output=True,
+            timeout=timeout_seconds,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        return Completed(None, _text(late.stdout), _text(late.stderr))
+    except OSError as error:
+        return Completed(126, "", error.strerror or str(error))
+    return Completed(done.returncode, _text(done.stdout), _text(done.stderr))
+
+
+def _text(data: bytes | str | None) -> str:
+    return data.decode(errors="replace") if isinstance(data, bytes) else data or ""
+
+
+def start(launch: Launch) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, so that neither a closed terminal nor Ctrl-C reaches it."""
+    with launch.log.open("ab") as log:
+        return subprocess.Popen(
+            list(launch.command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=launch.folder,
+            env=dict(launch.environment),
+            start_new_session=True,
+        )
+
+
+def attached(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
+    """Run a program on this terminal until it ends (chat, serve); its exit code."""
+    with subprocess.Popen(list(command), env=dict(environment), cwd=folder) as child:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue  # the child has the same terminal and got the same Ctrl-C
+
+
+def boot() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def identity(pid: int) -> Identity | None:
+    """Who a process is; None when it is gone."""
+    try:
+        return Identity(pid, psutil.Process(pid).create_time(), boot())
+    except psutil.Error:
+        return None
+
+
+def alive(who: Identity | None) -> bool:
+    """Whether this very process still runs: not another one with its number, not before a reboot, not a zombie."""
+    if who is None or who.boot != boot():
+        return False
+    try:
+        found = psutil.Process(who.pid)
+        return abs(found.create_time() - who.started) < 1 and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def tree(who: Identity) -> list[Identity]:
+    """A process and all its descendants, oldest first; torchrun's workers sit in groups of their own."""
+    if not alive(who):
+        return []
+    try:
+        children = psutil.Process(who.pid).children(recursive=True)
+    except psutil.Error:
+        children = []
+    found = (identity(child.pid) for child in children)
+    return [who, *(child for child in found if child)]
+
+
+def send(processes: Iterable[Identity], number: signal.Signals) -> None:
+    """Signal each process that still is the one meant."""
+    for who in processes:
+        if alive(who):
+            try:
+                psutil.Process(who.pid).send_signal(number)
+            except psutil.Error:
+                continue  # it ended in between
+
+
+def wait_gone(processes: Sequence[Identity], seconds: float) -> list[Identity]:
+    """Wait until all are gone; those that are left when the time is over."""
+    deadline = time.monotonic() + seconds
+    left = [who for who in processes if alive(who)]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = [who for who in left if alive(who)]
+    return left
+
+
+def end(processes: Sequence[Identity], grace_seconds: float) -> None:
+    """Ask them to end, wait, then kill what is left, by id."""
+    send(processes, signal.SIGTERM)
+    left = wait_gone(processes, grace_seconds)
+    send(left, signal.SIGKILL)
+    wait_gone(left, 5)

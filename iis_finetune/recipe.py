@@ -1,0 +1,308 @@
+"""Find a recipe, read it with its line numbers, put the command line's overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import COMMAND_LINE, Place, Problem, ProblemsFound
+
+if TYPE_CHECKING:
+    from ruamel.yaml.comments import CommentedMap
+
+REGISTRY = Path("recipes")
+SUFFIXES = (".yaml", ".yml")
+LONGEST_BYTES = 1_000_000  # a recipe is a page; anything larger is some other file
+
+
+class FromScratch(BaseModel):
+    """A random-weight Qwen2 model and its tokenizer, made here: nothing is downloaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocabulary_size: int = Field(gt=300, description="tokens of the byte-level BPE tokenizer, special ones included")
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    attention_heads: int = Field(gt=0)
+    key_value_heads: int = Field(gt=0)
+    tie_word_embeddings: bool = True
+    seed: int = 42
+    text: str = Field(description="data set, as registered, that the tokenizer is trained on")
+
+
+class Kit(BaseModel):
+    """The `kit:` block: what LLaMA-Factory cannot decide."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str | None = Field(None, description="one line for `iis-finetune recipes`")
+    source: Literal["auto", "huggingface", "modelscope"] = Field("auto", description="where the base model comes from")
+    precision: Literal["auto", "fp32", "fp16", "bf16", "as-saved"] = Field(
+        "auto", description="what the training really runs in; as-saved keeps what the checkpoint holds"
+    )
+    attention: Literal["auto", "disabled", "sdpa", "fa2"] = Field("auto", description="attention implementation")
+    launcher: Literal["auto", "single", "ddp", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp"] = Field(
+        "auto", description="how the processes share the model"
+    )
+    global_batch_size: int | None = Field(
+        None, ge=1, description="micro-batch x accumulation x processes; accumulation is computed from it"
+    )
+    base: str | None = Field(None, description="recipe whose result is this one's base; run first when it is missing")
+    evaluate_after: str | None = Field(None, description="data set that base and tuned answer after training")
+    devices: int | list[int] | None = Field(None, description="how many devices, or which")
+    env: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="environment variables of the training processes"
+    )
+    notify: str | None = Field(None, description="command, or env:NAME of a webhook URL, told of end and failure")
+    on_failure: Literal["recover", "stop"] = Field("recover", description="whether the supervisor may restart a run")
+    from_scratch: FromScratch | None = Field(None, description="make the model_name_or_path folder when it is missing")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `key: value`, of a recipe or of the command line; keys of the kit block are dotted (`kit.precision`)."""
+
+    key: str
+    value: Any
+    place: Place
+    quoted: bool = False
+    source: Literal["recipe", "override"] = "recipe"
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A LLaMA-Factory YAML with an optional `kit:` block, overrides applied."""
+
+    name: str
+    path: Path
+    entries: Mapping[str, Entry]
+    kit: Kit
+    kit_entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def place(self, key: str) -> Place:
+        """Where a key stands; the file itself for a key that is not in it."""
+        entry = self.entries.get(key) or self.kit_entries.get(key)
+        return entry.place if entry else Place(str(self.path), key=key)
+
+    def states(self, key: str) -> bool:
+        return key in self.entries or key in self.kit_entries
+
+    def value(self, key: str, default: Any = None) -> Any:
+        entry = self.entries.get(key)
+        return default if entry is None or entry.value is None else entry.value
+
+
+def registered(registry: Path = REGISTRY) -> dict[str, Path]:
+    """Name -> file of every recipe below the registry folder; the folder is the registry."""
+    files = sorted(path for path in registry.glob("*") if path.suffix in SUFFIXES) if registry.is_dir() else []
+    return {path.stem: path for path in files}
+
+
+def find(name: str, registry: Path = REGISTRY) -> Path:
+    """The file of a recipe given by name or by path."""
+    names = registered(registry)
+    if name in names:
+        return names[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in SUFFIXES or path.suffix == ".json" or len(path.parts) > 1:
+        raise ProblemsFound([_not_a_file(path)])
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    fix = f"did you mean '{near[0]}'?" if near else f"recipes here: {', '.join(names) or 'none'}"
+    raise ProblemsFound([Problem(f"no recipe '{name}' in {registry}/", fix, Place(COMMAND_LINE), code=2)])
+
+
+def _not_a_file(path: Path) -> Problem:
+    what = f"'{path}' is a folder, not a recipe" if path.is_dir() else f"the recipe file '{path}' does not exist"
+    return Problem(what, "give a name from `iis-finetune recipes` or the path of a YAML file", Place(COMMAND_LINE))
+
+
+def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) -> tuple[Recipe, list[Problem]]:
+    """Read a recipe and its overrides; returns it with the problems that do not stop the reading.
+
+    Raises ProblemsFound when there is nothing to go on with: no file, no YAML, no mapping.
+    """
+    path = find(name, registry)
+    document = _parse(path)
+    entries, kit_entries, problems = _entries(document, str(path))
+    for text in overrides:
+        override, problem = _override(text)
+        if problem:
+            problems.append(problem)
+        elif override:
+            (kit_entries if override.key.startswith("kit.") else entries)[override.key] = override
+    kit, kit_problems = _kit(kit_entries)
+    return Recipe(path.stem, path, entries, kit, kit_entries), problems + kit_problems
+
+
+def _parse(path: Path) -> CommentedMap:
+    if path.suffix == ".json":
+        what = "LLaMA-Factory 0.9.5 cannot read a JSON recipe (it fails with an AttributeError)"
+        raise ProblemsFound([Problem(what, "write it as YAML", Place(str(path)))])
+    document = _load(_text(path), path)
+    if not isinstance(document, dict):
+        found = "empty" if document is None else f"a {type(document).__name__}"
+        what = f"a recipe is a list of `key: value` lines, this file is {found}"
+        raise ProblemsFound(
+            [Problem(what, "start from one: iis-finetune recipes --copy NAME FILE", Place(str(path), 1))]
+        )
+    return document
+
+
+def _text(path: Path) -> str:
+    place = Place(str(path))
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(LONGEST_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ProblemsFound([Problem("not a text file in UTF-8", "save it as UTF-8 text", place)]) from None
+    except OSError as error:
+        raise ProblemsFound([Problem(f"cannot be read: {error.strerror}", "check the file's rights", place)]) from None
+    if "\0" in text or len(data) > LONGEST_BYTES:
+        raise ProblemsFound([Problem("not a recipe: binary, or over 1 MB", "give the path of a YAML file", place)])
+    return text
+
+
+def _load(text: str, path: Path) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    reader = YAML()
+    reader.version = (1, 1)  # type: ignore[assignment]  # LLaMA-Factory reads YAML 1.1: `no` is false
+    reader.preserve_quotes = True
+    reader.allow_duplicate_keys = False
+    try:
+        return reader.load(text)
+    except DuplicateKeyError as error:
+        what = str(error.problem).split(" with value")[0].replace("found duplicate key", "duplicate key")
+        fix = "remove one of the two lines"
+        raise ProblemsFound([Problem(what, fix, _mark(path, error))]) from None
+    except MarkedYAMLError as error:
+        what = f"not YAML: {error.problem or error.context}"
+        tab = "\\t" in what or "\t" in _line(text, error)
+        fix = "replace the tab by spaces" if tab else "YAML wants `key: value`, one a line, indented by spaces"
+        raise ProblemsFound([Problem(what, fix, _mark(path, error))]) from None
+    except (YAMLError, ValueError, RecursionError, NotImplementedError, AttributeError, TypeError) as error:
+        # ruamel raises bare errors for odd scalars, such as dates that do not exist.
+        what = f"not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise ProblemsFound([Problem(what, "YAML wants `key: value`, one a line", Place(str(path), 1))]) from None
+
+
+def _mark(path: Path, error: Any) -> Place:
+    mark = error.problem_mark or error.context_mark
+    return Place(str(path), mark.line + 1 if mark else 1)
+
+
+def _line(text: str, error: Any) -> str:
+    mark = error.problem_mark or error.context_mark
+    lines = text.splitlines()
+    return lines[mark.line] if mark and mark.line < len(lines) else ""
+
+
+def _entries(document: CommentedMap, file: str) -> tuple[dict[str, Entry], dict[str, Entry], list[Problem]]:
+    entries: dict[str, Entry] = {}
+    kit: dict[str, Entry] = {}
+    problems = []
+    for key, value in document.items():
+        place = Place(file, document.lc.key(key)[0] + 1, str(key))
+        if key != "kit":
+            entries[str(key)] = _entry(str(key), value, place)
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                where = Place(file, value.lc.key(name)[0] + 1, f"kit.{name}")  # type: ignore[attr-defined]
+                kit[f"kit.{name}"] = _entry(f"kit.{name}", inner, where)
+        elif value is not None:
+            problems.append(Problem("the kit block is not a mapping", "indent its keys below `kit:`", place))
+    return entries, kit, problems
+
+
+def _entry(key: str, value: Any, place: Place) -> Entry:
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
+
+    quoted = isinstance(value, DoubleQuotedScalarString | SingleQuotedScalarString)
+    return Entry(key, plain(value, quoted), place, quoted)
+
+
+def plain(value: Any, quoted: bool = False) -> Any:
+    """Plain Python from what ruamel read; an unquoted `2e-4`, a string in YAML 1.1, is the number it means."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(inner) for inner in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return _number(str(value)) if kind is str and not quoted else kind(value)
+    # ruamel keeps booleans with comments and dates in types of its own
+    return None if value is None else _other(value)
+
+
+def _other(value: Any) -> Any:
+    from ruamel.yaml.scalarbool import ScalarBoolean
+
+    return bool(value) if isinstance(value, ScalarBoolean) else str(value)
+
+
+def _number(text: str) -> str | float:
+    mantissa, exponent, power = text.lower().partition("e")
+    if exponent and mantissa and power.lstrip("+-").isdecimal():
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _override(text: str) -> tuple[Entry | None, Problem | None]:
+    key, separator, written = text.partition("=")
+    place = Place(COMMAND_LINE, key=key if separator else None)
+    if not separator or not key or key.startswith("-"):
+        fix = f"write {key.lstrip('-') or 'key'}=value"
+        return None, Problem(f"'{text}' is not an override of the form key=value", fix, place)
+    try:
+        value = _load(written, Path(COMMAND_LINE)) if written.strip() else None
+    except ProblemsFound as found:
+        return None, Problem(f"the value of {key}: {found.problems[0].what}", found.problems[0].fix, place)
+    entry = _entry(key, value, place)
+    return Entry(key, entry.value, place, source="override", text=written), None
+
+
+def _kit(entries: Mapping[str, Entry]) -> tuple[Kit, list[Problem]]:
+    """Build the kit block; a key that is wrong is reported and left at its default."""
+    values = {key.removeprefix("kit."): entry.value for key, entry in entries.items() if entry.value is not None}
+    try:
+        return Kit.model_validate(values), []
+    except ValidationError as error:
+        problems = [_kit_problem(details, entries) for details in error.errors()]
+        bad = {str(details["loc"][0]) for details in error.errors()}
+        return Kit.model_validate({key: value for key, value in values.items() if key not in bad}), problems
+
+
+def _kit_problem(details: Any, entries: Mapping[str, Entry]) -> Problem:
+    name = f"kit.{details['loc'][0]}"
+    dotted = "kit." + ".".join(str(part) for part in details["loc"])
+    place = entries[name].place
+    if details["type"] == "extra_forbidden":
+        known = FromScratch.model_fields if len(details["loc"]) > 1 else Kit.model_fields
+        near = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else f"kit keys: {', '.join(known)}"
+        return Problem(f"unknown key '{dotted}'", fix, place)
+    what = f"{dotted} is {details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+    near = difflib.get_close_matches(str(details["input"]), _choices(name), n=1)
+    fix = f"did you mean '{near[0]}'?" if near else "see `iis-finetune schema`, or leave the line out"
+    return Problem(what, fix, place)
+
+
+def _choices(name: str) -> Iterable[str]:
+    from typing import get_args
+
+    return [str(choice) for choice in get_args(Kit.model_fields[name.removeprefix("kit.")].annotation)]
