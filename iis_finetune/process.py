@@ -118,7 +118,7 @@ def alive(who: Identity | None) -> bool:
         return False
     try:
         found = psutil.Process(who.pid)
-        return abs(found.create_time() - who.started) < 1 and found.status() != psutil.STATUS_ZOMBIE
+        return bool(abs(found.create_time() - who.started) < 1 and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

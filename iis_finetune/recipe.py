@@ -6,14 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import COMMAND_LINE, Place, Problem, ProblemsFound
-
-if TYPE_CHECKING:
-    from ruamel.yaml.comments import CommentedMap
 
 REGISTRY = Path("recipes")
 SUFFIXES = (".yaml", ".yml")
@@ -143,7 +140,7 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     return Recipe(path.stem, path, entries, kit, kit_entries), problems + kit_problems
 
 
-def _parse(path: Path) -> CommentedMap:
+def _parse(path: Path) -> Any:
     if path.suffix == ".json":
         what = "LLaMA-Factory 0.9.5 cannot read a JSON recipe (it fails with an AttributeError)"
         raise ProblemsFound([Problem(what, "write it as YAML", Place(str(path)))])
@@ -178,7 +175,7 @@ def _load(text: str, path: Path) -> Any:
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     reader = YAML()
-    reader.version = (1, 1)  # type: ignore[assignment]  # LLaMA-Factory reads YAML 1.1: `no` is false
+    reader.version = (1, 1)  # LLaMA-Factory reads YAML 1.1: `no` is false
     reader.preserve_quotes = True
     reader.allow_duplicate_keys = False
     try:
@@ -209,7 +206,7 @@ def _line(text: str, error: Any) -> str:
     return lines[mark.line] if mark and mark.line < len(lines) else ""
 
 
-def _entries(document: CommentedMap, file: str) -> tuple[dict[str, Entry], dict[str, Entry], list[Problem]]:
+def _entries(document: Any, file: str) -> tuple[dict[str, Entry], dict[str, Entry], list[Problem]]:
     entries: dict[str, Entry] = {}
     kit: dict[str, Entry] = {}
     problems = []
@@ -218,8 +215,9 @@ def _entries(document: CommentedMap, file: str) -> tuple[dict[str, Entry], dict[
         if key != "kit":
             entries[str(key)] = _entry(str(key), value, place)
         elif isinstance(value, dict):
+            lines: Any = value
             for name, inner in value.items():
-                where = Place(file, value.lc.key(name)[0] + 1, f"kit.{name}")  # type: ignore[attr-defined]
+                where = Place(file, lines.lc.key(name)[0] + 1, f"kit.{name}")
                 kit[f"kit.{name}"] = _entry(f"kit.{name}", inner, where)
         elif value is not None:
             problems.append(Problem("the kit block is not a mapping", "indent its keys below `kit:`", place))
