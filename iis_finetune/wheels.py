@@ -1,0 +1,95 @@
+"""Which builds of torch belong to a machine, and what set-up recorded; standard library only, set-up runs it bare."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Accelerator = Literal["cpu", "cuda", "rocm"]
+
+TABLE = Path(__file__).parent / "tables" / "wheels.toml"
+PLACEHOLDER = Path(__file__).parent / "hook" / "torchaudio_placeholder"
+RECORD = "iis-finetune-setup.json"
+TRIO = ("torch", "torchvision", "torchaudio")
+PYTORCH_INDEX = "https://download.pytorch.org/whl"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What was found without any driver library; `architectures` has one gfx name for each AMD device."""
+
+    accelerator: Accelerator
+    count: int = 0
+    architectures: tuple[str, ...] = ()
+    driver: int | None = None  # NVIDIA's branch: 550, 580
+    compute_capability: float | None = None  # of the oldest card
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """One row of the table: a matching trio and the index it comes from."""
+
+    accelerator: Accelerator
+    index: str
+    torch: str
+    torchvision: str
+    torchaudio: str
+    plain_index: bool
+    confirmed: bool
+    source: str
+    date: str
+    architectures: tuple[str, ...] = ()
+    driver_at_least: int = 0
+    compute_capability_at_least: float = 0.0
+    note: str = ""
+
+    def requirements(self, *, local: bool = True) -> list[str]:
+        """The trio as pip is given it; without `local` the `+rocm6.3` part, which only that index has, is left out."""
+        versions = (getattr(self, name) for name in TRIO)
+        return [f"{name}=={v if local else v.split('+')[0]}" for name, v in zip(TRIO, versions, strict=True)]
+
+    def index_at(self, mirror: str | None) -> str:
+        """The row's index, on a mirror of the PyTorch index if one is named."""
+        if mirror and self.index.startswith(PYTORCH_INDEX):
+            return mirror.rstrip("/") + self.index.removeprefix(PYTORCH_INDEX)
+        return self.index
+
+
+def read_table(path: Path = TABLE) -> list[Wheels]:
+    rows = tomllib.loads(path.read_text(encoding="utf-8"))["wheel"]
+    return [Wheels(**_as_fields(row)) for row in rows]
+
+
+def _as_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "date": row["date"].isoformat(), "architectures": tuple(row.get("architectures", ()))}
+
+
+def _fits(row: Wheels, devices: Devices) -> bool:
+    if row.accelerator != devices.accelerator:
+        return False
+    if row.accelerator == "rocm":
+        return bool(set(row.architectures) & set(devices.architectures))
+    driver, capability = devices.driver, devices.compute_capability
+    return (driver is None or driver >= row.driver_at_least) and (
+        capability is None or capability >= row.compute_capability_at_least
+    )
+
+
+def choose(devices: Devices, table: Sequence[Wheels]) -> list[Wheels]:
+    """Rows that fit: none (no build known), one, or several when AMD cards of different families need their own."""
+    fitting = [row for row in table if _fits(row, devices)]
+    return fitting if devices.accelerator == "rocm" else fitting[:1]
+
+
+def record_of(environment: Path) -> dict[str, Any] | None:
+    """What set-up did in this virtual environment (`sys.prefix`); None when it never finished there."""
+    try:
+        record = json.loads((environment / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,141 @@
+"""What set-up will install: what was asked for, the devices here, the table of builds, whether its index answers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from iis_finetune.wheels import TRIO, Accelerator, Devices, Wheels, choose, read_table
+
+ROOT = Path(__file__).resolve().parent.parent
+INDEX_SECONDS = 15
+OLDEST_TORCH = (2, 4)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+class SetUpFailed(Exception):
+    """A step that could not be done: the sentence, then what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What set-up was asked for."""
+
+    accelerator: Accelerator | Literal["auto"] = "auto"
+    torch: Literal["index", "keep"] = "index"
+    architecture: str | None = None
+    extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be installed: the same plan in a finished environment means that nothing is left to do."""
+
+    request: Request
+    devices: Devices
+    wheels: Wheels | None  # None: torch is kept as it is
+    kept: tuple[str, ...]  # the kept trio as exact requirements
+    extras: tuple[str, ...]
+    python: str
+    inputs_sha256: str
+
+    def identity(self, venv: Path) -> dict[str, Any]:
+        """What an environment cannot change without being made anew; its own path is written into its programs."""
+        trio = self.wheels.requirements() if self.wheels else list(self.kept)
+        return {"trio": trio, "python": self.python, "venv": str(venv.resolve())}
+
+
+def inputs_sha256(root: Path) -> str:
+    """Of the constraints and of pyproject's dependencies; other settings there are no reason to install again."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [project["dependencies"], project["optional-dependencies"], project["scripts"]]
+    return hashlib.sha256((root / "constraints.txt").read_bytes() + json.dumps(wanted).encode()).hexdigest()
+
+
+def kept_trio() -> tuple[str, ...]:
+    """The trio that this interpreter has, exactly; torch at least, and not older than LLaMA-Factory takes."""
+    found = {}
+    for name in TRIO:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if "torch" not in found:
+        raise SetUpFailed(
+            f"TORCH=keep, but {sys.executable} has no torch\n"
+            "  fix: name the interpreter that has it: make setup TORCH=keep PYTHON=/path/to/python3"
+        )
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found["torch"])[:2])
+    if numbers < OLDEST_TORCH:
+        raise SetUpFailed(f"TORCH=keep, but LLaMA-Factory needs torch 2.4 or later and {found['torch']} is here")
+    return tuple(f"{name}=={version}" for name, version in found.items())
+
+
+def make_plan(request: Request, devices: Devices, root: Path = ROOT) -> Plan:
+    wheels = None if request.torch == "keep" else the_one_row(devices, read_table())
+    extras = {*request.extras, *(("deepspeed",) if devices.count > 1 else ())}
+    python = "{}.{}.{}".format(*sys.version_info[:3])
+    kept = () if wheels else kept_trio()
+    return Plan(request, devices, wheels, kept, tuple(sorted(extras)), python, inputs_sha256(root))
+
+
+def the_one_row(devices: Devices, table: Sequence[Wheels]) -> Wheels:
+    rows = choose(devices, table)
+    if len(rows) == 1:
+        return rows[0]
+    names = ", ".join(sorted(set(devices.architectures))) or f"{devices.accelerator} device"
+    if rows:
+        fix = f"say which is to train: make setup ARCH={devices.architectures[0]}"
+        raise SetUpFailed(f"these AMD cards need different builds of torch: {names}\n  fix: {fix}")
+    if devices.accelerator == "rocm" and not devices.architectures:
+        fix = "load the amdgpu driver (ls /sys/class/kfd), or name the card: make setup ACCEL=rocm ARCH=gfx906"
+        raise SetUpFailed(f"no AMD card is visible to the kernel driver\n  fix: {fix}")
+    driver = f" with driver {devices.driver}" if devices.driver else ""
+    fix = "make setup TORCH=keep with a torch of your own, or make setup ACCEL=cpu"
+    raise SetUpFailed(f"no published build of torch is known for {names}{driver}\n  fix: {fix}")
+
+
+def index_problem(index: str, seconds: float = INDEX_SECONDS) -> str | None:
+    """Why the index cannot be used, or None; asked in a child: a name server may hang longer than any socket limit."""
+    code = (
+        "import ssl, sys, urllib.request as r\n"
+        "context = ssl.create_default_context(cafile=sys.argv[2] or None)\n"
+        "r.urlopen(r.Request(sys.argv[1], method='HEAD'), timeout=10, context=context)"
+    )
+    command = [sys.executable, "-c", code, f"{index}/torch/", os.environ.get("PIP_CERT", "")]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {seconds:g} s"
+    return (answer.stderr.strip().splitlines() or ["unknown reason"])[-1] if answer.returncode else None
+
+
+def where_torch_comes_from(wheels: Wheels, mirror: str | None) -> tuple[list[str], str | None]:
+    """pip's arguments for the trio, and the index used (None: pip's own)."""
+    index = wheels.index_at(mirror)
+    problem = index_problem(index)
+    if not problem:
+        return ["--index-url", index, *wheels.requirements()], index
+    say(f"the PyTorch index {index} cannot be reached: {problem}")
+    if not wheels.plain_index:
+        raise SetUpFailed(
+            f"{wheels.torch} is published on that index only\n"
+            "  fix: name a mirror of https://download.pytorch.org/whl: IIS_TORCH_INDEX=https://... make setup\n"
+            "       or install torch yourself and run: make setup TORCH=keep PYTHON=/path/to/its/python3"
+        )
+    plain = wheels.requirements(local=False)
+    say(f"{plain[0]} comes from pip's own configured index instead")
+    # The torchvision and torchaudio there are built for CUDA; LLaMA-Factory pulls them in, the check deals with them.
+    return (plain[:1] if wheels.accelerator == "cpu" else plain), None

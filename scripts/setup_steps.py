@@ -1,0 +1,234 @@
+"""Set-up's steps, one command after the other, and the record of what they did."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from setup_plan import ROOT, Plan, SetUpFailed, say, where_torch_comes_from
+
+from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO
+
+STARTED = "iis-finetune-setup.started.json"
+TRIO_CONSTRAINTS = "iis-finetune-torch.txt"
+LOG_LINES_SHOWN = 15
+# A user's own settings that would send packages somewhere else, or let the environment see packages that are not in it.
+DROPPED_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_CONSTRAINT")
+
+
+class Steps:
+    """Runs one command after the other, each told in one line with its seconds, everything it printed in one log."""
+
+    def __init__(self, venv: Path) -> None:
+        self.venv = venv
+        self.python = str(venv.absolute() / "bin" / "python")
+        self.log = venv / "iis-finetune-setup.log"
+        self.environment = {k: v for k, v in os.environ.items() if k not in DROPPED_VARIABLES}
+        self.environment |= {"DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+
+    def run(self, title: str, command: Sequence[str], fix: str, **variables: str) -> None:
+        began = time.monotonic()
+        with self.log.open("w", encoding="utf-8") as log:
+            environment = self.environment | variables
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+            )
+            self._wait(child, title, began)
+        if child.returncode:
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            shown = "\n".join(f"    {line}" for line in lines[-LOG_LINES_SHOWN:])
+            raise SetUpFailed(
+                f"step failed: {title}\n  command: {shlex.join(command)}\n"
+                f"  it ended with {child.returncode} and printed:\n{shown}\n  all of it: {self.log}\n"
+                f"  fix: {fix}, then run make setup again"
+            )
+        say(f"  {title}: {time.monotonic() - began:.1f} s")
+
+    def _wait(self, child: subprocess.Popen[bytes], title: str, began: float) -> None:
+        while child.poll() is None:
+            try:
+                child.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                say(f"  {title}: {time.monotonic() - began:.0f} s so far, follow it with: tail -f {self.log}")
+            except KeyboardInterrupt:
+                child.terminate()
+                child.wait()
+                raise
+
+    def pip(self, title: str, *arguments: str, constrained: bool = True) -> None:
+        # Bytecode is left to the first import: compiling every module of every package costs more than the download.
+        command = [self.python, "-m", "pip", "install", "--no-compile", "--prefer-binary"]
+        if constrained:
+            own = (self.venv / TRIO_CONSTRAINTS).absolute()
+            command += ["-c", "constraints.txt", "-c", str(own)]
+        self.run(title, [*command, *arguments], "read pip's words above (network, proxy, disk space, Python version)")
+
+    def ask(self, code: str) -> str:
+        """What a line of Python prints in the new environment; empty when it cannot."""
+        command = [self.python, "-c", code]
+        answer = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
+        return answer.stdout.strip()
+
+
+def drop_half_installed(venv: Path) -> None:
+    """After a kill in the middle: a package without RECORD, which pip writes last, would pass for installed."""
+    for site in venv.glob("lib/python*/site-packages"):
+        unfinished = [info for info in site.glob("*.dist-info") if not (info / "RECORD").exists()]
+        for folder in [*unfinished, *site.glob("~*")]:
+            shutil.rmtree(folder)
+
+
+def prepare(steps: Steps, plan: Plan) -> None:
+    """An environment with pip in it: a new one, or the one that was begun with the same trio and Python."""
+    venv, marker = steps.venv, steps.venv / STARTED
+    begun = json.loads(marker.read_text()) if marker.exists() else None
+    if venv.exists() and not begun and any(venv.iterdir()):
+        raise SetUpFailed(f"{venv} exists and was not made by this set-up\n  fix: move it away, or remove it")
+    (venv / RECORD).unlink(missing_ok=True)
+    if begun == plan.identity(venv) and steps.ask("import pip; print(pip.__version__)"):
+        drop_half_installed(venv)
+        return
+    if venv.exists():
+        shutil.rmtree(venv)
+    venv.mkdir(parents=True)
+    marker.write_text(json.dumps(plan.identity(venv)))
+    sees_packages = [] if plan.wheels else ["--system-site-packages"]
+    fix = "install the venv module (Debian, Ubuntu: sudo apt install python3-venv)"
+    steps.run("virtual environment", [sys.executable, "-m", "venv", *sees_packages, str(venv.absolute())], fix)
+    if not plan.wheels:
+        show_kept_torch(steps)
+
+
+def show_kept_torch(steps: Steps) -> None:
+    """A torch in another virtual environment is not a package of the system: a .pth file adds the folder it lies in."""
+    version = importlib.metadata.version("torch")
+    question = "import importlib.metadata as m; print(m.version('torch'))"
+    if steps.ask(question) == version:
+        return
+    folder = str(importlib.metadata.distribution("torch").locate_file(""))
+    for site in steps.venv.glob("lib/python*/site-packages"):
+        (site / "iis-finetune-kept-torch.pth").write_text(folder + "\n", encoding="utf-8")
+    if steps.ask(question) != version:
+        raise SetUpFailed(f"the torch in {folder} cannot be seen from {steps.venv}")
+
+
+def install_torch(steps: Steps, plan: Plan) -> str | None:
+    """Install the trio, or keep it; hold everything that follows to exactly these builds. Returns the index used."""
+    index = None
+    if plan.wheels:
+        arguments, index = where_torch_comes_from(plan.wheels, os.environ.get("IIS_TORCH_INDEX"))
+        steps.pip(" ".join(a for a in arguments if "==" in a), *arguments, constrained=False)
+    pins = dict(pin.split("==") for pin in (plan.wheels.requirements(local=False) if plan.wheels else plan.kept))
+    pins |= {name: version for name in TRIO if (version := installed(steps, name))}
+    lines = "".join(f"{name}=={version}\n" for name, version in pins.items())
+    (steps.venv / TRIO_CONSTRAINTS).write_text(lines, encoding="utf-8")
+    return index
+
+
+def installed(steps: Steps, name: str) -> str | None:
+    return steps.ask(f"import importlib.metadata as m; print(m.version({name!r}))") or None
+
+
+def install_packages(steps: Steps, plan: Plan) -> None:
+    steps.pip("LLaMA-Factory, the kit and its tools", "-e", ".[train,dev]")
+    if "deepspeed" in plan.extras:
+        # Its build imports the installed torch, so no isolation; its kernels are built when first used.
+        steps.pip("build tools", "setuptools", "wheel")
+        steps.pip("deepspeed", "--no-build-isolation", "deepspeed")
+
+
+def load_errors(steps: Steps) -> dict[str, str | None]:
+    """For each of the trio: None when it loads, else the last line it died with. A child each: one may crash."""
+    probe = str(ROOT / "iis_finetune" / "probe" / "trio.py")
+    children = {
+        name: subprocess.Popen(
+            [steps.python, probe, name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=steps.environment,
+        )
+        for name in TRIO
+    }
+    errors: dict[str, str | None] = {}
+    for name, child in children.items():
+        last = (child.communicate()[1].strip().splitlines() or [f"it ended with {child.returncode}"])[-1]
+        errors[name] = last if child.returncode else None
+    return errors
+
+
+def check_and_cure(steps: Steps) -> dict[str, Any]:
+    """Make what cannot load harmless: torchvision is removed, torchaudio covered by the text-only placeholder."""
+    began = time.monotonic()
+    errors = load_errors(steps)
+    say(f"  loading {', '.join(TRIO)}: {time.monotonic() - began:.1f} s")
+    if errors["torch"]:
+        raise SetUpFailed(
+            f"step failed: the installed torch cannot be imported\n  it said: {errors['torch']}\n"
+            "  fix: check the driver and its libraries; ACCEL=cpu makes an environment without them"
+        )
+    here = steps.ask("import importlib.metadata as m; print(m.distribution('torchvision').locate_file(''))")
+    in_venv = here.startswith(str(steps.venv.absolute()))
+    removed = bool(errors["torchvision"] and in_venv)
+    if removed:
+        say(f"torchvision cannot load ({errors['torchvision']}): removed, text models do not need it")
+        command = [steps.python, "-m", "pip", "uninstall", "--yes", "torchvision"]
+        steps.run("torchvision removed", command, "remove it by hand")
+    elif errors["torchvision"] and here:
+        say(f"warning: the torchvision beside the kept torch cannot load and was left: {errors['torchvision']}")
+    if errors["torchaudio"]:
+        say(f"torchaudio cannot load ({errors['torchaudio']}): training gets a text-only placeholder in its place")
+    return {"torchvision_removed": removed, "torchaudio_placeholder": bool(errors["torchaudio"])}
+
+
+def start_llamafactory(steps: Steps, *, placeholder: bool) -> None:
+    """The proof that it all fits together, and the one import that fills the bytecode cache."""
+    variables = {"PYTHONPATH": str(PLACEHOLDER)} if placeholder else {}
+    command = [str(Path(steps.python).parent / "llamafactory-cli"), "version"]
+    steps.run("LLaMA-Factory starts", command, "read its last lines above", **variables)
+
+
+def set_up(venv: Path, plan: Plan) -> dict[str, Any]:
+    """Do every step; returns the record that was written."""
+    steps = Steps(venv)
+    prepare(steps, plan)
+    index = install_torch(steps, plan)
+    install_packages(steps, plan)
+    cure = check_and_cure(steps)
+    start_llamafactory(steps, placeholder=cure["torchaudio_placeholder"])
+    record = {
+        "accelerator": plan.devices.accelerator,
+        **{name: installed(steps, name) for name in TRIO},
+        **cure,
+        "index": index,
+        "kept_torch": plan.wheels is None,
+        "constraints_sha256": hashlib.sha256((ROOT / "constraints.txt").read_bytes()).hexdigest(),
+        "inputs_sha256": plan.inputs_sha256,
+        "request": asdict(replace(plan.request, extras=plan.extras)),
+        "python": plan.python,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_record(venv, record)
+    return record
+
+
+def write_record(venv: Path, record: Mapping[str, Any]) -> None:
+    """Last and whole: its presence means that everything before it was done."""
+    temporary = venv / (RECORD + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(venv / RECORD)
