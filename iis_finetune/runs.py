@@ -150,6 +150,43 @@ class Run:
         return sorted(found, key=step_of)
 
 
+@dataclass(frozen=True)
+class Request:
+    """A detached start: what was asked for, what it is doing, what it printed; it may make several runs."""
+
+    folder: Path
+
+    @property
+    def asked(self) -> Path:
+        return self.folder / "request.json"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / "progress.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "supervisor.log"
+
+    def tell(self, **line: Any) -> None:
+        append(self.progress, line)
+
+
+def new_request(workspace: Workspace, asked: Mapping[str, Any]) -> Request:
+    parent = workspace.runs / ".requests"
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S-")
+    request = Request(Path(tempfile.mkdtemp(prefix=stamp, dir=parent)))
+    write(request.asked, json.dumps(asked, indent=2) + "\n")
+    return request
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a JSON line with the time (seconds since the epoch)."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"time": time.time(), **line}, ensure_ascii=False) + "\n")
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
@@ -228,21 +265,30 @@ def state(run: Run) -> State:
         return "interrupted"
     if alive(tried[-1].supervisor):
         return "running" if run.trainer_log.is_file() else "starting"
+    return state_after_end(run)
+
+
+def state_after_end(run: Run) -> State:
+    """The state as it will be once the supervisor, which asks, is gone."""
     if reached_the_end(run):
         return "finished"
-    if tried[-1].ending in ("stopped", "failed"):
-        return tried[-1].ending
-    return "interrupted"
+    tried = attempts(run)
+    return (tried[-1].ending if tried else None) or "interrupted"
 
 
 def reached_the_end(run: Run) -> bool:
     """Exit code 0, the expected files, and the last step reached; a stopped run has the first two as well."""
     tried = attempts(run)
-    if not tried or tried[-1].ending != "finished" or not weights(run.output):
-        return False
+    return bool(tried) and tried[-1].returncode == 0 and reached_last_step(run)
+
+
+def reached_last_step(run: Run) -> bool:
+    """Whether the files hold a result of the whole training, by all steps done or by early stopping."""
     progress = read_json(run.trainer_state) or {}
     step, planned = progress.get("global_step"), progress.get("max_steps")
-    return bool(step and planned and step >= planned) or (bool(step) and _stopped_early(progress))
+    if not step or not planned or not weights(run.output):
+        return False
+    return bool(step >= planned) or _stopped_early(progress)
 
 
 def _stopped_early(progress: Mapping[str, Any]) -> bool:
@@ -286,10 +332,8 @@ def end(run: Run, attempt: Attempt, ending: Ending, why: str | None = None) -> A
 
 
 def note(run: Run, event: str, **details: Any) -> None:
-    """Append a line to events.jsonl: what was seen or done, and when (seconds since the epoch)."""
-    line = json.dumps({"time": time.time(), "event": event, **details}, ensure_ascii=False)
-    with run.events.open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
+    """Append a line to events.jsonl: what was seen or done."""
+    append(run.events, {"event": event, **details})
 
 
 def events(run: Run) -> list[dict[str, Any]]:
@@ -302,13 +346,16 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+    yield from filter(None, map(json_object, lines))
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A line as a JSON object; empty when it is none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

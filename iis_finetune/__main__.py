@@ -1,0 +1,5 @@
+"""`python -m iis_finetune` is `iis-finetune`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""The verbs before training: recipes, check, plan, schema."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import arguments, models, preflight
+from .. import recipe as recipe_files
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
+from ..plan import Plan
+from . import show
+from .words import AsJson, On, Overrides, RecipeName, question, workspace
+
+Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
+Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
+
+
+def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
+    """List the recipes, with model, method and memory need."""
+    if copy:
+        _copy(*copy)
+        return
+    rows = [_row(path) for path in recipe_files.registered(workspace().recipes).values()]
+    if as_json:
+        show.document({"recipes": rows})
+        return
+    columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
+    show.table(columns, [[row[key] for key in _KEYS] for row in rows])
+    show.line("\nnext: iis-finetune check RECIPE")
+
+
+_KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """What a recipe is; one that cannot be read says so in its description."""
+    try:
+        recipe, _ = recipe_files.read(str(path))
+    except ProblemsFound as found:
+        return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
+    examined = preflight.examine(question(str(path), None, "cpu", rows=False))
+    return {
+        "recipe": path.stem,
+        "model": recipe.value("model_name_or_path") or recipe.kit.base,
+        "stage": recipe.value("stage", "sft"),
+        "method": recipe.value("finetuning_type", "lora"),
+        "memory_gib": _rounded(examined.plan.memory.per_device_gib),
+        "description": recipe.kit.description,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def _copy(name: str, file: str) -> None:
+    source = recipe_files.find(name, workspace().recipes)
+    target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
+    if len(target.parts) == 1:
+        target = workspace().recipes.relative_to(Path.cwd()) / target
+    if target.exists():
+        what = f"'{target}' exists already"
+        raise ProblemsFound([Problem(what, "choose another name, or remove it", Place(COMMAND_LINE))])
+    if not target.parent.is_dir():
+        what = f"there is no folder '{target.parent}'"
+        raise ProblemsFound([Problem(what, f"mkdir -p {target.parent}", Place(COMMAND_LINE))])
+    shutil.copyfile(source, target)
+    show.line(f"{source} -> {target}\nnext: edit it, then iis-finetune check {target.stem}")
+
+
+def check(
+    recipe: RecipeName, overrides: Overrides = None, on: On = None, deep: Deep = False, as_json: AsJson = False
+) -> None:
+    """Every problem of a recipe, before anything starts."""
+    examined = preflight.examine(question(recipe, overrides, on))
+    found = list(examined.problems)
+    if deep:
+        found += preflight.ask_llamafactory(examined)
+    if as_json:
+        show.document(
+            {
+                "recipe": examined.recipe.name,
+                "machine": examined.machine.name,
+                "problems": [problem.as_json() for problem in found],
+            }
+        )
+    else:
+        show.problems(found)
+        if not exit_code(found):
+            show.line(f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}")
+            show.line(f"next: iis-finetune train {recipe}")
+    raise typer.Exit(exit_code(found))
+
+
+def plan(recipe: RecipeName, overrides: Overrides = None, on: On = None, as_json: AsJson = False) -> None:
+    """What would run: arguments, environment, command, memory, and every decision with its reason."""
+    examined = preflight.examine(question(recipe, overrides, on, rows=False))
+    if as_json:
+        content = examined.plan.as_json()
+        show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
+    else:
+        show.line(f"{examined.recipe.name} on {examined.machine.title}")
+        _plan_text(examined.plan)
+        show.problems(examined.problems)
+    raise typer.Exit(exit_code(examined.problems))
+
+
+def _plan_text(made: Plan) -> None:
+    show.line("\narguments")
+    show.line("".join(f"  {key}: {_scalar(value)}\n" for key, value in made.arguments.items()))
+    show.line("environment")
+    show.line("".join(f"  {name}={value}\n" for name, value in made.environment.items()))
+    show.line(f"command\n  {' '.join(made.command)}\n")
+    show.line("memory of each device, GiB")
+    for item, gib in made.memory.items.items():
+        show.line(f"  {item:28} {gib:8.2f}")
+    show.line(f"  {'sum':28} {_gib(made.memory.per_device_gib)} of {_gib(made.memory.limit_gib).strip()}\n")
+    show.line("decisions")
+    show.table(
+        ("  name", "value", "source", "reason"),
+        [(f"  {each.name}", each.value, each.source, each.reason) for each in made.decisions],
+    )
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _gib(value: float | None) -> str:
+    return " unknown" if value is None else f"{value:8.2f}"
+
+
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    show.document(arguments.schema(recipe_files.Kit.model_json_schema()))
+
+
+__all__ = ["check", "models", "plan", "recipes", "schema"]

@@ -1,0 +1,159 @@
+"""What the detached process does: make the base, the model and the view, train under supervision, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from .. import dataset, evaluate, launch, models, preflight, process, rules, runs, supervise
+from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, errors_of, exit_code
+from ..launch import Prepared
+from ..observe import began, last_lines, raised, tail
+from ..preflight import Examined, Question
+from ..runs import Request, Run
+from ..supervise import Stop
+
+LOG_LINES = 15
+KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def run(request: Request, question: Question) -> int:
+    """Do it all, telling the request's progress file; the exit code that `train` hands on."""
+    stop = Stop()
+    stop.install()
+    try:
+        code = _train(request, question, stop)
+    except ProblemsFound as found:
+        request.tell(problems=[problem.as_json() for problem in found.problems])
+        code = found.exit_code
+    except KitError as error:
+        request.tell(failed=str(error), log=str(request.log))
+        code = error.exit_code
+    except Exception:  # noqa: BLE001 - whoever is attached must hear of the end, the trace goes into the log
+        traceback.print_exc()
+        request.tell(failed="a bug of iis-finetune", log=str(request.log))
+        code = BUG
+    request.tell(exit=code)
+    return code
+
+
+def _train(request: Request, question: Question, stop: Stop) -> int:
+    made = _bring_up(request, question, stop)
+    code = _outcome(request, made, stop)
+    data = preflight.examine(replace(question, rows=False)).recipe.kit.evaluate_after
+    if code == FINE and data:
+        request.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
+        evaluate.after_training(made, data, question, stop)
+        request.tell(evaluated=made.name)
+    return code
+
+
+def _bring_up(request: Request, question: Question, stop: Stop) -> Run:
+    """A run of the recipe, trained; everything it stands on is made first."""
+    examined = _examine(question)
+    if examined.base and not examined.base.ready:
+        _make_base(request, examined, question, stop)
+        examined = _examine(question)
+    if not examined.model.folder:
+        _make_model(request, examined, question)
+        examined = _examine(question)
+    if examined.plan.view_of:
+        request.tell(phase=f"making the {examined.plan.precision} view of {examined.model.name}")
+        models.precision_view(examined.plan.view_of, examined.plan.precision, question.workspace.models)
+    prepared = Prepared(examined.recipe, examined.plan, examined.machine, _data_hashes(examined, question))
+    made = launch.prepare(prepared, question.workspace)
+    request.tell(run=made.name)
+    chosen = (runs.read_json(made.decisions) or {})["environment"]
+    supervise.supervise(made, launch.child_environment(examined.machine, question.environment, chosen), stop)
+    return made
+
+
+def _examine(question: Question) -> Examined:
+    examined = preflight.examine(question)
+    if errors_of(examined.problems):
+        raise ProblemsFound(examined.problems)
+    return examined
+
+
+def _data_hashes(examined: Examined, question: Question) -> dict[str, str]:
+    folder = Path(str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data)))
+    names = examined.plan.arguments.get("dataset") or ""
+    found, _ = dataset.check_registered(names, folder, examined.recipe.value("stage", "sft"), Place())
+    return {name: text for source in found for name, text in dataset.data_files_hash(source).items()}
+
+
+def _make_base(request: Request, examined: Examined, question: Question, stop: Stop) -> None:
+    """Run the base's recipe as it stands, and keep a whole model it makes as a folder of its own."""
+    base = examined.base
+    if base is None:
+        return
+    request.tell(phase=f"making the base model: recipe {base.recipe.name}")
+    made = _bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
+    if runs.state_after_end(made) != "finished":
+        raise ProblemsFound([_failure(made)])
+    if base.adapter is None and base.recipe.value("finetuning_type") in models.WHOLE:
+        publish(made, Path(base.model))
+
+
+def publish(made: Run, folder: Path) -> None:
+    """Copy a whole model out of a run's output to a model folder, complete or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    for path in sorted(made.output.iterdir()):
+        if path.name in KEPT or path.suffix in (".safetensors", ".jinja"):
+            shutil.copyfile(path, temporary / path.name)
+    runs.write(temporary / "iis-finetune.json", json.dumps({"made_by": made.name}) + "\n")
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    temporary.replace(folder)
+
+
+def _make_model(request: Request, examined: Examined, question: Question) -> None:
+    """Random weights when the recipe says so; anything else comes from a hub."""
+    if examined.recipe.kit.from_scratch:
+        request.tell(phase=f"making {examined.model.name} with random weights")
+        _from_scratch(request, examined, question)
+    else:
+        raise ProblemsFound([Problem(f"'{examined.model.name}' is not on disk", "download it first", kind="missing")])
+
+
+def _from_scratch(request: Request, examined: Examined, question: Question) -> None:
+    spec = models.scratch_spec(examined.recipe, question.workspace)
+    file = request.folder / "scratch.json"
+    runs.write(file, json.dumps(spec, indent=2, ensure_ascii=False) + "\n")
+    environment = launch.child_environment(examined.machine, question.environment, {"PYTHONPATH": ""})
+    words = [sys.executable, "-m", "iis_finetune.probe.scratch", str(file)]
+    done = process.capture(words, 600, {**environment, "PYTHONPATH": str(launch.KIT.parent)})
+    if done is None or done.returncode != 0:
+        text = done.stderr.strip().splitlines()[-1:] if done else ["no python"]
+        raise ProblemsFound([Problem(f"the model could not be made: {' '.join(text)}", "see the log", kind="machine")])
+
+
+def _outcome(request: Request, made: Run, stop: Stop) -> int:
+    """Tell how a run ended; what LLaMA-Factory refused before the first step is the user's to change."""
+    state = runs.state_after_end(made)
+    if state == "finished":
+        request.tell(finished=made.name)
+        return FINE
+    if state == "stopped":
+        request.tell(stopped=made.name)
+        return INTERRUPTED if stop.asked == "SIGINT" else RUN_FAILED
+    problem = _failure(made)
+    request.tell(failed=made.name, lines=last_lines(made.log, LOG_LINES), log=str(made.log), problem=problem.as_json())
+    return RUN_FAILED if began(made) else exit_code([problem])
+
+
+def _failure(made: Run) -> Problem:
+    """The known cause of a failed run, else what its log says."""
+    known = rules.explain(tail(made.log), Place(str(made.log)))
+    if known:
+        return known
+    tried = runs.attempts(made)
+    why = raised(made.log) or (tried[-1].why if tried else None) or "no reason in the log"
+    what = f"{made.name} failed: {why}" if began(made) else f"LLaMA-Factory refuses to start {made.name}: {why}"
+    return Problem(what, f"see {made.log}", Place(str(made.arguments)))

@@ -1,0 +1,105 @@
+"""All that is printed: problems, tables, documents; rich on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..errors import Problem, errors_of
+
+COLOURS = {"error": "red", "warning": "yellow"}
+
+
+def line(text: str = "") -> None:
+    """A line of what was asked for, to stdout."""
+    print(text, flush=True)  # noqa: T201
+
+
+def aside(text: str) -> None:
+    """A line beside it, to stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def document(content: Any) -> None:
+    """One JSON document to stdout."""
+    line(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+
+
+def problems(found: Sequence[Problem], nothing_started: bool = True) -> None:
+    """Every problem with its place and its fix, then the count; to stderr."""
+    for problem in found:
+        aside(f"{_coloured(problem.severity)}: {problem.what}")
+        if str(problem.where):
+            aside(f"  where: {problem.where}")
+        aside(f"  fix:   {problem.fix}")
+    if found:
+        tail = " Nothing was started." if errors_of(found) and nothing_started else ""
+        aside(f"{count(found)}.{tail}")
+
+
+def _coloured(severity: str) -> str:
+    if not sys.stderr.isatty():
+        return severity
+    return f"\033[1;{31 if severity == 'error' else 33}m{severity}\033[0m"
+
+
+def count(found: Sequence[Problem]) -> str:
+    """`1 error, 2 warnings`."""
+    errors = len(errors_of(found))
+    parts = [(errors, "error"), (len(found) - errors, "warning")]
+    return ", ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in parts if number) or "no problems"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Aligned columns; the last one takes the rest of the line."""
+    texts = [[cell(each) for each in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(columns, texts)
+        return
+    widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
+    for row in [list(columns), *texts]:
+        padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
+        line("  ".join(padded).rstrip())
+
+
+def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in texts:
+        grid.add_row(*map(Text, row))
+    Console().print(grid)
+
+
+def cell(value: Any) -> str:
+    """How a value is printed: `-` when unknown, four digits of a fraction."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal; Chinese characters take two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def duration(seconds: float | None) -> str:
+    """`2 d 03 h`, `1 h 05 min`, `4 min 10 s`, `12 s`; `-` when unknown."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole >= 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,145 @@
+"""Write the run folder and start `llamafactory-cli` in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import __version__, process
+from .machine import Machine, dropped_variables, package_version
+from .plan import Plan
+from .recipe import Recipe
+from .runs import Run, Workspace, create, write
+
+KIT = Path(__file__).parent
+PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run folder is made from, beside the workspace."""
+
+    recipe: Recipe
+    plan: Plan
+    machine: Machine
+    data: Mapping[str, str]
+    smoke: bool = False
+
+
+def prepare(prepared: Prepared, workspace: Workspace) -> Run:
+    """Make the run folder with everything a reader, a resume or a rerun by hand needs."""
+    run = create(workspace, prepared.recipe.name, prepared.smoke)
+    plan = prepared.plan
+    write(run.recipe, yaml_text(document_of(prepared.recipe)))
+    write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
+    for name, content in plan.files.items():
+        write(run.folder / name, json.dumps(content, indent=2) + "\n")
+    environment = fill(plan.environment, run, workspace)
+    write(run.command, command_text(plan, environment, run))
+    run.command.chmod(0o755)
+    decided = {**plan.as_json(), "environment": environment, "processes": plan.processes, "precision": plan.precision}
+    write(run.decisions, _json(fill(decided, run, workspace)))
+    write(run.machine, _json(prepared.machine.as_json()))
+    write(run.provenance, _json(provenance(prepared, workspace)))
+    return run
+
+
+def fill(value: Any, run: Run, workspace: Workspace) -> Any:
+    """Put this run's real, absolute paths where the plan has `{run}`, `{models}`, `{data}`, `{kit}`."""
+    places = {
+        "{run}": str(run.folder.resolve()),
+        "{models}": str(workspace.models.resolve()),
+        "{data}": str(workspace.data.resolve()),
+        "{kit}": str(KIT),
+    }
+    if isinstance(value, str):
+        for name, path in places.items():
+            value = value.replace(name, path)
+        return value
+    if isinstance(value, Mapping):
+        return {key: fill(inner, run, workspace) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [fill(inner, run, workspace) for inner in value]
+    return value
+
+
+def document_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as resolved: overrides applied, the kit block first."""
+    kit = {key.removeprefix("kit."): entry.value for key, entry in recipe.kit_entries.items()}
+    kit = {key: value for key, value in kit.items() if value is not None}
+    values = {key: entry.value for key, entry in recipe.entries.items()}
+    return {**({"kit": kit} if kit else {}), **values}
+
+
+def yaml_text(document: Mapping[str, Any]) -> str:
+    """YAML 1.1, which LLaMA-Factory's reader, PyYAML and ruamel all read alike (`no` comes out quoted)."""
+    from ruamel.yaml import YAML
+
+    writer = YAML(typ="safe", pure=True)
+    writer.version = (1, 1)  # type: ignore[assignment]
+    writer.default_flow_style = False
+    writer.allow_unicode = True
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = io.StringIO()
+    writer.dump(dict(document), stream)
+    return stream.getvalue().replace("%YAML 1.1\n---\n", "", 1)
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:
+    """A script that starts the same training without the kit's command."""
+    lines = ["#!/usr/bin/env bash", f"# The training of {run.name}, without iis-finetune.", "set -euo pipefail"]
+    lines += [f"cd {shlex.quote(str(run.folder.resolve()))}"]
+    lines += ["unset ${!ACCELERATE_*} ${!LLAMABOARD_*} RANK LOCAL_RANK WORLD_SIZE USE_V1 ALLOW_EXTRA_ARGS"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
+    lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
+    return "\n".join([*lines, f"exec {shlex.join(plan.command)}", ""])
+
+
+def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The environment the kit was started in, minus what would change the run behind its back, plus the plan's."""
+    dropped = {name for name, _ in dropped_variables(machine, environment)}
+    inherited = {name: value for name, value in environment.items() if name not in dropped}
+    search = f"{Path(sys.executable).parent}:{environment.get('PATH', '/usr/bin:/bin')}"
+    return {**inherited, **chosen, "PATH": search}
+
+
+def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the training in the run folder, in a session of its own, everything it prints into train.log."""
+    return process.start(process.Launch(program("train", run.arguments.name), environment, run.folder, run.log))
+
+
+def program(*words: str) -> list[str]:
+    """The words that start LLaMA-Factory's command of this very installation."""
+    script = Path(sys.executable).parent / "llamafactory-cli"
+    return [str(script) if script.is_file() else "llamafactory-cli", *words]
+
+
+def provenance(prepared: Prepared, workspace: Workspace) -> dict[str, Any]:
+    """What a result came from: versions, the state of the repository, the data, the model."""
+    return {
+        "iis_finetune": __version__,
+        "python": sys.version.split()[0],
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "git": _git(workspace.root),
+        "data_sha256": dict(prepared.data),
+        "model": prepared.plan.arguments.get("model_name_or_path"),
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    commit = process.capture(["git", "-C", str(folder), "rev-parse", "HEAD"], 10)
+    if commit is None or commit.returncode != 0:
+        return None
+    status = process.capture(["git", "-C", str(folder), "status", "--porcelain"], 10)
+    return {"commit": commit.stdout.strip(), "changed": bool(status and status.stdout.strip())}

@@ -1,0 +1,55 @@
+"""What a recipe starts from: a model by name, the result of another recipe, or random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import recipe as recipes
+from ..errors import Problem, ProblemsFound
+from ..recipe import Recipe
+from ..runs import Workspace, listed, state
+
+WHOLE = ("full", "freeze")
+LONGEST_CHAIN = 5
+
+
+@dataclass(frozen=True)
+class Base:
+    """The recipe named by `kit.base` and what it gives: a model folder, or a model and an adapter."""
+
+    recipe: Recipe
+    model: str
+    adapter: Path | None
+    ready: bool
+
+
+def base_of(recipe: Recipe, workspace: Workspace, depth: int = 0) -> tuple[Base | None, list[Problem]]:
+    """Look up `kit.base`; a base whose result is missing is not `ready` and is run first."""
+    if recipe.kit.base is None:
+        return None, []
+    if depth >= LONGEST_CHAIN or recipe.kit.base == recipe.name:
+        what = f"'{recipe.kit.base}' leads back to itself, or through more than {LONGEST_CHAIN} recipes"
+        return None, [Problem(what, "name a recipe that stands on its own", recipe.place("kit.base"))]
+    try:
+        base, problems = recipes.read(recipe.kit.base, (), workspace.recipes)
+    except ProblemsFound as found:
+        first = found.problems[0]
+        return None, [Problem(f"kit.base: {first.what}", first.fix, recipe.place("kit.base"), code=2)]
+    return _result(base, workspace, depth), problems
+
+
+def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
+    if base.value("finetuning_type", "lora") in WHOLE:
+        folder = published(base.name, workspace)
+        return Base(base, str(folder), None, (folder / "config.json").is_file())
+    below, _ = base_of(base, workspace, depth + 1)
+    model = below.model if below else str(base.value("model_name_or_path", ""))
+    finished = [run for run in listed(workspace) if run.recipe_name == base.name and state(run) == "finished"]
+    adapter = finished[-1].output if finished and not finished[-1].smoke else None
+    return Base(base, model, adapter, adapter is not None)
+
+
+def published(name: str, workspace: Workspace) -> Path:
+    """Where the whole-model result of a base recipe is kept as a model of its own."""
+    return workspace.models / name

@@ -1,0 +1,176 @@
+"""Recipe + machine + what the model folder says -> arguments, environment, command, decisions; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..arguments import check, table
+from ..errors import Problem, in_file_order
+from ..machine import Decision, Machine, decide_environment
+from ..models import Base, ModelFacts, needs_view, view_path
+from ..recipe import Recipe
+from ..runs import Workspace
+from . import launcher as launchers
+from . import training
+from .draft import Draft
+from .memory import MemoryEstimate, Workload, estimate
+
+COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
+HOOK = "{kit}/hook"
+AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a plan is made from; two equal inputs give two equal plans, on any computer."""
+
+    recipe: Recipe
+    machine: Machine
+    model: ModelFacts
+    workspace: Workspace
+    base: Base | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run. Paths hold `{run}`, `{models}`, `{data}` and `{kit}`, filled in at launch."""
+
+    recipe: str
+    machine: str
+    arguments: Mapping[str, Any]
+    environment: Mapping[str, str]
+    command: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    memory: MemoryEstimate
+    problems: tuple[Problem, ...]
+    processes: int
+    precision: str
+    view_of: Path | None = None
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "machine": self.machine,
+            "arguments": dict(self.arguments),
+            "environment": dict(self.environment),
+            "command": list(self.command),
+            "decisions": [decision.as_json() for decision in self.decisions],
+            "memory": self.memory.as_json(),
+            "problems": [problem.as_json() for problem in self.problems],
+        }
+
+
+def make(inputs: Inputs) -> Plan:
+    """Plan a training; the problems of the recipe's own lines are in it, found all together."""
+    values, problems = check(inputs.recipe.entries.values(), table())
+    draft = Draft(inputs.recipe, values, problems=problems)
+    precision = training.precision(draft, inputs.machine)
+    attention = training.attention(draft, inputs.machine, precision)
+    model = _model(draft, inputs, precision)
+    workload = _workload(draft, inputs, precision, attention)
+    launcher = launchers.decide(draft, inputs.machine, lambda name, n: _needed(inputs, workload(name, n)))
+    training.batch(draft, launcher.processes)
+    training.output(draft)
+    if launcher.processes > 1:
+        training.several_processes(draft)
+    _environment(draft, inputs, launcher.processes)
+    memory = _memory(draft, inputs, workload(launcher.name, launcher.processes))
+    return Plan(
+        recipe=inputs.recipe.name,
+        machine=inputs.machine.name,
+        arguments={key: value for key, value in draft.arguments.items() if value is not None},
+        environment=draft.environment,
+        command=COMMAND,
+        decisions=tuple(draft.decisions),
+        memory=memory,
+        problems=tuple(in_file_order(draft.problems)),
+        processes=launcher.processes,
+        precision=precision,
+        view_of=model,
+        files=draft.files,
+    )
+
+
+def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:
+    """Write where the model is read from; returns the folder that a precision view is made of, if one is needed."""
+    folder = inputs.model.folder or inputs.workspace.models / inputs.model.name.replace("/", "--")
+    if inputs.base:
+        draft.decisions.append(Decision("base", inputs.base.recipe.name, "recipe", "named by kit.base"))
+        if inputs.base.adapter:
+            draft.arguments["adapter_name_or_path"] = str(inputs.base.adapter)
+    of = folder if needs_view(inputs.model, precision) else None
+    path = view_path(folder, precision, inputs.workspace.models) if of else folder
+    draft.arguments["model_name_or_path"] = _placed(path, inputs.workspace)
+    if of:
+        reason = f"the checkpoint holds {inputs.model.dtype}; LLaMA-Factory trains in what the model folder says"
+        draft.decisions.append(Decision("precision view", _placed(path, inputs.workspace), "kit default", reason))
+    return of
+
+
+def _placed(path: Path, workspace: Workspace) -> str:
+    try:
+        return f"{{models}}/{path.relative_to(workspace.models)}"
+    except ValueError:
+        return str(path)
+
+
+def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> Any:
+    """A function of launcher and processes that says what the memory estimate needs to know."""
+    values = draft.arguments
+
+    def of(launcher: str, processes: int) -> Workload:
+        return Workload(
+            precision=precision,
+            method=values.get("finetuning_type") or "lora",
+            lora_rank=values.get("lora_rank") or 8,
+            lora_target=values.get("lora_target") or "all",
+            micro_batch_size=values.get("per_device_train_batch_size") or 1,
+            cutoff_len=values.get("cutoff_len") or 2048,
+            gradient_checkpointing=not values.get("disable_gradient_checkpointing"),
+            attention=attention,
+            optimizer=values.get("optim") or "adamw_torch_fused",
+            quantization_bit=values.get("quantization_bit"),
+            launcher=launcher,
+            processes=processes,
+            accelerator=inputs.machine.accelerator,
+        )
+
+    return of
+
+
+def _needed(inputs: Inputs, workload: Workload) -> float | None:
+    return estimate(inputs.model, workload, _limit(inputs.machine)).per_device_gib
+
+
+def _limit(machine: Machine) -> float:
+    return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
+
+
+def _memory(draft: Draft, inputs: Inputs, workload: Workload) -> MemoryEstimate:
+    memory = estimate(inputs.model, workload, _limit(inputs.machine))
+    need, limit = memory.per_device_gib, memory.limit_gib
+    if need is not None and limit is not None and need > limit:
+        largest = max(memory.items, key=lambda item: memory.items[item])
+        what = f"{need:.1f} GiB a device are needed, {limit:.1f} are there; the largest part is {largest}"
+        fix = "a smaller cutoff_len or model, kit.precision, quantization_bit: 4, or more devices"
+        draft.complain(Problem(what, fix, inputs.recipe.place("model_name_or_path"), kind="machine"))
+    return memory
+
+
+def _environment(draft: Draft, inputs: Inputs, processes: int) -> None:
+    for decision in decide_environment(inputs.machine, processes):
+        draft.environment[decision.name.removeprefix("environment.")] = str(decision.value)
+        draft.decisions.append(decision)
+    paths = [HOOK, *([AUDIO_PLACEHOLDER] if inputs.machine.torchaudio_placeholder else [])]
+    draft.environment["PYTHONPATH"] = ":".join(paths)
+    draft.environment["HF_DATASETS_CACHE"] = "{run}/cache"
+    reason = "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew"
+    draft.decisions.append(Decision("environment.HF_DATASETS_CACHE", "{run}/cache", "kit default", reason))
+    for name, value in inputs.recipe.kit.env.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        draft.environment[name] = text
+        draft.keep(f"environment.{name}", text, "kit.env")
