@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+STATUS, STARTED = 0, 19  # fields of /proc/PID/stat, counted from the one after the name (proc_pid_stat(5))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -26,13 +27,13 @@ class Completed:
 
 @dataclass(frozen=True)
 class Identity:
-    """A process that cannot be taken for another one: its number, its start (seconds since the epoch), the boot."""
+    """A process that cannot be taken for another one: its number, its start (clock ticks since the boot), the boot."""
 
     pid: int
-    started: float
+    started: int
     boot: str
 
-    def as_json(self) -> dict[str, int | float | str]:
+    def as_json(self) -> dict[str, int | str]:
         return asdict(self)
 
 
@@ -98,29 +99,30 @@ def attached(command: Sequence[str], environment: Mapping[str, str], folder: Pat
 
 
 def boot() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return str(int(psutil.boot_time()))
+    """The kernel's name for the time since this machine was last started."""
+    return BOOT_ID.read_text().strip()
 
 
 def identity(pid: int) -> Identity | None:
     """Who a process is; None when it is gone."""
+    fields = _stat(pid)
+    return Identity(pid, int(fields[STARTED]), boot()) if fields else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the program's name; a start in ticks never drifts with the clock."""
     try:
-        return Identity(pid, psutil.Process(pid).create_time(), boot())
-    except psutil.Error:
-        return None
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def alive(who: Identity | None) -> bool:
     """Whether this very process still runs: not another one with its number, not before a reboot, not a zombie."""
     if who is None or who.boot != boot():
         return False
-    try:
-        found = psutil.Process(who.pid)
-        return bool(abs(found.create_time() - who.started) < 1 and found.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    fields = _stat(who.pid)
+    return bool(fields) and int(fields[STARTED]) == who.started and fields[STATUS] not in "ZX"
 
 
 def tree(who: Identity) -> list[Identity]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,9 @@ def _load(text: str, path: Path) -> Any:
     reader.preserve_quotes = True
     reader.allow_duplicate_keys = False
     try:
-        return reader.load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ruamel warns of `2e-4`, which is read as the number it means
+            return reader.load(text)
     except DuplicateKeyError as error:
         what = str(error.problem).split(" with value")[0].replace("found duplicate key", "duplicate key")
         fix = "remove one of the two lines"
@@ -228,18 +231,18 @@ def _entry(key: str, value: Any, place: Place) -> Entry:
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
     quoted = isinstance(value, DoubleQuotedScalarString | SingleQuotedScalarString)
-    return Entry(key, plain(value, quoted), place, quoted)
+    return Entry(key, plain(value), place, quoted)
 
 
-def plain(value: Any, quoted: bool = False) -> Any:
-    """Plain Python from what ruamel read; an unquoted `2e-4`, a string in YAML 1.1, is the number it means."""
+def plain(value: Any) -> Any:
+    """Plain Python from what ruamel read."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(inner) for inner in value]
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
-            return _number(str(value)) if kind is str and not quoted else kind(value)
+            return kind(value)
     # ruamel keeps booleans with comments and dates in types of its own
     return None if value is None else _other(value)
 
@@ -248,16 +251,6 @@ def _other(value: Any) -> Any:
     from ruamel.yaml.scalarbool import ScalarBoolean
 
     return bool(value) if isinstance(value, ScalarBoolean) else str(value)
-
-
-def _number(text: str) -> str | float:
-    mantissa, exponent, power = text.lower().partition("e")
-    if exponent and mantissa and power.lstrip("+-").isdecimal():
-        try:
-            return float(text)
-        except ValueError:
-            return text
-    return text
 
 
 def _override(text: str) -> tuple[Entry | None, Problem | None]:

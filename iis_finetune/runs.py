@@ -273,7 +273,8 @@ def state_after_end(run: Run) -> State:
     if reached_the_end(run):
         return "finished"
     tried = attempts(run)
-    return (tried[-1].ending if tried else None) or "interrupted"
+    ending = tried[-1].ending if tried else None
+    return "failed" if ending == "finished" else ending or "interrupted"
 
 
 def reached_the_end(run: Run) -> bool:

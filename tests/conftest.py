@@ -1,0 +1,90 @@
+"""What several test files share: a tiny model, a project folder, the command line as a whole process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+RECIPE = """\
+kit:
+  description: a few steps on a tiny model
+  global_batch_size: 4
+model_name_or_path: models/tiny
+template: qwen
+stage: sft
+do_train: true
+dataset: little
+cutoff_len: 128
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+learning_rate: 1.0e-3
+per_device_train_batch_size: 2
+max_steps: 4
+logging_steps: 1
+save_steps: 2
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight Qwen2 of 0.1 M parameters with its tokenizer; made once a session, never changed."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    text = folder.parent / "text.txt"
+    text.write_text("a few plain words, and 一些中文字。 0123456789 {}[]\n" * 50, encoding="utf-8")
+    tokenizer = {"train_on": [str(text)], "vocab_size": 400}
+    spec = folder.parent / "spec.json"
+    spec.write_text(json.dumps({"config": TINY, "tokenizer": tokenizer, "seed": 1, "to": str(folder)}))
+    command = [sys.executable, "-m", "iis_finetune.probe.scratch", str(spec)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Path:
+    """A project folder with one recipe, one data set and the tiny model."""
+    for name in ("recipes", "data", "models"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "recipes" / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "models" / "tiny").symlink_to(tiny_model)
+    rows = [{"instruction": f"say {n}", "input": "", "output": f"it is {n * 7}"} for n in range(32)]
+    (tmp_path / "data" / "little.json").write_text(json.dumps(rows), encoding="utf-8")
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    registry = {"little": {"file_name": "little.json", "columns": columns}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+    return tmp_path
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def iis(project: Path) -> Command:
+    """Run `iis-finetune` as a user does, a whole process in the project folder."""
+    return lambda *words, **options: run(words, options.pop("cwd", project), **options)
+
+
+def run(words: Sequence[str], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """One command in a folder; `extra` are environment variables."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+    command = [sys.executable, "-m", "iis_finetune", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iis_finetune import recipe as recipes
+from iis_finetune.errors import COMMAND_LINE, ProblemsFound
+
+GOOD = """\
+kit:
+  precision: fp32   # a reason
+  from_scratch:
+    vocabulary_size: 400
+    hidden_size: 8
+    intermediate_size: 8
+    layers: 1
+    attention_heads: 1
+    key_value_heads: 1
+    text: little
+model_name_or_path: a/b
+learning_rate: 2e-4
+lora_rank: "8"
+save_strategy: no
+"""
+
+
+def write(folder: Path, content: str | bytes, name: str = "r.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_values_keep_their_lines_and_their_meaning(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    recipe, problems = recipes.read(str(path))
+    assert problems == []
+    assert recipe.kit.precision == "fp32"
+    assert recipe.kit.from_scratch is not None and recipe.kit.from_scratch.layers == 1
+    assert recipe.value("learning_rate") == pytest.approx(2e-4) and isinstance(recipe.value("learning_rate"), float)
+    assert recipe.value("lora_rank") == "8" and recipe.entries["lora_rank"].quoted
+    assert recipe.value("save_strategy") is False
+    assert (recipe.place("lora_rank").line, recipe.place("kit.precision").line) == (13, 2)
+    assert type(recipe.value("model_name_or_path")) is str
+
+
+BROKEN = {
+    "a tab": ("a: 1\n\tb: 2\n", 2, "tab"),
+    "a duplicate key": ("a: 1\nb: 2\na: 3\n", 3, "duplicate key"),
+    "no YAML": ("a: [1, 2\nb: 3\n", None, "not YAML"),
+    "an empty file": ("", 1, "empty"),
+    "only a comment": ("# nothing\n", 1, "empty"),
+    "a list": ("- a\n- b\n", 1, "key: value"),
+    "a word": ("hello\n", 1, "key: value"),
+    "a date that does not exist": ("a: 2024-13-45\n", None, None),
+    "bytes that are no text": (b"\x80\x81\xfe\xff", None, "UTF-8"),
+    "a binary file": (b"a: 1\0\0\0", None, "binary"),
+    "a python tag": ("a: !!python/object/apply:os.system ['true']\n", None, None),
+    "two documents": ("a: 1\n---\nb: 2\n", None, None),
+}
+
+
+@pytest.mark.parametrize(("content", "line", "words"), BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_no_recipe_is_a_problem_with_its_line(
+    tmp_path: Path, content: str | bytes, line: int | None, words: str | None
+) -> None:
+    path = write(tmp_path, content)
+    try:
+        recipe, _ = recipes.read(str(path))
+    except ProblemsFound as found:
+        problem = found.problems[0]
+        assert found.exit_code == 2 and problem.fix
+        assert problem.where.file == str(path)
+        assert words is None or words in problem.what + problem.fix
+        assert line is None or problem.where.line == line
+    else:
+        assert words is None, "should have been refused"
+        assert all(isinstance(entry.value, str | int | list) for entry in recipe.entries.values())
+
+
+OVERRIDES = {
+    "lora_rank": "key=value",
+    "--lora_rank=8": "lora_rank=value",
+    "=8": "key=value",
+    "a=[1": "the value of a",
+    "kit.precison=fp32": "did you mean 'precision'",
+    "kit.precision=fp33": "did you mean 'fp32'",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), OVERRIDES.items())
+def test_a_wrong_override_is_a_problem_of_the_command_line(tmp_path: Path, text: str, words: str) -> None:
+    _, problems = recipes.read(str(write(tmp_path, GOOD)), [text])
+    assert len(problems) == 1
+    assert words in problems[0].what + problems[0].fix
+    assert problems[0].where.file == COMMAND_LINE
+
+
+def test_an_override_wins_and_is_read_as_yaml(tmp_path: Path) -> None:
+    words = ["lora_rank=16", "kit.precision=bf16", "dataset=[a, b]", "kit.from_scratch=null", "max_steps="]
+    recipe, problems = recipes.read(str(write(tmp_path, GOOD)), words)
+    assert problems == []
+    assert recipe.value("lora_rank") == 16 and recipe.entries["lora_rank"].source == "override"
+    assert recipe.kit.precision == "bf16" and recipe.kit.from_scratch is None
+    assert recipe.value("dataset") == ["a", "b"] and recipe.value("max_steps") is None
+
+
+def test_several_wrong_kit_keys_are_reported_together_and_the_rest_is_kept(tmp_path: Path) -> None:
+    text = "kit:\n  precison: fp32\n  launcher: ddpp\n  global_batch_size: 8\na: 1\n"
+    recipe, problems = recipes.read(str(write(tmp_path, text)))
+    assert sorted(problem.where.line or 0 for problem in problems) == [2, 3]
+    assert recipe.kit.global_batch_size == 8
+
+
+def test_a_recipe_is_found_by_name_by_path_and_never_guessed(tmp_path: Path) -> None:
+    path = write(tmp_path, "a: 1\n", "mine.yaml")
+    assert recipes.find("mine", tmp_path) == path
+    assert recipes.find(str(path), tmp_path / "elsewhere") == path
+    for name, words in {"mime": "did you mean 'mine'", "zzz": "recipes here: mine", "x/y.yaml": "by name"}.items():
+        with pytest.raises(ProblemsFound) as found:
+            recipes.find(name, tmp_path)
+        assert found.value.exit_code == 2
+        assert words in found.value.problems[0].fix or "does not exist" in found.value.problems[0].what
+
+
+def test_a_json_recipe_is_refused_because_llamafactory_cannot_read_it(tmp_path: Path) -> None:
+    with pytest.raises(ProblemsFound, match="JSON"):
+        recipes.read(str(write(tmp_path, "{}", "r.json")))

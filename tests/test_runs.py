@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iis_finetune import process, runs
+from iis_finetune.errors import ProblemsFound
+from iis_finetune.process import Identity
+from iis_finetune.runs import Attempt, Run, Workspace
+
+GONE = Identity(2**22 + 1, 1, "another boot")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path, tmp_path / "models", tmp_path / "runs")
+
+
+def result(run: Run, step: int, planned: int) -> None:
+    run.output.mkdir()
+    (run.output / "adapter_model.safetensors").write_bytes(b"x")
+    run.trainer_state.write_text(json.dumps({"global_step": step, "max_steps": planned}))
+
+
+def test_runs_are_numbered_and_found_by_number_name_prefix_and_last(workspace: Workspace) -> None:
+    made = [runs.create(workspace, name) for name in ("alpha", "beta")]
+    smoke = runs.create(workspace, "beta", smoke=True)
+    assert [run.name for run in runs.listed(workspace)] == ["0001-alpha", "0002-beta", "0003-beta-smoke"]
+    assert runs.find(workspace, "1") == made[0] and runs.find(workspace, "0002") == made[1]
+    assert runs.find(workspace, "0003-be") == smoke and smoke.smoke and smoke.recipe_name == "beta"
+    assert runs.find(workspace, "last") == made[1]
+    for text, words in {"000": "fits 3 runs", "7": "no run '7'", "gamma": "no run"}.items():
+        with pytest.raises(ProblemsFound, match=words) as found:
+            runs.find(workspace, text)
+        assert found.value.exit_code == 2
+
+
+def test_the_number_after_a_deleted_run_is_not_used_again_while_newer_ones_exist(workspace: Workspace) -> None:
+    first = runs.create(workspace, "a")
+    runs.create(workspace, "a")
+    runs.delete(first)
+    assert runs.create(workspace, "a").number == 3
+    assert [run.number for run in runs.listed(workspace)] == [2, 3]
+
+
+def test_exit_code_zero_before_the_last_step_is_not_finished(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    ended = Attempt(1, 0.0, GONE, ended=1.0, ending="finished", returncode=0)
+    runs.record(run, ended)
+    result(run, 5, 10)
+    assert runs.state(run) == "failed"
+    result_state = {"global_step": 10, "max_steps": 10}
+    run.trainer_state.write_text(json.dumps(result_state))
+    assert runs.state(run) == "finished"
+    runs.record(run, replace(ended, returncode=1, ending="failed"))
+    assert runs.state(run) == "failed"
+
+
+def test_early_stopping_counts_as_the_end(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    runs.record(run, Attempt(1, 0.0, GONE, ended=1.0, ending="finished", returncode=0))
+    result(run, 5, 10)
+    early = {"args": {"early_stopping_patience": 2}, "attributes": {"early_stopping_patience_counter": 2}}
+    progress = {"global_step": 5, "max_steps": 10, "stateful_callbacks": {"EarlyStoppingCallback": early}}
+    run.trainer_state.write_text(json.dumps(progress))
+    assert runs.state(run) == "finished"
+
+
+def test_the_state_follows_the_supervisor_not_a_word_in_a_file(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    assert runs.state(run) == "interrupted"
+    with subprocess.Popen(["sleep", "60"]) as child:
+        supervisor = process.identity(child.pid)
+        assert supervisor is not None
+        runs.record(run, Attempt(1, 0.0, supervisor))
+        assert runs.state(run) == "starting"
+        run.output.mkdir()
+        run.trainer_log.write_text("{}\n")
+        assert runs.state(run) == "running"
+        child.kill()
+        child.wait()
+    assert runs.state(run) == "interrupted"
+    runs.record(run, Attempt(1, 0.0, replace(supervisor, pid=os.getpid())))
+    assert runs.state(run) == "interrupted", "another process with the same number is not the supervisor"
+
+
+def test_an_attempt_is_one_line_that_is_completed_not_repeated(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    first = Attempt(1, 0.0, GONE, process=GONE, workers=(GONE,))
+    runs.record(run, first)
+    runs.end(run, first, "failed", "out of memory")
+    runs.record(run, Attempt(2, 1.0, GONE))
+    read = runs.attempts(run)
+    assert [attempt.attempt for attempt in read] == [1, 2]
+    assert read[0].why == "out of memory" and read[0].workers == (GONE,)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    runs.write(target, "one")
+    with pytest.raises(UnicodeEncodeError):
+        runs.write(target, "two\ud800")
+    assert target.read_text() == "one"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_checkpoint_that_is_marked_incomplete_is_not_the_newest(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    for step in (2, 10, 20, 30):
+        folder = run.output / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+    (run.output / "checkpoint-30" / runs.INCOMPLETE_MARKER).write_text("")
+    (run.output / "checkpoint-20" / "trainer_state.json").unlink()
+    newest = runs.newest_complete_checkpoint(run)
+    assert newest is not None and newest.name == "checkpoint-10"
