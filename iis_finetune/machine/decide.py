@@ -1,0 +1,160 @@
+"""What the machine decides: precision, attention, quantisation, compiling; each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from iis_finetune.errors import Place, Problem
+from iis_finetune.machine.host import package_version
+from iis_finetune.machine.records import Decision, Machine, Source
+from iis_finetune.machine.table import architecture, numbers, rocm_version
+
+Decided = tuple[Decision, list[Problem]]
+
+
+def _cell(machine: Machine, column: str) -> Mapping[str, Any]:
+    """A cell of the machine's row, its sentences filled in."""
+    cell = architecture(machine.arch).get(column, {})
+    return {k: v.replace("{device}", machine.device) if isinstance(v, str) else v for k, v in cell.items()}
+
+
+def _asked(wanted: str, automatic: str) -> str:
+    return f"asked for; auto would choose {automatic} here" if wanted != automatic else "asked for, as auto would"
+
+
+def _warning(what: str, fix: str, key: str) -> Problem:
+    return Problem(what, fix, Place(key=key), severity="warning", kind="machine")
+
+
+def _error(what: str, fix: str, key: str) -> Problem:
+    return Problem(what, fix, Place(key=key), kind="machine")
+
+
+def decide_precision(machine: Machine, wanted: str = "auto", source: Source = "recipe") -> Decided:
+    """fp32, fp16, bf16 or as-saved; what the machine cannot do is an error, what it does slowly a warning."""
+    policy = _cell(machine, "precision")
+    if wanted == "auto":
+        return Decision("precision", policy["value"], "machine table", policy["reason"]), []
+    if wanted == "as-saved":
+        reason = "asked for: LLaMA-Factory keeps the data type that the base model was saved in"
+        return Decision("precision", wanted, source, reason), []
+    decision = Decision("precision", wanted, source, _asked(wanted, policy["value"]))
+    return decision, _precision_problems(machine, wanted, f"remove the line: auto picks {policy['value']} here")
+
+
+def _precision_problems(machine: Machine, wanted: str, fix: str) -> list[Problem]:
+    cell = _cell(machine, wanted) if wanted in ("bf16", "fp16") else {}
+    key, note = "kit.precision", cell.get("note", "")
+    if cell.get("value") == "none":
+        return [_error(f"{wanted} cannot run on {machine.device}: {note}", fix, key)]
+    if cell.get("value") == "emulated" and not set(cell.get("unless_flags", ())) & set(machine.cpu_flags):
+        return [_warning(f"{wanted} is emulated on {machine.device} and {note}", fix, key)]
+    if wanted == "fp16" and note:
+        return [_warning(f"fp16 is not proven on {machine.device}: {note}", fix, key)]
+    return []
+
+
+def decide_attention(machine: Machine, precision: str, wanted: str = "auto", source: Source = "recipe") -> Decided:
+    """disabled, sdpa or fa2 (LLaMA-Factory's `flash_attn`), for the precision that was decided."""
+    automatic, reason = _automatic_attention(machine, precision)
+    if wanted == "auto":
+        return Decision("attention", automatic, "machine table", reason), []
+    decision = Decision("attention", wanted, source, _asked(wanted, automatic))
+    fix = f"remove the line: auto picks {automatic} here"
+    if wanted == "fa2":
+        return decision, _flash_problems(machine, precision, fix)
+    if wanted == "disabled" and precision in ("fp16", "bf16"):
+        # Qwen2-7B, WikiText-2 perplexity: fp16 NaN, bf16 7.997 against 7.13 (huggingface/transformers#33317)
+        harm = "overflows to NaN with" if precision == "fp16" else "loses accuracy with"
+        what = f"plain attention (disabled) {harm} {precision} on Qwen2 and its like"
+        return decision, [_warning(what, fix, "kit.attention")]
+    return decision, []
+
+
+def _automatic_attention(machine: Machine, precision: str) -> tuple[str, str]:
+    policy = _cell(machine, "attention")
+    if precision == "fp32" or policy["value"] == "sdpa":
+        return policy["value"], policy["reason"]
+    what = "the base model's own data type" if precision == "as-saved" else precision
+    return (
+        "sdpa",
+        f"with {what} plain attention can overflow; PyTorch's own computes in fp32 inside on {machine.device}",
+    )
+
+
+def _flash_problems(machine: Machine, precision: str, fix: str) -> list[Problem]:
+    key, cell = "kit.attention", _cell(machine, "flash_attn")
+    if not cell["value"]:
+        return [_error(f"the flash-attn package does not support {machine.device}", fix, key)]
+    if precision == "fp32":
+        return [Problem("flash-attn computes in fp16 and bf16 only, not in fp32", fix, Place(key=key))]
+    if machine.here and package_version("flash_attn") is None:
+        what = "attention fa2 needs the flash-attn package; LLaMA-Factory would silently use sdpa"
+        return [Problem(what, f"pip install flash-attn --no-build-isolation, or {fix}", Place(key=key), kind="missing")]
+    return []
+
+
+def decide_quantization(machine: Machine) -> Decided:
+    """Whether bitsandbytes quantisation is possible; the problems are those of a recipe that asks for it."""
+    cell, key = _cell(machine, "bitsandbytes"), "quantization_bit"
+    other = "remove quantization_bit, or use quantization_method: hqq"
+    note = cell.get("note", f"{cell.get('version', '')} or later")
+    if cell["value"] == "none" or not {cell.get("needs_flag", "avx2")} & set(machine.cpu_flags or ("avx2",)):
+        reason = f"bitsandbytes does not support {machine.device}"
+        if cell["value"] != "none":
+            reason = "this processor has no AVX2, which bitsandbytes needs on a CPU"
+        return Decision("quantization", False, "machine table", reason), [_error(reason, other, key)]
+    allowed = Decision("quantization", True, "machine table", f"bitsandbytes supports {machine.device}: {note}")
+    if machine.here and package_version("bitsandbytes") is None:
+        fix = note if cell["value"] == "source" else f"pip install 'bitsandbytes>={cell['version']}'"
+        problem = Problem("quantization needs the bitsandbytes package", fix, Place(key=key), kind="missing")
+        return allowed, [problem]
+    too_old = (rocm_version(machine) or ()) < numbers(cell.get("rocm_from", ""))
+    if cell["value"] == "source" or too_old:
+        what = f"bitsandbytes has no ready-made build for {machine.device}" + " and this ROCm" * too_old
+        return allowed, [_warning(what, f"{note}; or {other}", key)]
+    return allowed, []
+
+
+def decide_compile(machine: Machine) -> Decided:
+    """Whether torch.compile is to be used; the problems are those of a recipe that asks for it."""
+    cell = _cell(machine, "compile")
+    if cell["value"]:
+        reason = f"Triton supports {machine.device}, but LLaMA-Factory compiles only when a recipe asks for it"
+        return Decision("compile", True, "machine table", reason), []
+    reason = cell["note"]
+    problem = _warning(f"torch_compile does not pay here: {reason}", "remove torch_compile", "torch_compile")
+    return Decision("compile", False, "machine table", reason), [problem]
+
+
+def offload_problems(machine: Machine) -> list[Problem]:
+    """What speaks against keeping the optimizer in the computer's memory (zero2_offload, zero3_offload)."""
+    if not machine.cpu_flags or {"avx2", "avx512f"} & set(machine.cpu_flags):
+        return []
+    what = "this processor has AVX but no AVX2: DeepSpeed's optimizer on the CPU falls back to scalar code, very slow"
+    return [_warning(what, "use zero3 or fsdp without offload, or a smaller model", "kit.launcher")]
+
+
+def build_problems(machine: Machine) -> list[Problem]:
+    """Whether the installed torch can use the devices that were found here; a build of one's own is trusted."""
+    if not machine.here:
+        return []
+    fix, build = "see `iis-finetune doctor --install-plan`", machine.torch_build
+    if build is None:
+        return [Problem("torch is not installed", fix, kind="missing")]
+    local = build.partition("+")[2]
+    wrong = {"rocm": ("cpu", "cu"), "cuda": ("cpu", "rocm"), "cpu": ()}[machine.accelerator]
+    if local.startswith(wrong) and wrong:
+        return [Problem(f"torch {build} cannot use {machine.device}", fix, kind="machine")]
+    if machine.accelerator == "rocm" and build.replace(".", "").isdecimal():
+        what = f"torch {build} looks like the CUDA build, which cannot use {machine.device}"
+        return [Problem(what, fix, severity="warning", kind="machine")]
+    return []
+
+
+def advice(machine: Machine, processes: int = 1) -> list[str]:
+    """Sentences that are advice and not decisions, such as what might be faster but is unconfirmed."""
+    columns = ("advice", "several") if processes > 1 else ("advice",)
+    cells = [_cell(machine, column) for column in columns]
+    return [cell["value"] + ("" if cell["confirmed"] else " (unconfirmed)") for cell in cells if cell]

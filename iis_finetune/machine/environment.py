@@ -1,0 +1,84 @@
+"""Environment variables: what the training processes get, what is taken from them, what the user is warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from iis_finetune.errors import Place, Problem
+from iis_finetune.machine.records import Decision, Machine
+from iis_finetune.machine.table import variables
+
+GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; more only adds switching
+
+
+def decide_environment(machine: Machine, processes: int = 1) -> list[Decision]:
+    """One Decision a variable, named `environment.NAME`; `processes` training processes use the first devices."""
+    table = [
+        Decision(
+            f"environment.{name}",
+            row["value"],
+            "machine table",
+            row["reason"].replace("{device}", machine.device),
+        )
+        for name, row in variables("set", machine, processes)
+    ]
+    return [*_devices(machine, processes), *table, *_threads(machine, processes)]
+
+
+def _devices(machine: Machine, processes: int) -> list[Decision]:
+    used = machine.devices[:processes]
+    chosen = ",".join(device.uuid or str(device.index) for device in used)
+    if machine.accelerator == "cpu":
+        return _hide(machine)
+    name = "ROCR_VISIBLE_DEVICES" if machine.accelerator == "rocm" else "CUDA_VISIBLE_DEVICES"
+    rest = len(machine.devices) - len(used)
+    others = [device.name for device, _ in machine.left_out] + [f"{rest} more of the same"] * bool(rest)
+    reason = f"the {len(used)} chosen: {machine.device}" + (f"; left out: {', '.join(others)}" if others else "")
+    return [Decision(f"environment.{name}", chosen, "machine table", reason)]
+
+
+def _hide(machine: Machine) -> list[Decision]:
+    """Keep a CPU run on the CPU; HIP takes an empty list for no list, so it is told -1."""
+    hidden = {device.vendor: device.name for device, _ in machine.left_out}
+    names = {"amd": ("HIP_VISIBLE_DEVICES", "-1"), "nvidia": ("CUDA_VISIBLE_DEVICES", "")}
+    return [
+        Decision(f"environment.{names[vendor][0]}", names[vendor][1], "kit default", f"keeps the run off {device}")
+        for vendor, device in sorted(hidden.items())
+    ]
+
+
+def _threads(machine: Machine, processes: int) -> list[Decision]:
+    if processes < 2 and machine.accelerator != "cpu":
+        return []
+    share = max(1, machine.cpu_count // processes)
+    threads = share if machine.accelerator == "cpu" else min(share, GPU_THREADS)
+    reason = f"{machine.cpu_count} processor threads for {processes} training process{'es' * (processes > 1)}"
+    if processes > 1:
+        reason += "; torchrun would give each only one"
+    return [Decision("environment.OMP_NUM_THREADS", str(threads), "kit default", reason)]
+
+
+def dropped_variables(machine: Machine, environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Inherited variables that the training processes must not see, and why; what the plan sets comes after that."""
+    rows = variables("drop", machine)
+    return [
+        (name, next(row["reason"] for pattern, row in rows if fnmatchcase(name, pattern)))
+        for name in sorted(environment)
+        if any(fnmatchcase(name, pattern) for pattern, _ in rows)
+    ]
+
+
+def warned_variables(machine: Machine, environment: Mapping[str, str]) -> list[Problem]:
+    """Dead, useless or harmful variables that are set (in the shell, or in a recipe's `kit.env`), as warnings."""
+    return [
+        Problem(
+            f"{name}={environment[name]} {row['reason'].replace('{device}', machine.device)}",
+            f"unset {name}",
+            Place(key=name),
+            severity="warning",
+            kind="machine",
+        )
+        for name, row in variables("warn", machine)
+        if name in environment and fnmatchcase(environment[name], row.get("value", "*"))
+    ]

@@ -1,0 +1,110 @@
+"""The computer around the accelerators: processors, memory, limits, container, what is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from iis_finetune.machine.devices import number_in, text_of
+
+CONTAINER_MARKS = ("docker", "kubepods", "containerd", "lxc", "libpod")
+
+
+def package_version(name: str, paths: Sequence[str] | None = None) -> str | None:
+    """The version of an installed package, read from the names of the dist-info folders alone; None when not there."""
+    wanted = _normal(name)
+    for folder in sys.path if paths is None else paths:
+        try:
+            entries = os.listdir(folder or ".")  # noqa: PTH208 - one call instead of a Path for each of 300 entries
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.endswith(".dist-info"):
+                found, _, version = entry.removesuffix(".dist-info").rpartition("-")
+                if _normal(found) == wanted:
+                    return version
+    return None
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("-", "_").replace(".", "_")
+
+
+def torchaudio_placeholder(prefix: Path) -> bool | None:
+    """Whether set-up found that the real torchaudio cannot load; None when set-up left no result."""
+    import json
+
+    try:
+        result = json.loads((prefix / "iis-finetune-setup.json").read_text())
+    except (OSError, ValueError):
+        return None
+    found = result.get("torchaudio_placeholder") if isinstance(result, dict) else None
+    return found if isinstance(found, bool) else None
+
+
+def cpu_flags(root: Path) -> tuple[str, ...]:
+    """The vector extensions (avx, amx) of the first processor."""
+    try:
+        with (root / "proc/cpuinfo").open(errors="replace") as file:  # the first block only: the kernel makes each one
+            line = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return ()
+    return tuple(sorted(flag for flag in line.split() if flag.startswith(("avx", "amx"))))
+
+
+def cpu_count(root: Path) -> int:
+    """Processors that this process may use: those online, its affinity, the cgroup's quota."""
+    online = text_of(root / "sys/devices/system/cpu/online")
+    counts = [float(_range_length(online))] if online else []
+    if root == Path("/"):
+        counts.append(len(os.sched_getaffinity(0)))
+    for folder in _cgroup_folders(root, "cpu"):
+        quota, _, period = text_of(folder / "cpu.max").partition(" ")
+        quota = quota or text_of(folder / "cpu.cfs_quota_us")
+        period = period or text_of(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            counts.append(int(quota) / int(period))
+    return max(1, int(min(counts, default=1)))
+
+
+def _range_length(text: str) -> int:
+    """How many numbers "0-3,8" names."""
+    parts = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return sum(int(last or first) - int(first) + 1 for first, last in parts)
+
+
+def memory_gib(root: Path) -> float | None:
+    """The system's memory, or what the cgroup leaves of it."""
+    total = re.search(r"MemTotal:\s+(\d+) kB", text_of(root / "proc/meminfo"))
+    sizes = [int(total[1]) * 1024] if total else []
+    for folder in _cgroup_folders(root, "memory"):
+        sizes += [number_in(folder / "memory.max"), number_in(folder / "memory.limit_in_bytes")]
+    sizes = [size for size in sizes if size]
+    return round(min(sizes) / 2**30, 2) if sizes else None
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup up to the top one, version 2 and 1: a parent's limit binds as well."""
+    for line in text_of(root / "proc/self/cgroup").splitlines():
+        _, controllers, inside = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / (controllers and controller)
+        folder = top / inside.strip("/")
+        yield folder
+        for parent in folder.parents:
+            if not parent.is_relative_to(top):
+                break
+            yield parent
+
+
+def in_container(root: Path) -> bool:
+    marked = any((root / file).exists() for file in (".dockerenv", "run/.containerenv"))
+    return marked or any(mark in text_of(root / "proc/1/cgroup") for mark in CONTAINER_MARKS)
+
+
+def in_wsl(root: Path) -> bool:
+    return "microsoft" in text_of(root / "proc/version").lower()
