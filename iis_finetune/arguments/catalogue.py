@@ -1,0 +1,72 @@
+"""LLaMA-Factory's register of 628 models and 121 templates, as frozen from its source."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from .table import TABLES
+
+MODELS = TABLES / "models-0.9.5.json"
+TEMPLATES = TABLES / "templates-0.9.5.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that LLaMA-Factory knows; `template` is None for base models that were never tuned for talking."""
+
+    name: str
+    huggingface: str | None
+    modelscope: str | None
+    openmind: str | None
+    template: str | None
+    multimodal: bool
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        return tuple(place for place in (self.huggingface, self.modelscope, self.openmind) if place)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt template; `slots` holds per role texts, `{"special": "bos_token"}` and `{"token": "<|x|>"}`."""
+
+    name: str
+    stop_words: tuple[str, ...]
+    thought_words: tuple[str, str]
+    tool_call_words: tuple[str, str]
+    default_system: str
+    efficient_eos: bool
+    replace_eos: bool
+    replace_jinja_template: bool
+    reasoning: bool
+    multimodal: bool
+    tool_format: str | None
+    slots: dict[str, list[str | dict[str, str]]]
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The stop words and the tokens that the slots name: each must be one token of the model's tokenizer."""
+        slots = [slot for role in self.slots.values() for slot in role if isinstance(slot, dict)]
+        named = [slot["token"] for slot in slots if "token" in slot]
+        return tuple(dict.fromkeys([*self.stop_words, *named]))
+
+
+def find_model(hub_id: str) -> Model | None:
+    """The model with this Hugging Face, ModelScope or Openmind id, or this display name, whatever the case."""
+    wanted = hub_id.strip().rstrip("/").lower()
+    for name, row in json.loads(MODELS.read_text("utf-8"))["models"].items():
+        model = Model(name, **row)
+        if wanted == name.lower() or wanted in {place.lower() for place in model.hub_ids}:
+            return model
+    return None
+
+
+def find_template(name: str) -> Template | None:
+    """The template of exactly this name."""
+    row: dict[str, Any] | None = json.loads(TEMPLATES.read_text("utf-8"))["templates"].get(name)
+    if row is None:
+        return None
+    pairs = {key: tuple(row[key]) for key in ("stop_words", "thought_words", "tool_call_words")}
+    return Template(name, **{**row, **pairs})

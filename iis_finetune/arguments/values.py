@@ -1,0 +1,236 @@
+"""One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why that cannot be."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from ..recipe import Entry
+from .loose import LOOSE, plain
+from .table import Argument, Kind
+
+NOT_GIVEN: Final = object()
+LONGEST_LIST = 13  # more choices than this are counted, not listed
+LARGEST = 2**63  # torch and numpy count in 64 bits
+NULLS = ("none", "null", "~")
+PYTHON: Mapping[Kind, type | tuple[type, ...]] = {
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "list": list,
+    "dict": dict,
+}
+WORDS: Mapping[Kind, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a list",
+    "dict": "a mapping",
+}
+Warn = Callable[[str, str], None]
+
+
+class Refused(Exception):
+    """The value cannot be used: a Problem's `what` and `fix`."""
+
+    def __init__(self, what: str, fix: str):
+        super().__init__(what)
+        self.what, self.fix = what, fix
+
+
+def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
+    """The value in the type that LLaMA-Factory needs, or NOT_GIVEN when its default applies; `warn(what, fix)`.
+
+    Raises Refused when LLaMA-Factory would fail on it or silently do something else.
+    """
+    value = _as_text(entry) if isinstance(entry.value, datetime.date) else entry.value
+    _refuse_interpolation(value, argument)
+    if _means_null(value, entry, argument):
+        return _null(entry, argument, warn)
+    if value is False and _false_is_null(argument):
+        warn(f"false is taken for null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
+        return None
+    if argument.separator and not isinstance(value, bool | dict):
+        return _several(value, argument, warn)
+    _refuse_former(value, entry, argument)
+    if argument.choices and not _native_bool(value, argument):
+        return _choice(value, entry, argument, warn)
+    return _typed(value, entry, argument, warn)
+
+
+def _as_text(entry: Entry) -> str:
+    return entry.text if entry.text is not None else str(entry.value)
+
+
+def _said(value: object) -> str:
+    """A value as it may be shown: short, on one line, text in quotes."""
+    flat = " ".join((f"'{value}'" if isinstance(value, str) else plain(value)).split())
+    return flat if len(flat) <= 60 else f"{flat[:57]}..."
+
+
+def _refuse_interpolation(value: object, argument: Argument) -> None:
+    for text in _texts(value):
+        if "${" in text or text == "???":
+            raise Refused(
+                f"LLaMA-Factory does not fill in {_said(text)}: '{argument.name}' would be that very text",
+                "write the value itself; on the command line the shell fills in variables",
+            )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a value, lists and mappings opened; each once, since YAML can make a list hold itself."""
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list | dict) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
+
+
+def _means_null(value: object, entry: Entry, argument: Argument) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, str) or entry.quoted or value.lower() not in NULLS:
+        return False
+    known = {*(argument.choices or ()), *(argument.former or {})}
+    return value.lower() not in known
+
+
+def _false_is_null(argument: Argument) -> bool:
+    return argument.nullable and "str" in argument.kinds and "bool" not in argument.kinds
+
+
+def _null(entry: Entry, argument: Argument, warn: Warn) -> Any:
+    if entry.value is not None:
+        warn(f"YAML reads {_said(entry.value)} as a text; it is taken for null", f"write '{argument.name}: null'")
+    if argument.nullable:
+        return None
+    if entry.source == "recipe":
+        warn(
+            f"'{argument.name}' cannot be null; its default applies: {json.dumps(argument.default)}",
+            "write a value or remove the line",
+        )
+    return NOT_GIVEN
+
+
+def _several(value: object, argument: Argument, warn: Warn) -> Any:
+    """Several values, as the one text that LLaMA-Factory splits, or as a list where it wants a list."""
+    wants_list = "list" in argument.kinds
+    items = value if isinstance(value, list) else _split(str(value), argument)
+    for item in items:
+        if isinstance(item, bool | list | dict) or item is None:
+            raise Refused(f"'{argument.name}' lists names, not {_said(item)}", "write names with commas between them")
+    names = [str(item).strip() for item in items]
+    if value == "" and argument.separator == " ":
+        return value
+    if not names or "" in names:
+        raise Refused(f"'{argument.name}' has an empty name in it", "remove the comma that has nothing beside it")
+    for name in names if argument.choices else ():
+        _one_of(name, argument)
+    if not wants_list:
+        return ",".join(names)
+    if isinstance(value, str) and argument.separator == "," and len(names) > 1:
+        warn(
+            f"LLaMA-Factory takes {_said(value)} for one name; it is passed on as {len(names)}",
+            f"write '{argument.name}: [{', '.join(names)}]'",
+        )
+        return names
+    return value if isinstance(value, str) else names
+
+
+def _split(text: str, argument: Argument) -> list[str]:
+    return text.split() if argument.separator == " " else text.split(argument.separator)
+
+
+def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
+    if not argument.former or isinstance(value, list | dict) or value in (argument.choices or ()):
+        return
+    spellings = [str(text).strip().lower() for text in (value, entry.text) if text is not None]
+    for spelling in spellings:
+        if new := argument.former.get(spelling):
+            lines = [f"{key}: {plain(item)}" for key, item in _lines(new, argument).items()]
+            wanted = " and ".join(f"'{line}'" for line in lines)
+            raise Refused(f"'{argument.name}' has no value {_said(entry.text or value)}", f"write {wanted}")
+
+
+def _lines(new: str | Mapping[str, Any], argument: Argument) -> Mapping[str, Any]:
+    return {argument.name: new} if isinstance(new, str) else new
+
+
+def _native_bool(value: object, argument: Argument) -> bool:
+    return isinstance(value, bool) and "bool" in argument.kinds
+
+
+def _choice(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
+    if value is False and "no" in (argument.choices or ()):
+        return "no"  # YAML 1.1 reads a bare no as false, which LLaMA-Factory then refuses
+    if argument.kinds == ("int",):
+        value = _typed(value, entry, argument, warn)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = _as_text(entry)
+    return _one_of(value, argument)
+
+
+def _one_of(value: object, argument: Argument) -> Any:
+    choices = argument.choices or ()
+    if value in choices and not isinstance(value, bool):
+        return value
+    listed = ", ".join(str(choice) for choice in choices[:LONGEST_LIST])
+    rest = f" and {len(choices) - LONGEST_LIST} more" if len(choices) > LONGEST_LIST else ""
+    near = difflib.get_close_matches(str(value).strip().lower()[:80], [str(choice) for choice in choices], n=1)
+    fix = f"did you mean '{near[0]}'?" if near else f"it takes one of: {listed}{rest}"
+    raise Refused(f"'{argument.name}' has no value {_said(value)}", fix)
+
+
+def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
+    if isinstance(value, str) and "bool" in argument.kinds and value.lower() in ("true", "false"):
+        return _loose(value, entry, argument, warn)
+    for kind in argument.kinds:
+        if isinstance(value, PYTHON[kind]) and (kind == "bool" or not isinstance(value, bool)):
+            return _finite(value, argument)
+    return _loose(value, entry, argument, warn)
+
+
+def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
+    """A value of another type, taken for what it means when that is beyond doubt."""
+    for kind in argument.kinds:
+        try:
+            taken = LOOSE[kind](value, _as_text(entry))
+        except (ValueError, OverflowError):
+            continue
+        if entry.quoted and kind in {"bool", "int", "float"}:
+            warn(
+                f"'{argument.name}' is a text in quotes, {_said(value)}; it is taken for {plain(taken)}",
+                f"write '{argument.name}: {plain(taken)}'",
+            )
+        return _finite(taken, argument)
+    raise _wrong_type(value, entry, argument)
+
+
+def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
+    if not argument.kinds:
+        return Refused(f"'{argument.name}' cannot be given in a YAML", "remove the line")
+    what = f"'{argument.name}' takes {' or '.join(WORDS[kind] for kind in argument.kinds)}, not {_said(value)}"
+    if isinstance(value, bool) and "str" in argument.kinds:
+        return Refused(what, f"put quotes round it: '{argument.name}: \"{_as_text(entry)}\"'")
+    if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
+        return Refused(what, f"write {math.floor(value)} or {math.ceil(value)}")
+    return Refused(what, f"write such a value, or remove the line: the default is {json.dumps(argument.default)}")
+
+
+def _finite(value: Any, argument: Argument) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if abs(value) == math.inf and argument.infinite:
+        return value
+    if not abs(value) < LARGEST:
+        raise Refused(f"'{argument.name}' is {_said(value)}", "write a number that a training can use")
+    return value

@@ -1,0 +1,41 @@
+"""Which argument belongs to which verb: one recipe serves them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .table import TABLES, Argument, Table
+
+Verb = Literal["train", "predict", "export", "chat", "serve"]
+
+
+def keys_for(verb: Verb, table: Table) -> frozenset[str]:
+    """Every key that the verb's LLaMA-Factory command accepts: 346 for train and predict, 211 for the others."""
+    groups = _row(verb)["groups"]
+    return frozenset(name for name, argument in table.items() if argument.group in groups)
+
+
+def for_verb(arguments: Mapping[str, Any], verb: Verb, table: Table) -> dict[str, Any]:
+    """The arguments that the verb reads; what would make it fail or mean something else there is left out."""
+    row = _row(verb)
+    kept = {name: value for name, value in arguments.items() if name in table and _reads(row, table[name])}
+    if kept.get("stage") not in row.get("stages", [kept.get("stage")]):
+        del kept["stage"]
+    return kept
+
+
+def _row(verb: Verb) -> Mapping[str, Any]:
+    rows = json.loads((TABLES / "verbs.json").read_text("utf-8"))["verbs"]
+    row: Mapping[str, Any] = rows[verb]
+    return rows[row["same_as"]] if "same_as" in row else row
+
+
+def _reads(row: Mapping[str, Any], argument: Argument) -> bool:
+    names = {argument.name, argument.owner}
+    return (
+        argument.group in row["groups"]
+        and ("only" not in row or not names.isdisjoint(row["only"]))
+        and names.isdisjoint(row.get("without", ()))
+    )
