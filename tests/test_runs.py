@@ -106,7 +106,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         runs.write(target, "two\ud800")
     assert target.read_text() == "one"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_checkpoint_that_is_marked_incomplete_is_not_the_newest(workspace: Workspace) -> None:

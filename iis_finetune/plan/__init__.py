@@ -77,7 +77,7 @@ def make(inputs: Inputs) -> Plan:
     training.output(draft)
     if launcher.processes > 1:
         training.several_processes(draft)
-    _environment(draft, inputs, launcher.processes)
+    _environment(draft, inputs, launcher.processes, precision)
     memory = _memory(draft, inputs, workload(launcher.name, launcher.processes))
     return Plan(
         recipe=inputs.recipe.name,
@@ -161,12 +161,13 @@ def _memory(draft: Draft, inputs: Inputs, workload: Workload) -> MemoryEstimate:
     return memory
 
 
-def _environment(draft: Draft, inputs: Inputs, processes: int) -> None:
+def _environment(draft: Draft, inputs: Inputs, processes: int, precision: str) -> None:
     for decision in decide_environment(inputs.machine, processes):
         draft.environment[decision.name.removeprefix("environment.")] = str(decision.value)
         draft.decisions.append(decision)
     paths = [HOOK, *([AUDIO_PLACEHOLDER] if inputs.machine.torchaudio_placeholder else [])]
     draft.environment["PYTHONPATH"] = ":".join(paths)
+    draft.environment |= {"IIS_RUN": "{run}", "IIS_PRECISION": precision}
     draft.environment["HF_DATASETS_CACHE"] = "{run}/cache"
     reason = "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew"
     draft.decisions.append(Decision("environment.HF_DATASETS_CACHE", "{run}/cache", "kit default", reason))

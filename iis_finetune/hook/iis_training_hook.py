@@ -1,0 +1,172 @@
+"""Inside the training process: say what was loaded, hold it to the plan, stop at a step's end, dump the stacks.
+
+Plain Python without the package: it runs in LLaMA-Factory's processes, on the path by PYTHONPATH alone.
+`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_STACKS` where stacks are dumped.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib.abc
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+TRAINER = "transformers.trainer"
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+REQUEST, TARGET = "stop-requested", "stop-at-step"
+
+
+def wait_for_trainer() -> None:
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the real finders find the trainer's module and wraps its loader; then it is out of the way."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002
+        if name != TRAINER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self.real.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.real.exec_module(module)
+        patch(module)
+
+
+def patch(trainer: Any) -> None:
+    """Put our two looks around `Trainer.train`: before the first step, and at each step's end."""
+    original = trainer.Trainer.train
+
+    def train(self: Any, *words: Any, **named: Any) -> Any:
+        run = Path(os.environ["IIS_RUN"])
+        rank = int(os.environ.get("RANK", "0"))
+        _register_stacks(run, rank)
+        loaded = describe(self)
+        if rank == 0:
+            _write(run / "loaded.json", loaded)
+        refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
+        self.add_callback(stop_callback(trainer.TrainerCallback)(run, rank))
+        return original(self, *words, **named)
+
+    trainer.Trainer.train = train
+
+
+def _register_stacks(run: Path, rank: int) -> None:
+    file = (run / f"stacks-{rank}.log").open("a")
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+
+
+def describe(trainer: Any) -> dict[str, Any]:
+    """What is in memory: parameters by data type, trainable or not; attention, devices, how it is shared."""
+    import torch
+    import transformers
+
+    model, accelerator = trainer.model, trainer.accelerator
+    counts: dict[str, Counter[str]] = {"trainable": Counter(), "frozen": Counter()}
+    for parameter in model.parameters():
+        number = getattr(parameter, "ds_numel", None) or parameter.numel()
+        counts["trainable" if parameter.requires_grad else "frozen"][str(parameter.dtype).removeprefix("torch.")] += (
+            number
+        )
+    return {
+        "parameters": {name: dict(counter) for name, counter in counts.items()},
+        "model": type(model).__name__,
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "mixed_precision": accelerator.mixed_precision,
+        "quantization": str(getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) or "") or None,
+        "device": str(next(model.parameters()).device),
+        "processes": accelerator.num_processes,
+        "distributed": str(accelerator.distributed_type).rpartition(".")[2].lower(),
+        "sharded": any(hasattr(parameter, "ds_id") for parameter in model.parameters()),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device_memory_gib": _device_memory(torch),
+    }
+
+
+def _device_memory(torch: Any) -> float | None:
+    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def refuse_another_precision(loaded: dict[str, Any], planned: str) -> None:
+    """End the process when what is in memory is not the precision of the plan."""
+    wrong = _difference(loaded, planned)
+    if wrong:
+        # SystemExit with a text prints it and ends with code 1, before the first step.
+        raise SystemExit(
+            f"iis-finetune: the plan says {planned}, but {wrong}; the run is stopped before its first step"
+        )
+
+
+def _difference(loaded: dict[str, Any], planned: str) -> str | None:
+    if planned not in TORCH_NAMES:
+        return None
+    mixed = loaded["mixed_precision"] or "no"
+    if mixed not in ("no" if planned == "fp32" else planned, "no"):
+        return f"mixed precision is {mixed}"
+    if planned != "fp32" and mixed == "no" and loaded["distributed"] != "deepspeed":
+        return "mixed precision is off"
+    frozen = {name: count for name, count in loaded["parameters"]["frozen"].items() if "float" in name}
+    trainable = loaded["parameters"]["trainable"]
+    held = {**trainable, **frozen} if planned == "fp32" else frozen
+    if loaded["quantization"] or not held:
+        return None
+    main = max(held, key=lambda name: held[name])
+    strange = sorted(set(held) - {"float32"}) if planned == "fp32" else [main] * (main != TORCH_NAMES[planned])
+    return f"{held[strange[0]]:,} parameters are {strange[0]}" if strange else None
+
+
+def stop_callback(base: Any) -> Any:
+    """A callback that ends the training with a checkpoint at a step's end, the same step in every process.
+
+    Rank 0 sees the request while a step is under way and names that step. Another rank reads the name at the step's
+    end, which it cannot reach before rank 0 has taken part in the step's gradient exchange, so all see it in time.
+    """
+
+    class StopAtStepEnd(base):  # type: ignore[misc]
+        def __init__(self, run: Path, rank: int) -> None:
+            self.run, self.rank = run, rank
+            signal.signal(signal.SIGTERM, self.request)
+
+        def request(self, _number: int, _frame: FrameType | None) -> None:
+            (self.run / REQUEST).touch()
+
+        def on_step_begin(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
+            if self.rank == 0 and (self.run / REQUEST).exists() and not (self.run / TARGET).exists():
+                _write(self.run / TARGET, state.global_step + 1)
+
+        on_substep_end = on_step_begin
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_more: Any) -> None:
+            if (self.run / TARGET).exists() and json.loads((self.run / TARGET).read_text()) <= state.global_step:
+                control.should_save = control.should_training_stop = True
+
+    return StopAtStepEnd
+
+
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
