@@ -1,0 +1,295 @@
+"""Stream the rows of data files, with the line each one starts on, without holding a file in memory."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from .convert import Fault
+from .layout import Source
+
+Progress = Callable[[float], None]
+
+# `datasets` fixes a file's columns and types by what its first read of 10 MiB holds (packaged_modules/json, 4.0.0).
+FIRST_TABLE_BYTES = 10 << 20
+CHUNK_CHARACTERS = 1 << 22
+LONGEST_ROW_CHARACTERS = 64 << 20
+JSON = json.JSONDecoder()
+BOM = b"\xef\xbb\xbf"
+SPACE = re.compile(r"\s*")
+# What pandas' read_csv takes for missing, for a number and for a truth value (2.3, its documented defaults).
+CSV_MISSING = {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"}
+CSV_MISSING |= {"NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+CSV_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*", re.IGNORECASE)
+CSV_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+
+
+class Row(NamedTuple):
+    """A row, or the fault found in its place; `first_table` tells whether it takes part in fixing the columns."""
+
+    number: int
+    line: int | None
+    value: Any
+    first_table: bool = True
+
+
+def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> Iterator[Row]:
+    """The rows of one file, numbered from 1; never raises for what the file holds, but yields a Fault as value."""
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    if file_type in {"json", "csv", "text"} and head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        yield Row(1, 1, Fault("encoding", "UTF-16"))
+        return
+    readers = {"json": json_reader(head), "csv": csv_rows, "text": text_rows, "parquet": parquet_rows}
+    rows = readers.get(file_type, arrow_rows)(path)
+    try:
+        yield from _reporting(rows, path, progress) if progress else rows
+    except UnicodeDecodeError:
+        yield encoding_fault(path)
+
+
+def _reporting(rows: Iterator[Row], path: Path, progress: Progress) -> Iterator[Row]:
+    """Tell how much of a file has been read, guessed from the rows' own length, every 2,000 rows."""
+    size = max(path.stat().st_size, 1)
+    for seen, row in enumerate(rows, 1):
+        yield row
+        if seen % 2000 == 0:
+            progress(min(1.0, seen * _typical_bytes(row.value) / size))
+
+
+def _typical_bytes(value: Any) -> int:
+    return sum(len(str(item)) for item in value.values()) + 20 if isinstance(value, dict) else 100
+
+
+def json_reader(head: bytes) -> Callable[[Path], Iterator[Row]]:
+    """Lines when the first line is a value of its own; else one array, or values one after another."""
+    bare = head.removeprefix(BOM).lstrip()
+    if bare.startswith(b"["):
+        return json_array
+    try:
+        json.loads(bare.split(b"\n", 1)[0])
+    except ValueError:
+        try:
+            json.JSONDecoder().raw_decode(bare.decode("utf-8", "ignore"))
+        except ValueError:
+            return json_lines
+        return json_values
+    return json_lines
+
+
+def is_lines(source: Source) -> bool:
+    """Whether a source's first file is JSON that goes to pyarrow's reader; an array goes through pandas."""
+    with source.files[0].open("rb") as file:
+        return source.file_type == "json" and not file.read(4096).lstrip().startswith(b"[")
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    from orjson import JSONDecodeError, loads
+
+    number = offset = 0
+    with path.open("rb") as file:
+        for line_number, line in enumerate(file, 1):
+            first_table = offset < FIRST_TABLE_BYTES
+            offset += len(line)
+            try:
+                value = loads(line)
+            except JSONDecodeError:
+                if not line.strip():
+                    continue
+                value = _second_look(line)
+            number += 1
+            yield Row(number, line_number, value, first_table)
+
+
+def _second_look(line: bytes) -> Any:
+    """A line the fast parser refused: the value if LLaMA-Factory takes it all the same, else the fault."""
+    try:
+        text = line.removeprefix(BOM).decode("utf-8")
+        value = json.loads(text)
+    except UnicodeDecodeError:
+        return Fault("encoding", guess_encoding(line))
+    except json.JSONDecodeError as error:
+        return Fault("json", f"{error.msg} at column {error.colno}")
+    except RecursionError:
+        return Fault("json", "nested too deeply")
+    halves = any("\ud800" <= letter <= "\udfff" for letter in json.dumps(value, ensure_ascii=False))
+    return Fault("surrogate") if halves else value
+
+
+def json_array(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        window = _Window(file)
+        if window.peek() == "\ufeff":
+            yield Row(1, 1, Fault("bom"))
+            return
+        window.at += 1
+        number, after = 0, window.peek()
+        while after != "]" or (number and window.text[window.at - 1] == ","):
+            row = window.row(number + 1)
+            yield row._replace(value={"text": row.value}) if isinstance(row.value, str) else row
+            number, after = row.number, window.peek()
+            if isinstance(row.value, Fault):
+                return
+            if after not in {",", "]"}:
+                yield Row(number, window.line, Fault("json", "a comma or the closing ] is missing after this row"))
+                return
+            window.at += after == ","
+            after = window.peek()
+
+
+def json_values(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        window, number = _Window(file), 0
+        while window.peek():
+            number += 1
+            row = window.row(number)
+            yield row
+            if isinstance(row.value, Fault):
+                return
+
+
+class _Window:
+    """A sliding window over a JSON text, so that a file of any size is decoded value by value."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.text, self.at, self.line = file, file.read(CHUNK_CHARACTERS), 0, 1
+
+    def peek(self) -> str:
+        """The next character that is no space, or nothing at the end."""
+        while True:
+            start = SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            self.line += self.text.count("\n", self.at, start)
+            self.at = start
+            if start < len(self.text) or not self._more(CHUNK_CHARACTERS):
+                return self.text[start : start + 1] if start < len(self.text) else self.text[self.at : self.at + 1]
+
+    def row(self, number: int) -> Row:
+        while True:
+            try:
+                value, end = JSON.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self._is_cut(error) and self._more(max(CHUNK_CHARACTERS, len(self.text) - self.at)):
+                    continue
+                line = self.line + self.text.count("\n", self.at, error.pos)
+                return Row(number, line, Fault("json", error.msg))
+            except RecursionError:
+                return Row(number, self.line, Fault("json", "nested too deeply"))
+            line, self.line = self.line, self.line + self.text.count("\n", self.at, end)
+            self.at = end
+            return Row(number, line, value)
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the decoder may have stopped only because the window ends there."""
+        near_end = error.pos > len(self.text) - 20 or error.msg.startswith("Unterminated")
+        return near_end and len(self.text) - self.at < LONGEST_ROW_CHARACTERS
+
+    def _more(self, characters: int) -> bool:
+        added = self.file.read(characters)
+        if added:
+            self.text, self.at = self.text[self.at :] + added, 0
+        return bool(added)
+
+
+def text_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            yield Row(number, number, {"text": line.rstrip("\n")})
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Rows as pandas reads them: a column that holds only numbers or truth values is no text."""
+    csv.field_size_limit(2**31 - 1)
+    kinds = _csv_kinds(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        for number, cells in enumerate((cells for cells in reader if cells), 1):
+            if len(cells) > len(header):
+                yield Row(number, reader.line_num, Fault("csv_cells", f"{len(cells)} cells for {len(header)} columns"))
+                continue
+            padded = cells + [""] * (len(header) - len(cells))
+            values = (_csv_value(cell, kinds.get(index, "number")) for index, cell in enumerate(padded))
+            yield Row(number, reader.line_num, dict(zip(header, values, strict=True)))
+
+
+def _csv_kinds(path: Path) -> dict[int, str]:
+    kinds: dict[int, str] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        next(reader, None)
+        for cells in reader:
+            for index, cell in enumerate(cells):
+                if kinds.get(index) != "text" and cell not in CSV_MISSING:
+                    kind = "truth" if cell in CSV_TRUTH else "number" if CSV_NUMBER.fullmatch(cell) else "text"
+                    kinds[index] = kind if kinds.get(index, kind) == kind else "text"
+    return kinds
+
+
+def _csv_value(cell: str, kind: str) -> str | float | bool | None:
+    if cell in CSV_MISSING:
+        return None
+    return float(cell) if kind == "number" else CSV_TRUTH[cell] if kind == "truth" else cell
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowInvalid  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
+    try:
+        yield from _numbered(ParquetFile(path).iter_batches(1000))
+    except (ArrowInvalid, OSError) as error:
+        yield Row(1, None, Fault("unreadable", str(error).splitlines()[0][:120]))
+
+
+def arrow_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as arrow
+
+    try:
+        with arrow.memory_map(str(path)) as file:
+            try:
+                batches: Any = arrow.ipc.open_stream(file)
+            except arrow.ArrowInvalid:
+                opened = arrow.ipc.open_file(file)
+                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
+            yield from _numbered(batches)
+    except (arrow.ArrowInvalid, OSError) as error:
+        yield Row(1, None, Fault("unreadable", str(error).splitlines()[0][:120]))
+
+
+def _numbered(batches: Any) -> Iterator[Row]:
+    values = (value for batch in batches for value in batch.to_pylist())
+    return (Row(number, None, value) for number, value in enumerate(values, 1))
+
+
+def encoding_fault(path: Path) -> Row:
+    """The first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return Row(number, number, Fault("encoding", guess_encoding(line)))
+    return Row(1, 1, Fault("encoding", "LATIN1"))
+
+
+def guess_encoding(line: bytes) -> str:
+    """GBK when the bytes make Chinese in it, else LATIN1, which takes any bytes."""
+    try:
+        text = line.decode("gb18030")
+    except UnicodeDecodeError:
+        return "LATIN1"
+    return "GBK" if sum("\u4e00" <= letter <= "\u9fff" for letter in text) >= 2 else "LATIN1"
+
+
+def data_files_hash(source: Source) -> dict[str, str]:
+    """SHA-256 of each file of a source, by the file's path."""
+    hashes = {}
+    for path in source.files:
+        with path.open("rb") as file:
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
