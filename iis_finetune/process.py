@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -9,8 +11,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import psutil
 
 STATUS, STARTED = 0, 19  # fields of /proc/PID/stat, counted from the one after the name (proc_pid_stat(5))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -129,6 +129,8 @@ def tree(who: Identity) -> list[Identity]:
     """A process and all its descendants, oldest first; torchrun's workers sit in groups of their own."""
     if not alive(who):
         return []
+    import psutil  # 30 ms that `check` and `plan` need not pay
+
     try:
         children = psutil.Process(who.pid).children(recursive=True)
     except psutil.Error:
@@ -141,10 +143,8 @@ def send(processes: Iterable[Identity], number: signal.Signals) -> None:
     """Signal each process that still is the one meant."""
     for who in processes:
         if alive(who):
-            try:
-                psutil.Process(who.pid).send_signal(number)
-            except psutil.Error:
-                continue  # it ended in between
+            with contextlib.suppress(ProcessLookupError):  # it ended in between
+                os.kill(who.pid, number)
 
 
 def wait_gone(processes: Sequence[Identity], seconds: float) -> list[Identity]:

@@ -129,8 +129,8 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     Raises ProblemsFound when there is nothing to go on with: no file, no YAML, no mapping.
     """
     path = find(name, registry)
-    document = _parse(path)
-    entries, kit_entries, problems = _entries(document, str(path))
+    text = _text(path)
+    entries, kit_entries, problems = _entries(_parse(text, path), str(path), text.splitlines())
     for text in overrides:
         override, problem = _override(text)
         if problem:
@@ -141,11 +141,11 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     return Recipe(path.stem, path, entries, kit, kit_entries), problems + kit_problems
 
 
-def _parse(path: Path) -> Any:
+def _parse(text: str, path: Path) -> Any:
     if path.suffix == ".json":
         what = "LLaMA-Factory 0.9.5 cannot read a JSON recipe (it fails with an AttributeError)"
         raise ProblemsFound([Problem(what, "write it as YAML", Place(str(path)))])
-    document = _load(_text(path), path)
+    document = _load(text, path)
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {type(document).__name__}"
         what = f"a recipe is a list of `key: value` lines, this file is {found}"
@@ -209,29 +209,37 @@ def _line(text: str, error: Any) -> str:
     return lines[mark.line] if mark and mark.line < len(lines) else ""
 
 
-def _entries(document: Any, file: str) -> tuple[dict[str, Entry], dict[str, Entry], list[Problem]]:
+def _entries(
+    document: Any, file: str, lines: Sequence[str]
+) -> tuple[dict[str, Entry], dict[str, Entry], list[Problem]]:
     entries: dict[str, Entry] = {}
     kit: dict[str, Entry] = {}
     problems = []
     for key, value in document.items():
         place = Place(file, document.lc.key(key)[0] + 1, str(key))
         if key != "kit":
-            entries[str(key)] = _entry(str(key), value, place)
+            entries[str(key)] = _entry(str(key), value, place, _written(lines[(place.line or 1) - 1]))
         elif isinstance(value, dict):
-            lines: Any = value
+            marks: Any = value
             for name, inner in value.items():
-                where = Place(file, lines.lc.key(name)[0] + 1, f"kit.{name}")
+                where = Place(file, marks.lc.key(name)[0] + 1, f"kit.{name}")
                 kit[f"kit.{name}"] = _entry(f"kit.{name}", inner, where)
         elif value is not None:
             problems.append(Problem("the kit block is not a mapping", "indent its keys below `kit:`", place))
     return entries, kit, problems
 
 
-def _entry(key: str, value: Any, place: Place) -> Entry:
+def _written(line: str) -> str | None:
+    """A one-line scalar as it was written, before YAML took `off` for a boolean or `1.10` for a number."""
+    written = line.partition(":")[2].partition(" #")[0].strip()
+    return written if written and written[0] not in "[{&*!|>\"'" else None
+
+
+def _entry(key: str, value: Any, place: Place, text: str | None = None) -> Entry:
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
     quoted = isinstance(value, DoubleQuotedScalarString | SingleQuotedScalarString)
-    return Entry(key, plain(value), place, quoted)
+    return Entry(key, plain(value), place, quoted, text=None if quoted else text)
 
 
 def plain(value: Any) -> Any:

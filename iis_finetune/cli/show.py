@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import Problem, errors_of
@@ -103,3 +103,20 @@ def duration(seconds: float | None) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def meter() -> Callable[[float], None]:
+    """A bar on stderr; the function that it returns takes the share that is done (0 to 1)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("reading rows", total=1.0)
+
+    def move(share: float) -> None:
+        bar.start()
+        bar.update(task, completed=share)
+        if share >= 1:
+            bar.stop()
+
+    return move

@@ -1,0 +1,62 @@
+"""The verbs on one's own data: data add, data check."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import dataset
+from ..errors import COMMAND_LINE, Place, ProblemsFound, errors_of, exit_code
+from . import show
+from .words import AsJson, workspace
+
+app = typer.Typer(help="Register and check your own data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSONL, CSV, text, Parquet or Arrow.")]
+Name = Annotated[str | None, typer.Option("--name", help="Its name in recipes; the file's name otherwise.")]
+Copied = Annotated[bool, typer.Option("--copy", help="Copy the file into data/ instead of naming where it lies.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Registered names; all of them if none.")]
+Stage = Annotated[str, typer.Option("--stage", help="What it is for: pt, sft, rm, dpo, kto.")]
+Full = Annotated[bool, typer.Option("--full", help="Every row, not the first 200,000.")]
+
+
+@app.command()
+def add(file: File, name: Name = None, copy: Copied = False) -> None:
+    """Register a data set: its format is recognised, dataset_info.json gets its entry."""
+    workspace().data.mkdir(exist_ok=True)
+    added = dataset.add(file, workspace().data, name, copy)
+    show.problems(added.problems)
+    show.line(f"registered '{added.name}' in {added.registry}: {added.format} format, {added.report.kept} usable rows")
+    show.line(f"next: iis-finetune train RECIPE dataset={added.name}")
+
+
+@app.command()
+def check(names: Names = None, stage: Stage = "sft", full: Full = False, as_json: AsJson = False) -> None:
+    """Read the rows as LLaMA-Factory would: what stops it, what it drops, what it trains oddly."""
+    registry = dataset.read_registry(workspace().data)
+    if errors_of(registry.problems):
+        raise ProblemsFound(registry.problems)
+    sources, problems = dataset.check_registered(
+        names or list(registry.entries), workspace().data, stage, Place(COMMAND_LINE)
+    )
+    problems = [*registry.problems, *problems]
+    counts = {}
+    for source in sources:
+        report = dataset.check_rows(source, dataset.RowOptions(stage, None if full else 200_000), _meter())
+        counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
+        problems += report.problems
+    if as_json:
+        show.document({"data": counts, "problems": [problem.as_json() for problem in problems]})
+    else:
+        for name, count in counts.items():
+            show.line(f"{name}: {count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped")
+        show.problems(problems, nothing_started=False)
+    raise typer.Exit(exit_code(problems))
+
+
+def _meter() -> dataset.Progress | None:
+    """A bar for files that take a while, on a terminal only."""
+    return show.meter() if sys.stderr.isatty() else None
