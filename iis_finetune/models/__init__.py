@@ -1,0 +1,33 @@
+"""The model folder: what it says without torch, whether it is whole, and the folders that are made from it.
+
+`look` gives the facts; the `check_*` functions return Problems; `precision_view` and `shrink` make other models of it.
+"""
+
+from .base import Base, base_of, published
+from .facts import ModelFacts, Shapes, find_folder, from_config, look
+from .folder_check import added_tokens, check_folder
+from .match import check_adapter, check_additional_target, check_targets, check_template
+from .shrink import shrink
+from .view import DTYPES, needs_view, precision_view, view_path
+
+__all__ = [
+    "DTYPES",
+    "Base",
+    "ModelFacts",
+    "Shapes",
+    "added_tokens",
+    "base_of",
+    "check_adapter",
+    "check_additional_target",
+    "check_folder",
+    "check_targets",
+    "check_template",
+    "find_folder",
+    "from_config",
+    "look",
+    "needs_view",
+    "precision_view",
+    "published",
+    "shrink",
+    "view_path",
+]

@@ -1,0 +1,124 @@
+"""Is a model folder whole and what it claims to be? From JSON and safetensors headers only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import Place, Problem
+from ..hub.files import weights_faults
+from .facts import ADAPTER_CONFIG, CONFIG, config_dtype, read_json, shapes_of
+from .headers import Headers, read_headers
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken", "*.model")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json")
+POINTER = b"version https://git-lfs"
+LONGEST_POINTER = 1024
+LONGEST_ADDED = 2_000_000  # bytes of tokenizer.json that are looked through for the added tokens
+EMBEDDING = "embed_tokens.weight"
+
+
+def check_folder(folder: Path, place: Place) -> list[Problem]:
+    """Every reason why a model folder would fail to load, or would load as something else than meant."""
+    if not folder.is_dir():
+        return [_missing(f"the folder {folder} is not there", "give the path of a model folder", place)]
+    if not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file():
+        return [_adapter_given(folder, place)]
+    config = read_json(folder / CONFIG)
+    problems = list(_pointers(folder, place))
+    if config is None:
+        state = "cannot be read as JSON" if (folder / CONFIG).exists() else "is missing"
+        problems.append(_missing(f"{folder / CONFIG} {state}", "fetch the model again, whole", place))
+    problems += _tokenizer(folder, place)
+    problems += _weights(folder, {problem.what.split(" is ")[0] for problem in problems}, place)
+    if config is not None:
+        problems += _contradictions(folder, config, read_headers(folder), place)
+    return problems
+
+
+def _missing(what: str, fix: str, place: Place) -> Problem:
+    return Problem(what, fix, place, kind="missing")
+
+
+def _adapter_given(folder: Path, place: Place) -> Problem:
+    base = (read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path") or "the model it was trained on"
+    fix = f"model_name_or_path: {base} and adapter_name_or_path: {folder}"
+    return Problem(f"{folder} is an adapter, not a whole model", fix, place)
+
+
+def _pointers(folder: Path, place: Place) -> Iterator[Problem]:
+    """Files that git cloned without git-lfs: three lines of text in place of the content."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size <= LONGEST_POINTER and path.read_bytes().startswith(POINTER):
+            yield _missing(f"{path} is a git-lfs pointer, not the file itself", "run `git lfs pull` there", place)
+
+
+def _tokenizer(folder: Path, place: Place) -> list[Problem]:
+    if any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        return []
+    # Seen with LLaMA-Factory 0.9.5: it trains on nothing but unknown tokens and exits 0.
+    what = f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): every token would be an unknown one"
+    return [_missing(what, "copy the tokenizer files of the model it was made from", place)]
+
+
+def _weights(folder: Path, reported: set[str], place: Place) -> list[Problem]:
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        return [_missing(f"{folder} has no weights (model.safetensors)", "fetch the model again, whole", place)]
+    faults = [(folder / name, fault) for name, fault in weights_faults(folder)]
+    return [
+        _missing(f"{path} {fault}", "fetch this file again: the download did not end well", place)
+        for path, fault in faults
+        if str(path) not in reported
+    ]
+
+
+def _contradictions(folder: Path, config: dict[str, Any], headers: Headers, place: Place) -> Iterator[Problem]:
+    rows = next((each.shape[0] for name, each in headers.tensors.items() if name.endswith(EMBEDDING)), None)
+    shapes = shapes_of(config)
+    if rows and shapes and rows != shapes.vocabulary_size:
+        what = (
+            f"{folder / CONFIG} says vocab_size {shapes.vocabulary_size}, the embedding in the weights has {rows} rows"
+        )
+        yield Problem(what, "take config.json and weights from the same source", place)
+    tokens = largest_token(folder)
+    if rows and tokens is not None and tokens >= rows:
+        what = f"the tokenizer in {folder} has token {tokens}, the embedding only {rows} rows"
+        yield Problem(what, "take the tokenizer of this very model, or set resize_vocab: true", place)
+    named = config_dtype(config)
+    if {named, headers.dtype} == {"float16", "bfloat16"}:
+        what = (
+            f"{folder / CONFIG} says {named}, the weights are saved as {headers.dtype}; they are converted on loading"
+        )
+        yield Problem(what, f'write "dtype": "{headers.dtype}" into config.json', place, severity="warning")
+
+
+def largest_token(folder: Path) -> int | None:
+    """Highest id among the added tokens; None without a tokenizer.json."""
+    added = added_tokens(folder)
+    return max(added.values(), default=None) if added is not None else None
+
+
+def added_tokens(folder: Path) -> dict[str, int] | None:
+    """Added tokens and their ids: tokenizer.json has them before its long vocabulary, so that part alone is parsed."""
+    try:
+        with (folder / "tokenizer.json").open("rb") as file:
+            text = file.read(LONGEST_ADDED).decode("utf-8", errors="ignore")
+        start = text.index('"added_tokens"')
+        rows, _ = json.JSONDecoder().raw_decode(text, text.index("[", start))
+        return {row["content"]: row["id"] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def has_token(folder: Path, token: str) -> bool | None:
+    """Whether the tokenizer holds this text as one token, added or in its vocabulary; None when that cannot be seen."""
+    added = added_tokens(folder)
+    if added is None:
+        return None
+    if token in added:
+        return True
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    written = {json.dumps(token, ensure_ascii=escaped) for escaped in (True, False)}
+    return any(word + sign in text for word in written for sign in ":,")  # BPE vocabularies are objects, others lists

@@ -1,0 +1,101 @@
+"""A precision view: a model folder of links whose config.json names another dtype.
+
+LLaMA-Factory 0.9.5 loads weights in the dtype that config.json names, whatever `fp16` and `bf16` say, so FP32 needs a
+folder that says so. The original is never touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import Place, Problem, ProblemsFound
+from .facts import CONFIG, ModelFacts, read_json
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+RECORD = ".view.json"
+
+
+def needs_view(facts: ModelFacts, precision: str) -> bool:
+    """Whether the model would load in another dtype than the plan's; quantised weights keep their own."""
+    return precision in DTYPES and facts.quantization is None and facts.dtype != DTYPES[precision]
+
+
+def view_path(folder: Path, precision: str, models_root: Path) -> Path:
+    """Where the view of a folder lies: `models/<name>@fp32`; a folder elsewhere adds a hash of its real path."""
+    name = folder.name
+    if folder.parent.resolve() != models_root.resolve():
+        name += "-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return models_root / f"{name}@{precision}"
+
+
+def precision_view(folder: Path, precision: str, models_root: Path) -> Path:
+    """Make the view, or leave one that is up to date; returns its path. Raises ProblemsFound without a config.json."""
+    config = read_json(folder / CONFIG)
+    if config is None:
+        what = f"{folder / CONFIG} is missing or cannot be read"
+        raise ProblemsFound([Problem(what, "fetch the model again, whole", Place(str(folder)), kind="missing")])
+    path = view_path(folder, precision, models_root)
+    record = _record(folder, precision)
+    models_root.mkdir(parents=True, exist_ok=True)
+    with (models_root / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the view made
+        if not _up_to_date(path, record):
+            _make(path, with_dtype(config, DTYPES[precision]), record)
+    return path
+
+
+def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with every dtype in it replaced, those of the text and vision parts as well."""
+    edited = {
+        key: with_dtype(value, dtype) if key.endswith("_config") and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in ("dtype", "torch_dtype")
+    }
+    return {**edited, "dtype": dtype}
+
+
+def _record(folder: Path, precision: str) -> dict[str, Any]:
+    """What the view is made from: each file's real path, size and time; another record makes another view."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    stats = {path.name: path.stat() for path in files}
+    return {
+        "source": str(folder.resolve()),
+        "precision": precision,
+        "files": {
+            path.name: [str(path.resolve()), stats[path.name].st_size, stats[path.name].st_mtime_ns] for path in files
+        },
+    }
+
+
+def _up_to_date(path: Path, record: dict[str, Any]) -> bool:
+    links = {name: target for name, (target, _, _) in record["files"].items() if name != CONFIG}
+    return (
+        read_json(path / RECORD) == record
+        and (path / CONFIG).is_file()
+        and all(
+            (path / name).is_symlink() and str((path / name).readlink()) == target for name, target in links.items()
+        )
+    )
+
+
+def _make(path: Path, config: dict[str, Any], record: dict[str, Any]) -> None:
+    """Build beside, then rename: nobody sees half a view, and a training that reads the old one keeps its files."""
+    for left_over in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    made.chmod(0o755)
+    for name, (target, _, _) in record["files"].items():
+        if name != CONFIG:
+            (made / name).symlink_to(target)
+    (made / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (made / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if path.exists():
+        path.rename(made / ".old")
+    made.rename(path)
+    shutil.rmtree(path / ".old", ignore_errors=True)
