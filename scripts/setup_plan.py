@@ -122,12 +122,23 @@ def index_problem(index: str, seconds: float = INDEX_SECONDS) -> str | None:
     return (answer.stderr.strip().splitlines() or ["unknown reason"])[-1] if answer.returncode else None
 
 
-def where_torch_comes_from(wheels: Wheels, mirror: str | None) -> tuple[list[str], str | None]:
-    """pip's arguments for the trio, and the index used (None: pip's own)."""
+@dataclass(frozen=True)
+class TorchSource:
+    """What pip is given for the trio; `index` None is pip's own configured index."""
+
+    requirements: tuple[str, ...]
+    index: str | None
+
+    def arguments(self) -> list[str]:
+        return [*(["--index-url", self.index] if self.index else []), *self.requirements]
+
+
+def where_torch_comes_from(wheels: Wheels, mirror: str | None) -> TorchSource:
+    """The row's index, or pip's own where that one cannot be reached and has the same builds."""
     index = wheels.index_at(mirror)
     problem = index_problem(index)
     if not problem:
-        return ["--index-url", index, *wheels.requirements()], index
+        return TorchSource(tuple(wheels.requirements()), index)
     say(f"the PyTorch index {index} cannot be reached: {problem}")
     if not wheels.plain_index:
         raise SetUpFailed(
@@ -135,7 +146,7 @@ def where_torch_comes_from(wheels: Wheels, mirror: str | None) -> tuple[list[str
             "  fix: name a mirror of https://download.pytorch.org/whl: IIS_TORCH_INDEX=https://... make setup\n"
             "       or install torch yourself and run: make setup TORCH=keep PYTHON=/path/to/its/python3"
         )
-    plain = wheels.requirements(local=False)
+    plain = tuple(wheels.requirements(local=False))
     say(f"{plain[0]} comes from pip's own configured index instead")
     # The torchvision and torchaudio there are built for CUDA; LLaMA-Factory pulls them in, the check deals with them.
-    return (plain[:1] if wheels.accelerator == "cpu" else plain), None
+    return TorchSource(plain[:1] if wheels.accelerator == "cpu" else plain, None)

@@ -17,13 +17,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from setup_plan import ROOT, Plan, SetUpFailed, say, where_torch_comes_from
+from setup_plan import ROOT, Plan, SetUpFailed, TorchSource, say, where_torch_comes_from
 
 from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO
 
 STARTED = "iis-finetune-setup.started.json"
 TRIO_CONSTRAINTS = "iis-finetune-torch.txt"
 LOG_LINES_SHOWN = 15
+PROGRAMS = ("llamafactory", "mypy", "pytest", "ruff")
+# /bin/sh finds the interpreter: a path with a space, or a long one, cannot stand behind #!
+TORCHRUN = """#!/bin/sh
+exec "{python}" -m torch.distributed.run "$@"
+"""
 # A user's own settings that would send packages somewhere else, or let the environment see packages that are not in it.
 DROPPED_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_CONSTRAINT")
 
@@ -40,6 +45,10 @@ class Steps:
 
     def run(self, title: str, command: Sequence[str], fix: str, **variables: str) -> None:
         began = time.monotonic()
+        if not Path(command[0]).exists():
+            raise SetUpFailed(
+                f"step failed: {title}\n  {command[0]} is not there\n  fix: remove {self.venv}, run make setup"
+            )
         with self.log.open("w", encoding="utf-8") as log:
             environment = self.environment | variables
             child = subprocess.Popen(
@@ -78,6 +87,8 @@ class Steps:
     def ask(self, code: str) -> str:
         """What a line of Python prints in the new environment; empty when it cannot."""
         command = [self.python, "-c", code]
+        if not Path(self.python).exists():
+            return ""
         answer = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
         return answer.stdout.strip()
 
@@ -90,23 +101,35 @@ def drop_half_installed(venv: Path) -> None:
             shutil.rmtree(folder)
 
 
-def prepare(steps: Steps, plan: Plan) -> None:
-    """An environment with pip in it: a new one, or the one that was begun with the same trio and Python."""
-    venv, marker = steps.venv, steps.venv / STARTED
-    begun = json.loads(marker.read_text()) if marker.exists() else None
-    if venv.exists() and not begun and any(venv.iterdir()):
+def begun_with(venv: Path) -> dict[str, Any] | None:
+    """What an environment was begun with, finished or not; None when there is none, and never someone else's."""
+    marker = venv / STARTED
+    if marker.exists():
+        begun: dict[str, Any] = json.loads(marker.read_text())
+        return begun
+    if venv.exists() and any(venv.iterdir()):
         raise SetUpFailed(f"{venv} exists and was not made by this set-up\n  fix: move it away, or remove it")
+    return None
+
+
+def prepare(steps: Steps, plan: Plan, *, reusable: bool) -> None:
+    """An environment with pip in it: the one that was begun with the same trio and Python, or a new one."""
+    venv = steps.venv
     (venv / RECORD).unlink(missing_ok=True)
-    if begun == plan.identity(venv) and steps.ask("import pip; print(pip.__version__)"):
+    if reusable and steps.ask("import pip; print(pip.__version__)"):
         drop_half_installed(venv)
         return
+    if Path(sys.prefix) == venv.resolve() and not plan.wheels:
+        raise SetUpFailed(f"{venv} has to be made anew, and it cannot be made from itself\n  fix: run deactivate first")
     if venv.exists():
         shutil.rmtree(venv)
     venv.mkdir(parents=True)
-    marker.write_text(json.dumps(plan.identity(venv)))
-    sees_packages = [] if plan.wheels else ["--system-site-packages"]
+    (venv / STARTED).write_text(json.dumps(plan.identity(venv)))
+    # The interpreter below an activated environment: that environment may be the one that was just removed.
+    base = str(getattr(sys, "_base_executable", sys.executable))
+    command = [base, "-m", "venv"] if plan.wheels else [sys.executable, "-m", "venv", "--system-site-packages"]
     fix = "install the venv module (Debian, Ubuntu: sudo apt install python3-venv)"
-    steps.run("virtual environment", [sys.executable, "-m", "venv", *sees_packages, str(venv.absolute())], fix)
+    steps.run("virtual environment", [*command, str(venv.absolute())], fix)
     if not plan.wheels:
         show_kept_torch(steps)
 
@@ -124,16 +147,26 @@ def show_kept_torch(steps: Steps) -> None:
         raise SetUpFailed(f"the torch in {folder} cannot be seen from {steps.venv}")
 
 
-def install_torch(steps: Steps, plan: Plan) -> str | None:
-    """Install the trio, or keep it; hold everything that follows to exactly these builds. Returns the index used."""
-    index = None
-    if plan.wheels:
-        arguments, index = where_torch_comes_from(plan.wheels, os.environ.get("IIS_TORCH_INDEX"))
-        steps.pip(" ".join(a for a in arguments if "==" in a), *arguments, constrained=False)
+def source_of_torch(steps: Steps, plan: Plan, *, reusable: bool) -> TorchSource | None:
+    """Where to install the trio from; None when it is kept, or was installed before an interruption."""
+    done = reusable and (steps.venv / TRIO_CONSTRAINTS).exists() and installed(steps, "torch")
+    if done or not plan.wheels:
+        return None
+    return where_torch_comes_from(plan.wheels, os.environ.get("IIS_TORCH_INDEX"))
+
+
+def install_torch(steps: Steps, plan: Plan, source: TorchSource | None) -> str | None:
+    """Install the trio where it is not there yet, and hold everything that follows to it. Returns its index."""
+    file = steps.venv / TRIO_CONSTRAINTS
+    if source:
+        steps.pip(" ".join(source.requirements), *source.arguments(), constrained=False)
+    elif plan.wheels:
+        return file.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip() or None
     pins = dict(pin.split("==") for pin in (plan.wheels.requirements(local=False) if plan.wheels else plan.kept))
     pins |= {name: version for name in TRIO if (version := installed(steps, name))}
     lines = "".join(f"{name}=={version}\n" for name, version in pins.items())
-    (steps.venv / TRIO_CONSTRAINTS).write_text(lines, encoding="utf-8")
+    index = source.index if source else None
+    file.write_text(f"# {index or ''}\n{lines}", encoding="utf-8")
     return index
 
 
@@ -143,6 +176,12 @@ def installed(steps: Steps, name: str) -> str | None:
 
 def install_packages(steps: Steps, plan: Plan) -> None:
     steps.pip("LLaMA-Factory, the kit and its tools", "-e", ".[train,dev]")
+    if not plan.wheels:
+        # What the kept interpreter already has was not installed here, so its programs are not in this bin/.
+        steps.pip("programs", "--ignore-installed", "--no-deps", *PROGRAMS)
+        torchrun = Path(steps.python).parent / "torchrun"
+        torchrun.write_text(TORCHRUN.format(python=steps.python), encoding="utf-8")
+        torchrun.chmod(0o755)
     if "deepspeed" in plan.extras:
         # Its build imports the installed torch, so no isolation; its kernels are built when first used.
         steps.pip("build tools", "setuptools", "wheel")
@@ -187,7 +226,11 @@ def check_and_cure(steps: Steps) -> dict[str, Any]:
         command = [steps.python, "-m", "pip", "uninstall", "--yes", "torchvision"]
         steps.run("torchvision removed", command, "remove it by hand")
     elif errors["torchvision"] and here:
-        say(f"warning: the torchvision beside the kept torch cannot load and was left: {errors['torchvision']}")
+        raise SetUpFailed(
+            f"the torchvision beside the kept torch cannot load, and LLaMA-Factory does not start with it\n"
+            f"  it said: {errors['torchvision']}\n"
+            f"  fix: in that environment, pip uninstall torchvision (text models do not need it); it lies in {here}"
+        )
     if errors["torchaudio"]:
         say(f"torchaudio cannot load ({errors['torchaudio']}): training gets a text-only placeholder in its place")
     return {"torchvision_removed": removed, "torchaudio_placeholder": bool(errors["torchaudio"])}
@@ -203,8 +246,10 @@ def start_llamafactory(steps: Steps, *, placeholder: bool) -> None:
 def set_up(venv: Path, plan: Plan) -> dict[str, Any]:
     """Do every step; returns the record that was written."""
     steps = Steps(venv)
-    prepare(steps, plan)
-    index = install_torch(steps, plan)
+    reusable = begun_with(venv) == plan.identity(venv)
+    source = source_of_torch(steps, plan, reusable=reusable)  # before anything that works is taken down
+    prepare(steps, plan, reusable=reusable)
+    index = install_torch(steps, plan, source)
     install_packages(steps, plan)
     cure = check_and_cure(steps)
     start_llamafactory(steps, placeholder=cure["torchaudio_placeholder"])
