@@ -60,9 +60,12 @@ class Registry:
     entries: Mapping[str, Entry]
     problems: tuple[Problem, ...] = ()
 
-    def place(self, name: str, key: str | None = None) -> Place:
+    def place(self, name: str, key: str = "") -> Place:
+        """The line of an entry's key, or of the entry when it has no such key."""
         entry = self.entries[name]
-        return Place(str(self.file), entry.lines.get(key or "", entry.line), f"{name}.{key}" if key else name)
+        if key in entry.lines:
+            return Place(str(self.file), entry.lines[key], f"{name}.{key}")
+        return Place(str(self.file), entry.line, name)
 
 
 def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:

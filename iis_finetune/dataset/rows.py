@@ -69,6 +69,11 @@ class _Tally:
     labels: set[bool | None] = field(default_factory=set)
     batch: set[str] = field(default_factory=set)
 
+    @property
+    def used(self) -> int:
+        """The rows that LLaMA-Factory converts: max_samples leaves out the others."""
+        return min(self.rows, self.options.max_samples or self.rows)
+
     def add(self, case: str, detail: str, row: Row) -> None:
         key = (case, detail, self.file) if len(self.findings) < GROUPS else (case, "...", self.file)
         finding = self.findings.setdefault(key, _Finding())
@@ -93,7 +98,7 @@ def check_rows(source: Source, options: RowOptions, progress: Progress | None = 
     _end_batch(tally, Row(tally.rows, None, None))
     _check_columns(tally, source.layout)
     problems = tuple(_problems(tally))
-    return RowReport(tally.rows, tally.kept, tally.rows - tally.kept, complete, tally.thinking_rows, problems)
+    return RowReport(tally.rows, tally.kept, tally.used - tally.kept, complete, tally.thinking_rows, problems)
 
 
 def usable_samples(
@@ -122,7 +127,7 @@ def _check_row(tally: _Tally, row: Row) -> None:
         return
     for fault in note(tally.columns, row.value, row):
         tally.add(fault.case, fault.detail, row)
-    if tally.rows <= (tally.options.max_samples or tally.rows):
+    if tally.rows == tally.used:
         _check_sample(tally, row)
 
 
@@ -256,7 +261,7 @@ def _problem(tally: _Tally, case: str, detail: str, found: tuple[str, _Finding])
     if effect == "drop" and tally.options.processing == "pt":
         effect = "stop"
     listed = ", ".join(str(row) for row in finding.rows) + (", ..." if finding.count > len(finding.rows) else "")
-    about = f"{finding.count} of {tally.rows} rows" if tally.rows else "the file"
+    about = f"{finding.count} of {tally.used} rows"
     opening = {
         "stop": "loading stops: ",
         "drop": f"no valid sample would be left, {about} are dropped: " if not tally.kept else f"{about} are dropped: ",
