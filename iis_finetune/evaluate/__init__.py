@@ -1,0 +1,154 @@
+"""Base against tuned on the same rows: answers through LLaMA-Factory, metrics, intervals, a few lines to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import COMMAND_LINE, KitError, Place, Problem, ProblemsFound, RunFailed
+from ..plan import after
+from ..runs import Run, note, step_of, write
+from ..supervise import Stop
+from .answers import PART_ROWS, Job, Material, Side, answers, losses, material, paired
+from .compare import Comparison, compare, macro_f1, weighted
+from .metrics import Declared, confusion, kind_of, score
+from .summary import newest_scores, summary_lines
+
+BASE, TUNED = "base", "tuned"
+NOT_GENERATED = ("pt", "rm")  # stages whose data has no answers to generate
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is evaluated: a data set; which checkpoint (None: the result); against what; how."""
+
+    data: str
+    environment: Mapping[str, str]
+    stop: Stop = field(default_factory=Stop)
+    checkpoint: int | None = None
+    baseline: Run | str | None = BASE  # BASE, another run, or None for the tuned model alone
+    declared: Declared = field(default_factory=Declared)
+    with_losses: bool = True
+    part_rows: int = PART_ROWS
+
+
+def after_training(run: Run, data: str, environment: Mapping[str, str], stop: Stop) -> None:
+    """Predict the data set's rows with base and tuned and keep the scores; a failure is told, never raised."""
+    note(run, "evaluating", data=data)
+    try:
+        evaluate(run, Wanted(data, environment, stop, with_losses=False))
+    except (KitError, OSError) as error:
+        folder = run.evaluation / data
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "scores.json", json.dumps({"data": data, "problem": str(error)}, ensure_ascii=False) + "\n")
+        note(run, "evaluation failed", data=data, why=str(error))
+    else:
+        note(run, "evaluated", data=data)
+
+
+def evaluate(run: Run, wanted: Wanted) -> dict[str, Any]:
+    """Answer, measure, compare; returns what it writes into `<run>/evaluation/<data>/scores.json`.
+
+    Goes on where an earlier evaluation with the same settings stopped. Raises ProblemsFound, RunFailed.
+    """
+    tuned, base = _sides(run, wanted)
+    if tuned.arguments.get("stage") == "rm":
+        what = f"{run.name} is a reward model: it scores answers and gives none"
+        raise ProblemsFound([Problem(what, "evaluate a run of another stage", Place(COMMAND_LINE))])
+    job = Job(run.evaluation / wanted.data, wanted.data, wanted.environment, wanted.stop, wanted.part_rows)
+    given = material(job, tuned.arguments)
+    scores: dict[str, Any] = {"data": wanted.data, "base": base.name if base else None, "tuned": tuned.name}
+    scores |= {"cut": list(given.cut), "metrics": []}
+    if tuned.arguments.get("stage") not in NOT_GENERATED:
+        scores |= _judged(job, (base, tuned), given, wanted.declared)
+    if wanted.with_losses or tuned.arguments.get("stage") in NOT_GENERATED:
+        scores["metrics"] += [each.as_json() for each in _losses(job, (base, tuned), given)]
+    write(_path(job, base, tuned), json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
+    return scores
+
+
+def _path(job: Job, base: Side | None, tuned: Side) -> Path:
+    """`scores.json` is the run's result against its base; every other comparison has its names in the file's."""
+    usual = (base.name if base else None, tuned.name) == (BASE, TUNED)
+    against = f"-against-{base.name}" if base else ""
+    return job.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
+
+
+def _sides(run: Run, wanted: Wanted) -> tuple[Side, Side | None]:
+    arguments = _arguments(run)
+    result, name = run.output, TUNED
+    if wanted.checkpoint is not None:
+        name = f"checkpoint-{wanted.checkpoint}"
+        result = run.output / name
+        if not result.is_dir():
+            there = ", ".join(str(step_of(path)) for path in run.checkpoints()) or "none"
+            what = f"{run.name} has no checkpoint {wanted.checkpoint}"
+            raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
+    tuned = Side(name, arguments, after.tuned_weights(arguments, result.resolve()))
+    if isinstance(wanted.baseline, Run):
+        theirs = _arguments(wanted.baseline)
+        output = wanted.baseline.output.resolve()
+        return tuned, Side(wanted.baseline.name, theirs, after.tuned_weights(theirs, output))
+    return tuned, Side(BASE, arguments, after.base_weights(arguments)) if wanted.baseline else None
+
+
+def _arguments(run: Run) -> dict[str, Any]:
+    try:
+        return after.read_arguments(run)
+    except OSError:
+        what = f"{run.name} has no {run.arguments.name}: it is not a run of this kit"
+        raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE))]) from None
+
+
+def _judged(job: Job, sides: tuple[Side | None, Side], given: Material, declared: Declared) -> dict[str, Any]:
+    """The answers of both sides and what they are worth."""
+    base, tuned = ([*answers(job, side, given)] if side else None for side in sides)
+    if not tuned:
+        raise RunFailed(f"the data set '{job.data}' has no row that can be answered")
+    problems = list(paired(base, tuned)) if base is not None else []
+    if problems:
+        raise ProblemsFound(problems)
+    references = [row["label"] for row in tuned]
+    texts = [[row["predict"] for row in rows] if rows is not None else None for rows in (base, tuned)]
+    found = _compared(texts[0], texts[1] or [], references, declared)
+    judged: dict[str, Any] = {"rows": len(tuned), "kind": kind_of(references, declared)}
+    judged |= {"metrics": [each.as_json() for each in found], "decoding": "greedy"}
+    judged["longest_answer_tokens"] = given.max_new_tokens
+    if declared.labels or declared.field:
+        judged["confusion"] = confusion(texts[1] or [], references, declared)
+    return judged
+
+
+def _compared(
+    base: Sequence[str] | None, tuned: Sequence[str], references: Sequence[str], declared: Declared
+) -> list[Comparison]:
+    theirs = score(base, references, declared) if base is not None else None
+    found = compare(theirs, score(tuned, references, declared))
+    return [*found, macro_f1(base, tuned, references, declared)] if declared.labels or declared.field else found
+
+
+def _losses(job: Job, sides: tuple[Side | None, Side], given: Material) -> list[Comparison]:
+    """Mean loss with an interval over slices of the rows, and the perplexity that belongs to it."""
+    base, tuned = (losses(job, side, given) if side else None for side in sides)
+    ours, rows = tuned or [], list(given.slices.values())
+    found = compare({"loss": base} if base else None, {"loss": ours}, ["loss"])[0]
+    means = [weighted(values, rows) if values else None for values in (base, ours)]
+    exponents = [None if value is None else math.exp(min(value, 700.0)) for value in means]
+    perplexity = Comparison("perplexity", False, found.rows, exponents[0], exponents[1])
+    return [replace(found, base=means[0], tuned=means[1]), perplexity]
+
+
+__all__ = [
+    "BASE",
+    "TUNED",
+    "Declared",
+    "Wanted",
+    "after_training",
+    "evaluate",
+    "newest_scores",
+    "summary_lines",
+]

@@ -1,0 +1,137 @@
+"""What LLaMA-Factory is given after training: arguments and environment of predict, export, chat and serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..arguments import for_verb, table
+from ..runs import Run
+from .training import dataset_names
+
+PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
+SIMILARITIES = "predict_results.json"
+LOSSES = "eval_results.json"
+WHOLE = ("full", "freeze")
+LOOPBACK = "127.0.0.1"
+VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What measures or draws otherwise than one greedy answer a row, or belongs to the run's own training only.
+NOT_WHEN_MEASURING = (
+    *("do_eval", "do_predict", "predict_with_generate", "compute_accuracy", "eval_on_each_dataset", "max_samples"),
+    *("eval_num_beams", "num_beams", "generation_num_beams", "generation_max_length", "max_length"),
+    *("temperature", "top_p", "top_k", "run_name", "overwrite_cache", "ddp_backend", "ddp_timeout"),
+    *("ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is loaded: a model folder and the adapters on top of it, in order."""
+
+    model: str
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to answer: registered names in a data folder, where the result goes, the longest answer in tokens."""
+
+    dataset_dir: str
+    names: tuple[str, ...]
+    output: str
+    max_new_tokens: int | None = None
+
+
+def read_arguments(run: Run) -> dict[str, Any]:
+    """The arguments that a run was trained with; OSError when the folder does not hold them."""
+    from ruamel.yaml import YAML
+
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    return dict(reader.load(run.arguments.read_text(encoding="utf-8")))
+
+
+def base_weights(arguments: Mapping[str, Any]) -> Weights:
+    """What the training of these arguments started from."""
+    return Weights(str(arguments["model_name_or_path"]), tuple(_adapters(arguments)))
+
+
+def tuned_weights(arguments: Mapping[str, Any], result: Path) -> Weights:
+    """What the training made: a whole model, or an adapter that follows or replaces the last one it started from."""
+    if arguments.get("finetuning_type") in WHOLE:
+        return Weights(str(result))
+    earlier = _adapters(arguments)
+    kept = earlier if arguments.get("create_new_adapter") else earlier[:-1]
+    return Weights(str(arguments["model_name_or_path"]), (*kept, str(result)))
+
+
+def _adapters(arguments: Mapping[str, Any]) -> list[str]:
+    return dataset_names(dict(arguments), "adapter_name_or_path")
+
+
+def _loaded(weights: Weights) -> dict[str, Any]:
+    """How the weights are named; an OFT adapter is loaded like a LoRA one, a base without adapter too."""
+    adapters = {"adapter_name_or_path": ",".join(weights.adapters)} if weights.adapters else {}
+    return {"model_name_or_path": weights.model, **adapters, "finetuning_type": "lora"}
+
+
+def _kept(arguments: Mapping[str, Any], verb: Any) -> dict[str, Any]:
+    kept = for_verb(arguments, verb, table())
+    return {key: value for key, value in kept.items() if value is not None and key != "adapter_name_or_path"}
+
+
+def _measured(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[str, Any]:
+    """What predicting and measuring losses share: everything that decides what the model sees and computes in."""
+    kept = {key: value for key, value in _kept(arguments, "predict").items() if key not in NOT_WHEN_MEASURING}
+    if arguments.get("pure_bf16"):
+        kept["bf16"] = True
+    return {**kept, **_loaded(weights), **_rows(arguments, rows)}
+
+
+def predict(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[str, Any]:
+    """Greedy answers to the rows: template, length, precision and attention as in training; one process."""
+    return {
+        **_measured(arguments, weights, rows),
+        "stage": "sft",
+        "do_predict": True,
+        "predict_with_generate": True,
+        "do_sample": False,
+        "max_new_tokens": arguments.get("max_new_tokens") or rows.max_new_tokens or 1024,
+    }
+
+
+def losses(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[str, Any]:
+    """The loss of each of the named data sets, as in training."""
+    stage = "pt" if arguments.get("stage") == "pt" else "sft"
+    each = {"eval_on_each_dataset": True} if len(rows.names) > 1 else {}
+    return {**_measured(arguments, weights, rows), **each, "stage": stage, "do_eval": True}
+
+
+def loss_of(results: Mapping[str, Any], name: str) -> float | None:
+    """The loss of one data set in what `losses` leaves; None when it is not there."""
+    value = results.get(f"eval_{name}_loss", results.get("eval_loss"))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _rows(arguments: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    batch = arguments.get("per_device_eval_batch_size") or arguments.get("per_device_train_batch_size") or 1
+    return {
+        "dataset_dir": rows.dataset_dir,
+        "eval_dataset": ",".join(rows.names),
+        "output_dir": rows.output,
+        "per_device_eval_batch_size": batch,  # what fitted in training fits here
+        "report_to": "none",
+    }
+
+
+def one_process(environment: Mapping[str, str]) -> dict[str, str]:
+    """A training's environment for what comes after it: one process, its first device, none of the training's hooks."""
+    kept = {name: value for name, value in environment.items() if name not in SEVERAL_PROCESSES}
+    for name in VISIBLE:
+        if kept.get(name):
+            kept[name] = kept[name].split(",")[0]
+    paths = [path for path in kept.get("PYTHONPATH", "").split(":") if path and Path(path).name != "hook"]
+    return {**kept, "PYTHONPATH": ":".join(paths)}
