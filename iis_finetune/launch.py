@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def child_environment(machine: Machine, environment: Mapping[str, str], chosen: 
     return {**inherited, **chosen, "PATH": search}
 
 
-def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(run: Run, environment: Mapping[str, str]) -> process.Child:
     """Start the training in the run folder, in a session of its own, everything it prints into train.log."""
     return process.start(process.Launch(program("train", run.arguments.name), environment, run.folder, run.log))
 

@@ -60,7 +60,11 @@ def examine(question: Question) -> Examined:
 
 def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFacts:
     name = base.model if base else recipe.value("model_name_or_path", "")
-    return models.look(str(name), workspace.models)
+    facts = models.look(str(name), workspace.models)
+    if facts.known:
+        return facts
+    described = models.facts_of(base.recipe if base else recipe)
+    return replace(described, name=facts.name) if described else facts
 
 
 def _model_problems(recipe: Recipe, model: ModelFacts, base: Base | None) -> list[Problem]:

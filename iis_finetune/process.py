@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+Child = subprocess.Popen[bytes]
 STATUS, STARTED = 0, 19  # fields of /proc/PID/stat, counted from the one after the name (proc_pid_stat(5))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -74,7 +75,7 @@ def _text(data: bytes | str | None) -> str:
     return data.decode(errors="replace") if isinstance(data, bytes) else data or ""
 
 
-def start(launch: Launch) -> subprocess.Popen[bytes]:
+def start(launch: Launch) -> Child:
     """Start a program in a session of its own, so that neither a closed terminal nor Ctrl-C reaches it."""
     with launch.log.open("ab") as log:
         return subprocess.Popen(

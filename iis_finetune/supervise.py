@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -51,7 +50,7 @@ def supervise(run: Run, environment: Mapping[str, str], stop: Stop) -> Ending:
     return ending
 
 
-def _wait(run: Run, attempt: Attempt, child: subprocess.Popen[bytes], stop: Stop) -> Attempt:
+def _wait(run: Run, attempt: Attempt, child: process.Child, stop: Stop) -> Attempt:
     """Wait for the program's end, or end it when asked to; returns the attempt with its processes and exit code."""
     began = time.monotonic()
     while child.poll() is None and not stop.asked:
@@ -64,7 +63,7 @@ def _wait(run: Run, attempt: Attempt, child: subprocess.Popen[bytes], stop: Stop
     return replace(attempt, returncode=child.wait())
 
 
-def _end_all(attempt: Attempt, child: subprocess.Popen[bytes]) -> None:
+def _end_all(attempt: Attempt, child: process.Child) -> None:
     """End what still runs: the tree as it is now, and workers that their parent left behind."""
     now = process.tree(attempt.process) if attempt.process else []
     left = {who.pid: who for who in (*attempt.workers, *now) if process.alive(who)}

@@ -88,3 +88,7 @@ def run(words: Sequence[str], folder: Path, **extra: str) -> subprocess.Complete
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write the golden plans anew; read the diff")

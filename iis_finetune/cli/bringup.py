@@ -10,7 +10,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from .. import dataset, evaluate, launch, models, preflight, process, rules, runs, supervise
+from .. import dataset, evaluate, launch, machine, models, preflight, process, rules, runs, supervise
 from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, errors_of, exit_code
 from ..launch import Prepared
 from ..observe import began, last_lines, raised, tail
@@ -48,7 +48,7 @@ def _train(request: Request, question: Question, stop: Stop) -> int:
     data = preflight.examine(replace(question, rows=False)).recipe.kit.evaluate_after
     if code == FINE and data:
         request.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
-        evaluate.after_training(made, data, question, stop)
+        evaluate.after_training(made, data, _environment(made, question), stop)
         request.tell(evaluated=made.name)
     return code
 
@@ -68,9 +68,14 @@ def _bring_up(request: Request, question: Question, stop: Stop) -> Run:
     prepared = Prepared(examined.recipe, examined.plan, examined.machine, _data_hashes(examined, question))
     made = launch.prepare(prepared, question.workspace)
     request.tell(run=made.name)
-    chosen = (runs.read_json(made.decisions) or {})["environment"]
-    supervise.supervise(made, launch.child_environment(examined.machine, question.environment, chosen), stop)
+    supervise.supervise(made, _environment(made, question), stop)
     return made
+
+
+def _environment(made: Run, question: Question) -> dict[str, str]:
+    """The whole environment of a run's training processes."""
+    chosen = (runs.read_json(made.decisions) or {})["environment"]
+    return launch.child_environment(machine.detect(environment=question.environment), question.environment, chosen)
 
 
 def _examine(question: Question) -> Examined:

@@ -1,0 +1,171 @@
+"""Plans compared with files: a reviewer sees in the diff what a change does to real arguments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iis_finetune import machine, models, plan
+from iis_finetune import recipe as recipes
+from iis_finetune.errors import Problem, errors_of
+from iis_finetune.plan import Inputs, Plan
+from iis_finetune.runs import Workspace
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+MACHINES = ("mi50x2", "rx7900xtx", "h200", "rtx4090", "v100", "mi100", "cpu")
+CASES = [("qwen7b_lora", name) for name in MACHINES] + [("quickstart", "cpu"), ("llama8b_lora", "mi50x2")]
+
+
+def make(recipe_name: str, machine_name: str, *overrides: str, text: str | None = None) -> Plan:
+    nowhere = Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))
+    if text is None:
+        recipe, problems = recipes.read(recipe_name, overrides, ROOT / "recipes")
+    else:
+        path = Path(recipe_name)
+        path.write_text(text)
+        recipe, problems = recipes.read(str(path), overrides)
+    assert problems == []
+    base, _ = models.base_of(recipe, nowhere)
+    facts = models.look(base.model if base else str(recipe.value("model_name_or_path", "")), nowhere.models)
+    return plan.make(Inputs(recipe, machine.profile(machine_name), facts, nowhere, base))
+
+
+@pytest.mark.parametrize(("recipe", "machine_name"), CASES, ids=str)
+def test_plans_are_as_they_were_reviewed(recipe: str, machine_name: str, request: pytest.FixtureRequest) -> None:
+    made = make(recipe, machine_name)
+    text = json.dumps(made.as_json(), indent=2, ensure_ascii=False).replace(str(ROOT), "{root}") + "\n"
+    file = GOLDEN / f"{recipe}@{machine_name}.json"
+    if request.config.getoption("--rewrite-golden"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8"), "pytest --rewrite-golden tests/test_plan.py, then read the diff"
+
+
+def test_the_house_recipe_on_the_machine_it_began_on() -> None:
+    made = make("qwen7b_lora", "mi50x2")
+    wanted = {
+        "lora_rank": 64,
+        "lora_alpha": 128,
+        "lora_dropout": 0.05,
+        "lora_target": "all",
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": 0.5,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 32,
+        "fp16": False,
+        "bf16": False,
+        "flash_attn": "disabled",
+        "disable_gradient_checkpointing": False,
+        "model_name_or_path": "{models}/Qwen--Qwen2.5-7B-Instruct@fp32",
+    }
+    assert {key: made.arguments.get(key) for key in wanted} == wanted
+    assert made.processes == 2 and made.precision == "fp32"
+    assert made.memory.per_device_gib is not None and made.memory.per_device_gib <= 31.98
+    assert made.environment["OPTIM_TORCH"] == "0"
+    dead = {"HSA_OVERRIDE_GFX_VERSION", "NCCL_ASYNC_ERROR_HANDLING", "PL_TORCH_DISTRIBUTED_BACKEND", "MIOPEN_FIND_MODE"}
+    assert not dead & set(made.environment)
+    assert "DISABLE_VERSION_CHECK" not in made.environment
+    assert errors_of(made.problems) == []
+
+
+EXPECTED = {
+    "h200": ("bf16", "sdpa"),
+    "rx7900xtx": ("bf16", "sdpa"),
+    "rtx4090": ("bf16", "sdpa"),
+    "v100": ("fp16", "sdpa"),
+    "mi100": ("bf16", "sdpa"),
+    "cpu": ("fp32", "sdpa"),
+    "mi50x2": ("fp32", "disabled"),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
+def test_the_machine_decides_precision_and_attention(name: str, expected: tuple[str, str]) -> None:
+    made = make("qwen7b_lora", name)
+    assert (made.precision, made.arguments["flash_attn"]) == expected
+    assert (made.arguments["bf16"], made.arguments["fp16"]) == (expected[0] == "bf16", expected[0] == "fp16")
+
+
+def test_every_decision_has_a_reason_and_one_name() -> None:
+    for name in MACHINES:
+        decisions = make("qwen7b_lora", name).decisions
+        assert all(decision.reason.strip() for decision in decisions)
+        assert len({decision.name for decision in decisions}) == len(decisions)
+
+
+def test_the_same_inputs_give_the_same_plan() -> None:
+    assert make("qwen7b_lora", "h200") == make("qwen7b_lora", "h200")
+
+
+SMALL = "model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct\ntemplate: qwen\nstage: sft\ndo_train: true\ndataset: d\n"
+STATED = {
+    "bf16: true": ("bf16", "sdpa"),
+    "fp16: false\nbf16: false": ("fp32", "sdpa"),
+    "flash_attn: disabled": ("bf16", "disabled"),
+    "kit: {precision: fp32}": ("fp32", "sdpa"),
+    "kit: {precision: as-saved}": ("as-saved", "sdpa"),
+    "kit: {attention: disabled}": ("bf16", "disabled"),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), STATED.items())
+def test_what_the_recipe_states_wins_over_auto(lines: str, expected: tuple[str, str], tmp_path: Path) -> None:
+    made = make(str(tmp_path / "r.yaml"), "h200", text=SMALL + lines + "\n")
+    assert (made.precision, made.arguments["flash_attn"]) == expected
+    name = "attention" if "att" in lines else "precision"
+    assert next(each for each in made.decisions if each.name == name).source == "recipe"
+
+
+def only(problems: tuple[Problem, ...]) -> Problem:
+    found = errors_of(problems)
+    assert len(found) == 1, found
+    return found[0]
+
+
+CONFLICTS = {
+    "kit: {precision: fp32}\nbf16: true": ("'bf16' and 'kit.precision'", "r.yaml:7"),
+    "kit: {attention: sdpa}\nflash_attn: fa2": ("'flash_attn' and 'kit.attention'", "r.yaml:7"),
+    "kit: {launcher: zero2}\ndeepspeed: x.json": ("'deepspeed' and 'kit.launcher'", "r.yaml:7"),
+    "kit: {global_batch_size: 8}\ngradient_accumulation_steps: 4": ("makes a batch of 4", "r.yaml:7"),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), CONFLICTS.items())
+def test_a_key_against_a_kit_key_is_an_error_that_names_both_lines(
+    lines: str, expected: tuple[str, str], tmp_path: Path
+) -> None:
+    problem = only(make(str(tmp_path / "r.yaml"), "h200", text=SMALL + lines + "\n").problems)
+    assert expected[0] in problem.what and str(problem.where).startswith(str(tmp_path / expected[1]))
+    assert "r.yaml:6" in problem.what + problem.fix
+
+
+def test_a_global_batch_that_does_not_divide_names_the_two_nearest_sizes(tmp_path: Path) -> None:
+    text = SMALL + "kit: {global_batch_size: 65}\nper_device_train_batch_size: 4\n"
+    problem = only(make(str(tmp_path / "r.yaml"), "h200x2", text=text).problems)
+    assert "64 or 72" in problem.fix
+
+
+def test_a_foreign_output_folder_is_replaced_and_said(tmp_path: Path) -> None:
+    text = SMALL + "output_dir: saves/x\noverwrite_output_dir: true\n"
+    made = make(str(tmp_path / "r.yaml"), "cpu", text=text)
+    assert made.arguments["output_dir"] == "{run}/output"
+    reasons = {each.name: each.reason for each in made.decisions}
+    assert "saves/x" in reasons["output_dir"] and "True" in reasons["overwrite_output_dir"]
+
+
+def test_overrides_are_told_from_the_recipe(tmp_path: Path) -> None:
+    made = make(str(tmp_path / "r.yaml"), "h200", "kit.precision=fp32", text=SMALL)
+    decision = next(each for each in made.decisions if each.name == "precision")
+    assert (decision.value, decision.source) == ("fp32", "override")
+
+
+def test_several_processes_on_cpu_are_asked_for_by_devices(tmp_path: Path) -> None:
+    made = make(str(tmp_path / "r.yaml"), "cpu", "kit.devices=2", text=SMALL)
+    assert made.processes == 2
+    assert made.environment["NPROC_PER_NODE"] == "2" and made.environment["FORCE_TORCHRUN"] == "1"
+    assert made.arguments["ddp_timeout"] > 86_400
+    assert made.environment["ACCELERATE_TORCH_DEVICE"] == "cpu"
