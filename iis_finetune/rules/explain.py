@@ -6,9 +6,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from .errors import Kind, Place, Problem
+from ..errors import Kind, Place, Problem
 
-FAILURES = Path(__file__).parent / "tables" / "failures.toml"
+FAILURES = Path(__file__).parent.parent / "tables" / "failures.toml"
 
 
 def explain(log: str, place: Place) -> Problem | None:

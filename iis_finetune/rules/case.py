@@ -1,0 +1,144 @@
+"""What the rules look at: a recipe's arguments with LLaMA-Factory's defaults, its model, and where it would run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ..arguments import Table
+from ..machine import Machine
+from ..models import ModelFacts
+from ..recipe import Recipe
+
+Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`arguments` are those that the recipe states, in LLaMA-Factory's types; the plan decided the rest.
+
+    `rows` are the usable training rows of all data sets together, None where they were not counted.
+    """
+
+    recipe: Recipe
+    arguments: Mapping[str, Any]
+    table: Table
+    machine: Machine
+    model: ModelFacts
+    processes: int = 1
+    launcher: str = "single"
+    precision: str = "fp32"
+    rows: int | None = None
+
+    def __getitem__(self, key: str) -> Any:
+        """The stated value of an argument, else LLaMA-Factory's default."""
+        value = self.arguments.get(key)
+        return value if value is not None or key not in self.table else self.table[key].default
+
+    def states(self, key: str) -> bool:
+        return self.arguments.get(key) is not None
+
+    def some(self, *keys: str) -> bool:
+        """Whether one of these arguments is switched on, or given."""
+        return any(self[key] for key in keys)
+
+    def names(self, key: str) -> list[str]:
+        """The names in an argument that takes several, with commas between them."""
+        value = self[key]
+        parts = value.split(",") if isinstance(value, str) else value or []
+        return [str(part).strip() for part in parts]
+
+    @property
+    def purpose(self) -> Purpose:
+        """What LLaMA-Factory would do with this recipe; `nothing` is a data set without any `do_*`."""
+        if self["do_train"]:
+            return "train"
+        if self.some("do_eval", "do_predict"):
+            return "evaluate"
+        if self["export_dir"]:
+            return "export"
+        return "nothing" if self.some("dataset", "eval_dataset") else "inference"
+
+    @property
+    def trains(self) -> bool:
+        return self.purpose == "train"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether anything is evaluated; an eval_strategy switches do_eval on."""
+        return bool(self["do_eval"]) or self["eval_strategy"] != "no"
+
+    @property
+    def metric(self) -> str | None:
+        """What the best model is chosen by, `eval_` left out; None when nothing chooses."""
+        chooses = self["load_best_model_at_end"] or self["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy")
+        name = self["metric_for_best_model"] or ("loss" if chooses else None)
+        return name.removeprefix("eval_") if name else None
+
+    @cached_property
+    def zero_stage(self) -> int | None:
+        """The ZeRO stage of this run; None without DeepSpeed, 0 where its configuration does not say."""
+        if self.launcher.startswith("zero"):
+            return int(self.launcher[4])
+        if self.launcher != "deepspeed":
+            return None
+        config = self["deepspeed"]
+        if isinstance(config, str):
+            try:
+                config = json.loads(Path(config).expanduser().read_bytes())
+            except (OSError, ValueError):
+                return 0
+        part = config.get("zero_optimization") if isinstance(config, dict) else None
+        stage = part.get("stage") if isinstance(part, dict) else 0
+        return stage if isinstance(stage, int) else 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds a whole copy of the weights (ZeRO-3, FSDP)."""
+        return self.zero_stage == 3 or self.launcher == "fsdp"
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one step on one device; the plan takes 1 where only the global batch is stated."""
+        if self.recipe.kit.global_batch_size and not self.states("per_device_train_batch_size"):
+            return 1
+        return int(self["per_device_train_batch_size"])
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one step of the optimizer, as the plan computes them."""
+        wanted = self.recipe.kit.global_batch_size
+        if wanted and not self.states("gradient_accumulation_steps"):
+            return max(1, wanted // max(1, self.micro_batch * self.processes))
+        return int(self["gradient_accumulation_steps"])
+
+    @property
+    def batches(self) -> int | None:
+        """Micro-batches of one epoch on each device; None where rows are packed together or were not counted."""
+        if self.rows is None or self.micro_batch < 1 or self.some("packing", "neat_packing", "streaming"):
+            return None
+        if self["stage"] == "pt" and not self["packing"] is False:
+            return None
+        held_out = self["val_size"] if self["val_size"] >= 1 else self.rows * self["val_size"]
+        rows_each = (self.rows - int(held_out)) / (self.micro_batch * self.processes)
+        return math.floor(rows_each) if self["dataloader_drop_last"] else math.ceil(rows_each)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the optimizer in the whole run; None where that cannot be known."""
+        if self["max_steps"] > 0:
+            return int(self["max_steps"])
+        if self.batches is None or self.accumulation < 1:
+            return None
+        return math.ceil(max(1, math.ceil(self.batches / self.accumulation)) * self["num_train_epochs"])
+
+    @property
+    def warmup(self) -> int:
+        """Steps until the learning rate is reached; below 1 both arguments are a share of the run."""
+        wanted = self["warmup_ratio"] if self["warmup_ratio"] is not None else self["warmup_steps"]
+        return math.ceil(wanted * (self.steps or 0)) if wanted < 1 else int(wanted)

@@ -1,0 +1,52 @@
+"""One rule: when it applies, what LLaMA-Factory would really do, what to write instead, and who says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import Kind, Place, Problem, Severity
+from .case import Case, Purpose
+
+DATE = "2026-11-21"
+TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
+ANY: tuple[Purpose, ...] = (*TRAINING, "export", "inference")
+AFTER: tuple[Purpose, ...] = ("export", "inference")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`keys` are names with spaces between them, the one to blame first; in `what` and `fix`, `{c[key]}` is a value.
+
+    `number` groups rules of one kind in the benchmark's list. `source` is a file of LLaMA-Factory 0.9.5 (or of the
+    package it names) with the line that refuses, or where the effect is made; `date` is when it was looked at.
+    """
+
+    number: int
+    keys: str
+    when: Callable[[Case], bool]
+    what: str
+    fix: str
+    source: str
+    severity: Severity = "error"
+    kind: Kind = "invalid"
+    code: Literal[2, 3] | None = None
+    purposes: tuple[Purpose, ...] = TRAINING
+    date: str = DATE
+
+    def problem(self, case: Case) -> Problem:
+        what, fix = self.what.format(c=case), self.fix.format(c=case)
+        return Problem(what, fix, self.place(case), self.severity, self.kind, self.code)
+
+    def place(self, case: Case) -> Place:
+        """The line of the first of the keys that the recipe states, else the recipe."""
+        keys = self.keys.split()
+        return case.recipe.place(next((key for key in keys if case.recipe.states(key)), keys[0]))
+
+
+def warning(  # noqa: PLR0913, PLR0917 - the fields of a rule, in their order
+    number: int, keys: str, when: Callable[[Case], bool], what: str, fix: str, source: str
+) -> Rule:
+    """A rule for what works, but not as it seems."""
+    return Rule(number, keys, when, what, fix, source, severity="warning")
