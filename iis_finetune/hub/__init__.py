@@ -1,0 +1,33 @@
+"""Base models: fetched once, from the hub that answers, and verified.
+
+`fetch` brings a model here, `verify` checks one offline, `installed` lists what is on disk; the manifest beside each
+model says where it came from. `choose_source` and `list_files` ask the hubs and write nothing.
+"""
+
+from iis_finetune.hub.fetching import Fetched, fetch
+from iis_finetune.hub.files import RemoteFile, is_model
+from iis_finetune.hub.folder import Installed, Manifest, ManifestFile, installed, is_whole, read_manifest, verify
+from iis_finetune.hub.remote import Choice, Hub, Listing, Patience, Request, choose_source, list_files
+from iis_finetune.hub.transfer import Progress
+
+__all__ = [
+    "Choice",
+    "Fetched",
+    "Hub",
+    "Installed",
+    "Listing",
+    "Manifest",
+    "ManifestFile",
+    "Patience",
+    "Progress",
+    "RemoteFile",
+    "Request",
+    "choose_source",
+    "fetch",
+    "installed",
+    "is_model",
+    "is_whole",
+    "list_files",
+    "read_manifest",
+    "verify",
+]

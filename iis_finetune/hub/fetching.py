@@ -1,0 +1,216 @@
+"""Fetching a model into a folder that gets its name only when all is there and right."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from iis_finetune.errors import Place, Problem, ProblemsFound
+from iis_finetune.hub.files import is_model, weights_faults
+from iis_finetune.hub.folder import (
+    INCOMPLETE,
+    Cached,
+    Manifest,
+    cached,
+    cached_files,
+    is_whole,
+    now,
+    read_manifest,
+    write_manifest,
+)
+from iis_finetune.hub.refusals import on_disk
+from iis_finetune.hub.remote import Choice, Hub, Listing, Request, choose_source, is_offline, open_session
+from iis_finetune.hub.transfer import Job, Progress, Report, fetch_files, wrong_file
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What lies in `folder` now; `reason` says where it came from and why."""
+
+    folder: Path
+    manifest: Manifest
+    reason: str
+    fetched_bytes: int = 0
+
+    def as_json(self) -> dict[str, str | int | None]:
+        """Return the keys of `download --json`."""
+        origin = asdict(self.manifest) | {"size_bytes": self.manifest.size_bytes}
+        del origin["files"]
+        return origin | {"folder": str(self.folder), "reason": self.reason, "fetched_bytes": self.fetched_bytes}
+
+
+def fetch(request: Request, environment: Mapping[str, str], report: Report) -> Fetched:
+    """Bring a model onto this disk, complete and verified; what is here already is not fetched again.
+
+    The work is done in `<folder>.incomplete`, which a later call takes up where this one ended.
+    Raises ProblemsFound with exit code 3, or 2 when the folder holds something else.
+    """
+    folder = request.folder
+    with _disk_problems(folder):
+        if ready := _already(request):
+            return ready
+        _refuse_foreign(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, report):
+            ready = _already(request)  # made by the process that was waited for
+            return ready or _fetch(request, environment, report)
+
+
+def _already(request: Request) -> Fetched | None:
+    manifest = read_manifest(request.folder)
+    if manifest is None or not is_whole(request.folder):
+        return None
+    asked = request.revision in (None, manifest.revision, manifest.commit)
+    same = manifest.model in {request.model, request.id_on("huggingface"), request.id_on("modelscope")}
+    return Fetched(request.folder, manifest, "it is on disk already") if asked and same else None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and read_manifest(folder) is None:
+        what = f"{folder} exists and was not made by this command"
+        raise ProblemsFound([Problem(what, "move it away, or choose another folder with --to", Place(str(folder)))])
+
+
+@contextmanager
+def _alone(folder: Path, report: Report) -> Iterator[None]:
+    """Hold the folder's lock, waiting for another process that has it; the lock ends with its process."""
+    import fcntl
+
+    with (folder.parent / f".{folder.name}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(Progress(note=f"another process is fetching {folder.name}: waiting for it"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _disk_problems(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into problems."""
+    try:
+        yield
+    except OSError as error:
+        what, fix = f"{folder.parent}: {error.strerror or error}", "choose another folder with --to or IIS_MODELS"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, fix = f"the disk of {folder.parent} is full", "make room and repeat: what is here is kept"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = f"{folder.parent} cannot be written to"
+        raise ProblemsFound([Problem(what, fix, Place(str(error.filename or folder)), kind="machine")]) from error
+
+
+def _fetch(request: Request, environment: Mapping[str, str], report: Report) -> Fetched:
+    caches = [entry for entry in cached(environment) if entry.model == request.id_on(entry.source)]
+    choice, from_cache = _choose(request, environment, caches)
+    listing, staging = choice.listing, request.folder.with_name(request.folder.name + INCOMPLETE)
+    if not listing.files:
+        fix = "check the name: this may be a data set, or a model in another format"
+        raise ProblemsFound([Problem(f"{listing.model} on {choice.hub.name} has no files to train on", fix, code=3)])
+    staging.mkdir(exist_ok=True)
+    _link(listing, staging, [request.folder, *(entry.folder for entry in caches)])
+    _check_space(listing, staging)
+    size = f"{listing.size_bytes / 1e9:.2f} GB in {len(listing.files)} files"
+    report(Progress(note=f"{listing.model}: {size}; {choice.reason}"))
+    session = None if from_cache else open_session(choice.hub, environment)
+    job = Job(request, choice.hub, listing, staging, session, report)
+    files = fetch_files(job)
+    if faults := weights_faults(staging):
+        raise ProblemsFound(wrong_file(choice.hub, path, fault) for path, fault in faults)
+    hub = choice.hub
+    manifest = Manifest(listing.model, hub.source, hub.site, listing.revision, listing.commit, files, now())
+    write_manifest(staging, manifest)
+    _swap(staging, request.folder)
+    return Fetched(request.folder, manifest, choice.reason, job.fetched_bytes)
+
+
+def _choose(request: Request, environment: Mapping[str, str], caches: list[Cached]) -> tuple[Choice, bool]:
+    """Ask the hubs; when none may be asked, or none gives the model, take a whole one out of their caches."""
+    from_cache = _cached_choice(request, caches)
+    if is_offline(request, environment):
+        if from_cache:
+            return from_cache, True
+        what = f"{request.model} is not on this disk, and the network is switched off"
+        fix = f"go online (--offline, HF_HUB_OFFLINE), or use a model that is here{on_disk(request)}"
+        raise ProblemsFound([Problem(what, fix, kind="missing", code=3)])
+    try:
+        return choose_source(request, environment), False
+    except ProblemsFound:
+        if from_cache is None:
+            raise
+        return from_cache, True
+
+
+def _cached_choice(request: Request, caches: list[Cached]) -> Choice | None:
+    """Return a whole cached model of the asked revision, the branch's own commit before others, newer before older."""
+    usable = [
+        entry
+        for entry in caches
+        if request.source in ("auto", entry.source)
+        and (request.revision in (None, entry.commit, entry.folder.name) or _is_branch(entry, request))
+        and is_model(entry.folder)
+    ]
+    if not usable:
+        return None
+    entry = max(usable, key=lambda entry: (_is_branch(entry, request), entry.folder.stat().st_mtime))
+    listing = Listing(entry.model, request.revision or "main", entry.commit, tuple(cached_files(entry)))
+    return Choice(Hub(entry.source, f"{entry.source} cache"), listing, f"it lies in {entry.folder}")
+
+
+def _is_branch(entry: Cached, request: Request) -> bool:
+    """Hugging Face's cache keeps the commit of each branch or tag in a file of that name."""
+    name = entry.folder.parent.parent / "refs" / (request.revision or "main")
+    return entry.source == "huggingface" and name.is_file() and name.read_text().strip() == entry.commit
+
+
+def _link(listing: Listing, staging: Path, folders: list[Path]) -> None:
+    """Take what other folders hold at the right size, to be verified like the rest, and drop what is not listed.
+
+    The folder that will be replaced gives hard links, the hubs' caches symbolic ones.
+    """
+    wanted = {file.path for file in listing.files}
+    for path in staging.rglob("*"):
+        gone = path.is_symlink() and not path.exists()
+        if gone or (path.is_file() and path.relative_to(staging).as_posix() not in wanted):
+            path.unlink()
+    for file in listing.files:
+        target = staging / file.path
+        found = [folder / file.path for folder in folders if _has_size(folder / file.path, file.size)]
+        if not found or target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if found[0].is_relative_to(folders[0]):
+            with suppress(OSError):  # a file system without hard links: the file is fetched
+                os.link(found[0], target, follow_symlinks=False)
+        else:
+            target.symlink_to(found[0].resolve())
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _check_space(listing: Listing, staging: Path) -> None:
+    present = sum((staging / file.path).stat().st_size for file in listing.files if (staging / file.path).exists())
+    needed, free = listing.size_bytes - present, shutil.disk_usage(staging).free
+    if needed > free:
+        what = (
+            f"{listing.model} needs {needed} more bytes ({needed / 1e9:.2f} GB), and {staging.parent} has {free} free"
+        )
+        fix = f"free {needed - free} bytes, or choose another disk with --to or IIS_MODELS"
+        raise ProblemsFound([Problem(what, fix, Place(str(staging.parent)), kind="machine")])
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    """Give the finished folder its name; a folder that it replaces goes only then."""
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    staging.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)

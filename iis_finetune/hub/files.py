@@ -1,0 +1,108 @@
+"""Which of a hub's files training needs, and whether the weights on disk are all there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub states it; small files on Hugging Face have git's sha1 instead of a sha256."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+# Configuration, tokenizer, chat template, modelling code; the patterns are matched against the whole path, so that
+# folders with other formats or originals (original/, onnx/, gguf/, consolidated/) are left out.
+TEXT = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+SUBFOLDERS = ("additional_chat_templates/*.jinja",)
+SAFETENSORS = re.compile(r"(adapter_)?model([-.][\w.-]*)?\.safetensors")
+PYTORCH = re.compile(r"pytorch_model([-.][\w.-]*)?\.bin|adapter_model\.bin")
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema|int8|int4)[.-]")
+TOKENIZER = re.compile(r"tokenizer.*|vocab\..*|.*\.(model|tiktoken)|spiece.*")
+
+
+def needed(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Return the text files and one set of weights: safetensors where there are any, else PyTorch's."""
+    listed = [file for file in files if _is_safe(file.path)]
+    top = [file for file in listed if "/" not in file.path]
+    weights = _weights(top)
+    index = (".bin" if any(file.path.endswith(".bin") for file in weights) else ".safetensors") + ".index.json"
+    texts = [
+        file
+        for file in top
+        if any(fnmatch(file.path, pattern) for pattern in TEXT)
+        and (file.path.endswith(index) or not file.path.endswith(".index.json"))
+        and not VARIANT.search(file.path)
+        and not file.path.startswith("consolidated")
+    ]
+    nested = [file for file in listed if any(fnmatch(file.path, pattern) for pattern in SUBFOLDERS)]
+    return sorted(texts + nested + weights, key=lambda file: file.path)
+
+
+def _is_safe(path: str) -> bool:
+    """A hub must not write outside the model's folder."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and not any(part == ".." or part.startswith(".") for part in parts)
+
+
+def _weights(top: list[RemoteFile]) -> list[RemoteFile]:
+    for pattern in (SAFETENSORS, re.compile(r"(?!consolidated).*\.safetensors"), PYTORCH):
+        found = [file for file in top if pattern.fullmatch(file.path)]
+        if found:
+            return [file for file in found if not VARIANT.search(file.path)] or found
+    return []
+
+
+def weights_faults(folder: Path) -> list[tuple[str, str]]:
+    """Return (file, fault) for each weight file that the shard index or its own header contradicts."""
+    faults = []
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            wanted: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        except (ValueError, KeyError, TypeError):
+            faults.append((index.name, "is not a shard index"))
+            continue
+        for shard in sorted(set(wanted.values())):
+            names = {name for name, owner in wanted.items() if owner == shard}
+            fault = _shard_fault(folder / shard, names)
+            if fault:
+                faults.append((shard, f"{fault} ({index.name})"))
+    single = folder / "model.safetensors"
+    if single.is_file() and (fault := _shard_fault(single, set())):
+        faults.append((single.name, fault))
+    return faults
+
+
+def _shard_fault(shard: Path, names: set[str]) -> str | None:
+    """Compare a shard with the index and with the length that its own safetensors header states."""
+    if not shard.is_file():
+        return "is named by the shard index and missing"
+    if shard.suffix != ".safetensors":
+        return None
+    with shard.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        try:
+            header = json.loads(handle.read(min(length, 100_000_000)))
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "has no safetensors header"
+    if shard.stat().st_size != 8 + length + end:
+        return "is not as long as its own header says"
+    return "lacks tensors that the shard index names" if names - header.keys() else None
+
+
+def is_model(folder: Path) -> bool:
+    """Return whether a folder without a manifest holds a whole model: configuration, tokenizer and every shard."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    has_weights = any(name.endswith((".safetensors", ".bin")) and (folder / name).is_file() for name in names)
+    has_tokenizer = any(TOKENIZER.fullmatch(name) for name in names)
+    return "config.json" in names and has_tokenizer and has_weights and not weights_faults(folder)

@@ -1,0 +1,203 @@
+"""Models on disk: the manifest beside each one, what lies here and in the hubs' caches, offline verification."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from iis_finetune.errors import Place, Problem
+from iis_finetune.hub.files import RemoteFile, is_model, needed, weights_faults
+
+MANIFEST = ".iis-finetune.json"
+INCOMPLETE = ".incomplete"
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a model came from and what it consists of; `verified` is the UTC time of the last full check, or None."""
+
+    model: str
+    source: str
+    endpoint: str
+    revision: str
+    commit: str | None
+    files: tuple[ManifestFile, ...]
+    verified: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model on disk. `place` says whose folder it lies in; unknown values are None."""
+
+    model: str
+    folder: Path
+    place: Literal["models", "huggingface cache", "modelscope cache"]
+    source: str | None
+    commit: str | None
+    size_bytes: int
+    verified: str | None
+    complete: bool
+
+    def as_json(self) -> dict[str, str | int | bool | None]:
+        return asdict(self) | {"folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One revision of a model in a hub's own cache."""
+
+    model: str
+    source: Literal["huggingface", "modelscope"]
+    folder: Path
+    commit: str | None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it whole or not at all."""
+    temporary = folder / f"{MANIFEST}.new"
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump(asdict(manifest), handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return a folder's manifest; None when there is none, or none that can be read."""
+    try:
+        data = json.loads((folder / MANIFEST).read_bytes())
+        return Manifest(**data | {"files": tuple(ManifestFile(**file) for file in data["files"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether every file is there at its size and the last check found nothing; reads no weights."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.verified is None or folder.name.endswith(INCOMPLETE):
+        return False
+    return all(_size(folder / file.path) == file.size for file in manifest.files)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def verify(folder: Path) -> list[Problem]:
+    """Check every file against the manifest, offline; the result is noted there, so that a damaged model is not used.
+
+    Returns one problem for each file that is missing, changed, or contradicted by the shard index.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        what = f"{folder} holds no manifest to verify against" if folder.is_dir() else f"there is no model in {folder}"
+        return [Problem(what, "iis-finetune download MODEL", Place(str(folder)), kind="missing", code=3)]
+    faults = [(file.path, fault) for file in manifest.files if (fault := _fault(folder, file))]
+    known = {path for path, _ in faults}
+    faults += [(path, fault) for path, fault in weights_faults(folder) if path not in known]
+    with suppress(OSError):  # a read-only folder can be verified too; only the date of it is lost
+        write_manifest(folder, replace(manifest, verified=None if faults else now()))
+    fix = f"iis-finetune download {manifest.model} fetches it again"
+    return [
+        Problem(f"{path} {fault}", fix, Place(str(folder / path)), kind="missing", code=3) for path, fault in faults
+    ]
+
+
+def _fault(folder: Path, file: ManifestFile) -> str | None:
+    path = folder / file.path
+    size = _size(path)
+    if size is None:
+        return "is a link to a file that is gone" if path.is_symlink() else "is missing"
+    if size != file.size:
+        return f"has {size} bytes instead of {file.size}"
+    return None if sha256_of(path) == file.sha256 else "does not have the sha256 it was fetched with"
+
+
+def installed(models_root: Path, environment: Mapping[str, str]) -> list[Installed]:
+    """List the models under the models folder and in both hubs' caches; reads no weights."""
+    found = [_installed(path) for path in sorted(models_root.glob("*")) if path.is_dir() and "@" not in path.name]
+    for entry in cached(environment):
+        size = sum(path.stat().st_size for path in entry.folder.rglob("*") if path.is_file())
+        place: Literal["huggingface cache", "modelscope cache"] = (
+            "huggingface cache" if entry.source == "huggingface" else "modelscope cache"
+        )
+        complete = is_model(entry.folder)
+        found.append(Installed(entry.model, entry.folder, place, entry.source, entry.commit, size, None, complete))
+    return found
+
+
+def _installed(folder: Path) -> Installed:
+    manifest = read_manifest(folder)
+    name = folder.name.removesuffix(INCOMPLETE).replace("--", "/", 1)
+    if manifest is None or folder.name.endswith(INCOMPLETE):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        complete = not folder.name.endswith(INCOMPLETE) and is_model(folder)
+        return Installed(name, folder, "models", None, None, size, None, complete)
+    whole = is_whole(folder)
+    return Installed(
+        manifest.model,
+        folder,
+        "models",
+        manifest.source,
+        manifest.commit,
+        manifest.size_bytes,
+        manifest.verified,
+        whole,
+    )
+
+
+def cached(environment: Mapping[str, str]) -> Iterator[Cached]:
+    """Yield what the hubs' own clients have fetched, in their present and former layouts."""
+    home = Path(environment.get("HOME") or Path.home())
+    cache_home = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
+    huggingface = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
+    hub_cache = Path(huggingface or Path(environment.get("HF_HOME") or cache_home / "huggingface") / "hub").expanduser()
+    for folder in sorted(hub_cache.glob("models--*--*/snapshots/*")):
+        model = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        yield Cached(model, "huggingface", folder, folder.name)
+    base = Path(environment.get("MODELSCOPE_CACHE") or home / ".cache" / "modelscope").expanduser()
+    for folder in sorted(base.glob("models/*--*/snapshots/*")):
+        yield Cached(folder.parent.parent.name.replace("--", "/", 1), "modelscope", folder, None)
+    for folder in sorted([*base.glob("models/*/*"), *base.glob("hub/models/*/*")]):  # up to modelscope 1.37
+        if folder.is_dir() and folder.name != "snapshots":
+            yield Cached(f"{folder.parent.name}/{folder.name.replace('___', '.')}", "modelscope", folder, None)
+
+
+def cached_files(entry: Cached) -> list[RemoteFile]:
+    """List what training needs of a cached model; Hugging Face's cache names each file by its hash."""
+    paths = [path for path in sorted(entry.folder.rglob("*")) if path.is_file()]
+    files = []
+    for path in paths:
+        blob = path.resolve().name if entry.source == "huggingface" else ""
+        sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+        git_sha1 = blob if re.fullmatch(r"[0-9a-f]{40}", blob) else None
+        files.append(RemoteFile(path.relative_to(entry.folder).as_posix(), path.stat().st_size, sha256, git_sha1))
+    return needed(files)

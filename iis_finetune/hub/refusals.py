@@ -1,0 +1,114 @@
+"""What a hub's refusal means, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from iis_finetune.errors import Problem
+
+if TYPE_CHECKING:
+    from iis_finetune.hub.remote import Hub, Request
+
+TABLE = Path(__file__).parent.parent / "tables" / "hub_refusals.toml"
+
+
+class HubFailure(Exception):
+    """A hub gave no answer, or refused; the text of an answer is never kept, for it can hold signed addresses.
+
+    `kind` is a row of the table of refusals, or `wrong`: the hub contradicts its own list.
+    """
+
+    def __init__(self, kind: str, detail: str = "", retry_after: float | None = None):
+        self.kind = kind
+        self.detail = detail
+        self.retry_after = retry_after
+        super().__init__(detail)
+
+
+def passes(failure: HubFailure) -> bool:
+    """Return whether it may be over soon."""
+    return failure.kind in _table()["passing"]
+
+
+def problem_of(failure: HubFailure, hub: Hub, request: Request) -> Problem:
+    """Put a hub's refusal into the user's words."""
+    advice = _table()["advice"][failure.kind]
+    advice = advice["with_token"] if hub.token and "with_token" in advice else advice
+    words, model = _table()["hubs"][hub.source], request.id_on(hub.source)
+    fields = {
+        "hub": hub.name,
+        "address": urlsplit(hub.site).hostname or "",
+        "model": model,
+        "revision": hub.revision(request),
+        "page": words["page"].format(site=hub.site, model=model),
+        "variable": words["variable"],
+        "login": words["login"],
+        "detail": failure.detail,
+        "near": _near(model),
+        "on_disk": on_disk(request),
+    }
+    what, fix = advice["what"].format(**fields), advice["fix"].format(**fields)
+    return Problem(what, fix, kind=advice.get("kind", "missing"), code=3)
+
+
+def _table() -> Any:
+    return tomllib.loads(TABLE.read_text("utf-8"))
+
+
+def _near(model: str) -> str:
+    from iis_finetune.arguments.catalogue import MODELS
+
+    rows = json.loads(MODELS.read_text("utf-8"))["models"].values()
+    known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
+    near = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.8)
+    return f"did you mean {', '.join(near)}? else " if near else ""
+
+
+def on_disk(request: Request) -> str:
+    """Name the models that can be used without a network."""
+    from iis_finetune.hub.folder import is_whole
+
+    root = request.to.parent if request.exact else request.to
+    names = sorted(path.name for path in root.glob("*") if is_whole(path))
+    return f": {', '.join(names)}" if names else " (there is none)"
+
+
+def refusal(status: int, headers: Mapping[str, str], body: str) -> HubFailure:
+    """Name a refusal by the hub's own code, else by the status; ModelScope says 404 for revisions too."""
+    table = _table()
+    kind = table["codes"].get(headers.get("X-Error-Code")) or table["statuses"].get(str(status), "busy")
+    if kind == "model" and ("evision" in body or "版本" in body):
+        kind = "revision"
+    return HubFailure(kind, f"it answered {status}", _retry_after(headers))
+
+
+def no_answer(error: Exception) -> HubFailure:
+    """Name the reason why there was no answer; a library's own text is not repeated, for it can hold addresses."""
+    import requests
+
+    if isinstance(error, requests.exceptions.ProxyError):
+        return HubFailure("proxy", "the proxy refused")
+    if isinstance(error, requests.exceptions.SSLError) or "invalid path" in str(error):  # a CA file that is not there
+        return HubFailure("certificate", "its certificate cannot be verified")
+    return HubFailure("unreachable", "no answer in time" if isinstance(error, requests.Timeout) else "no connection")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read seconds or a date; Hugging Face gives the seconds in `RateLimit: "api";r=0;t=55` as well."""
+    value = headers.get("Retry-After") or ""
+    limit = re.search(r"\br=0;t=(\d+)", headers.get("RateLimit", ""))
+    if value.isdigit() or (not value and limit):
+        return float(value or limit[1])  # type: ignore[index]
+    try:
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return None

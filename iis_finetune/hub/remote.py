@@ -1,0 +1,314 @@
+"""What the two hubs answer: which one has the model, which files, which bytes.
+
+Both are asked over one HTTP session of ours, and their own clients serve the logins only. Three reasons, all measured
+with huggingface_hub 1.33 and modelscope 1.40 (2026-11): huggingface_hub starts a file again from zero in a new process
+and accepts wrong bytes of the right length; importing modelscope takes 2 s; and the two clients read different proxy,
+certificate and retry settings, so that every error would have two forms.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, urlsplit
+
+from iis_finetune.arguments import find_model
+from iis_finetune.errors import ProblemsFound
+from iis_finetune.hub.files import RemoteFile, needed
+from iis_finetune.hub.refusals import HubFailure, no_answer, passes, problem_of, refusal
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response, Session
+
+Source = Literal["huggingface", "modelscope"]
+
+HUGGING_FACE_ENDPOINT = "https://huggingface.co"
+MODELSCOPE_ENDPOINT = "https://modelscope.cn"
+STREAMS = (
+    4  # files fetched at once; more gain nothing against one hub and cost their open streams at every interruption
+)
+MAX_PAUSE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a hub, and how often to come back to it."""
+
+    probe_seconds: float = 5.0
+    connect_seconds: float = 10.0
+    read_seconds: float = 30.0
+    tries: int = 6  # without one new byte in between
+    first_pause_seconds: float = 1.0  # doubles with each try
+
+    def pause_seconds(self, tries: int, retry_after: float | None) -> float:
+        return min(max(self.first_pause_seconds * 2.0**tries, retry_after or 0.0), MAX_PAUSE_SECONDS)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which model, from where, to where; `model` is a hub's id or one of LLaMA-Factory's display names.
+
+    `to` is the models folder, in which the model gets `<org>--<name>`, unless `exact` says that it is the model's own.
+    """
+
+    model: str
+    to: Path
+    exact: bool = False
+    revision: str | None = None
+    source: Literal["auto", "huggingface", "modelscope"] = "auto"
+    offline: bool = False
+    patience: Patience = Patience()
+
+    @property
+    def folder(self) -> Path:
+        name = self.model if "/" in self.model else self.id_on("huggingface")
+        return self.to if self.exact else self.to / name.replace("/", "--")
+
+    def id_on(self, source: Source) -> str:
+        """Return the id that this hub knows the model by; LLaMA-Factory's table has those that differ."""
+        known = find_model(self.model)
+        return (known and (known.huggingface if source == "huggingface" else known.modelscope)) or self.model
+
+
+@dataclass(frozen=True)
+class Hub:
+    """One hub as it is configured here; the token never shows in a representation."""
+
+    source: Source
+    endpoint: str
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def site(self) -> str:
+        """The address without a user or password in it."""
+        return self.endpoint.replace(f"{urlsplit(self.endpoint).netloc.rpartition('@')[0]}@", "")
+
+    @property
+    def name(self) -> str:
+        return f"{'Hugging Face' if self.source == 'huggingface' else 'ModelScope'} ({self.site})"
+
+    def revision(self, request: Request) -> str:
+        """Return the revision to ask for; the hubs name their default branch differently."""
+        if self.source == "modelscope":
+            return "master" if request.revision in (None, "main") else str(request.revision)
+        return request.revision or "main"
+
+    def list_url(self, model: str, revision: str) -> str:
+        if self.source == "huggingface":
+            return f"{self.endpoint}/api/models/{model}/revision/{quote(revision, safe='')}?blobs=true"
+        return f"{self.endpoint}/api/v1/models/{model}/repo/files?Revision={quote(revision, safe='')}&Recursive=True"
+
+    def file_url(self, listing: Listing, path: str) -> str:
+        if self.source == "huggingface":  # by the commit, so that nothing changes on the way
+            revision = quote(listing.commit or listing.revision, safe="")
+            return f"{self.endpoint}/{listing.model}/resolve/{revision}/{quote(path)}"
+        query = f"Revision={quote(listing.revision, safe='')}&FilePath={quote(path, safe='')}"
+        return f"{self.endpoint}/api/v1/models/{listing.model}/repo?{query}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one revision that training needs, as the hub states them."""
+
+    model: str
+    revision: str
+    commit: str | None
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The hub that was chosen, what it lists, and why it was this one."""
+
+    hub: Hub
+    listing: Listing
+    reason: str
+
+    @property
+    def source(self) -> Source:
+        return self.hub.source
+
+
+def is_offline(request: Request, environment: Mapping[str, str]) -> bool:
+    """Return whether no packet may be sent: by the request, or by the variables that the hubs' own clients obey."""
+    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return request.offline or any(environment.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in switches)
+
+
+def hubs(request: Request, environment: Mapping[str, str]) -> list[Hub]:
+    """Return the hubs to ask, preferred first; `HF_ENDPOINT` stands in for Hugging Face, as in its own client."""
+    modelscope_endpoint = environment.get("MODELSCOPE_ENDPOINT") or environment.get("MODELSCOPE_DOMAIN")
+    found = [
+        Hub("huggingface", _endpoint(environment.get("HF_ENDPOINT"), HUGGING_FACE_ENDPOINT)),
+        Hub("modelscope", _endpoint(modelscope_endpoint, MODELSCOPE_ENDPOINT)),
+    ]
+    if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch
+        found.reverse()
+    asked = [hub for hub in found if request.source in ("auto", hub.source)]
+    return [Hub(hub.source, hub.endpoint, _token(hub.source, environment)) for hub in asked]
+
+
+def _endpoint(configured: str | None, default: str) -> str:
+    endpoint = (configured or default).strip().rstrip("/")
+    return endpoint if "://" in endpoint else f"https://{endpoint}"
+
+
+def _token(source: Source, environment: Mapping[str, str]) -> str | None:
+    """Return the token from the environment, else from the login that the hub's own client keeps."""
+    if source == "huggingface":
+        from huggingface_hub import get_token
+
+        return environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN") or get_token()
+    from modelscope_hub.config import HubConfig  # what modelscope delegates to; 0.2 s to import instead of 2 s
+
+    return environment.get("MODELSCOPE_API_TOKEN") or HubConfig().load_token()
+
+
+def open_session(hub: Hub, environment: Mapping[str, str]) -> Session:
+    """Return a session that carries the hub's token to the hub alone; redirects to other hosts go without it."""
+    import requests
+
+    session = requests.Session()
+    session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=STREAMS))
+    session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=STREAMS))
+    session.headers.update({"User-Agent": "iis-finetune", "Accept-Encoding": "identity"})
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    session.verify = next((environment[name] for name in names if environment.get(name)), True)
+
+    def sign(prepared: PreparedRequest) -> PreparedRequest:
+        # Set as `auth` also without a token: else requests takes a password for this host out of ~/.netrc.
+        if hub.token:
+            prepared.headers["Authorization"] = f"Bearer {hub.token}"
+            if hub.source == "modelscope":  # its older endpoints know the cookie only
+                prepared.headers["Cookie"] = f"m_session_id={hub.token}"
+        return prepared
+
+    session.auth = sign
+    return session
+
+
+def get(
+    session: Session, url: str, timeouts: tuple[float, float], headers: Mapping[str, str] | None = None
+) -> Response:
+    """Ask once; the answer's body is still to be read. Raises HubFailure for no answer and for a refusal."""
+    import requests
+
+    try:
+        response = session.get(url, timeout=timeouts, headers=headers, stream=True)
+        if response.status_code >= 400:
+            raise refusal(response.status_code, response.headers, response.text[:2000])
+    except (requests.RequestException, OSError) as error:
+        raise no_answer(error) from error
+    return response
+
+
+def list_files(hub: Hub, request: Request, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
+    """Ask one hub once for the model's files. Raises HubFailure."""
+    import requests
+
+    model, revision, patience = request.id_on(hub.source), hub.revision(request), request.patience
+    timeouts = (seconds or patience.connect_seconds, seconds or patience.read_seconds)
+    read = _read_huggingface if hub.source == "huggingface" else _read_modelscope
+    with open_session(hub, environment) as session:
+        response = get(session, hub.list_url(model, revision), timeouts)
+        try:
+            commit, files = read(response.json())
+        except (requests.RequestException, ValueError, KeyError, AttributeError) as error:
+            raise HubFailure("broken", "its list of files cannot be read") from error
+    return Listing(model, revision, commit, tuple(needed(files)))
+
+
+def _read_huggingface(answer: dict[str, Any]) -> tuple[str | None, list[RemoteFile]]:
+    files = []
+    for entry in answer.get("siblings") or []:
+        lfs = entry.get("lfs") or {}
+        git_sha1 = None if lfs else entry.get("blobId")
+        size = int(lfs.get("size") or entry.get("size") or 0)
+        files.append(RemoteFile(entry["rfilename"], size, lfs.get("sha256"), git_sha1))
+    return answer.get("sha"), files
+
+
+def _read_modelscope(answer: dict[str, Any]) -> tuple[str | None, list[RemoteFile]]:
+    if answer.get("Success") is False:
+        raise refusal(int(answer.get("Code") or 404), {}, str(answer.get("Message")))
+    data = answer.get("Data") or {}
+    entries = [entry for entry in data.get("Files") or [] if entry.get("Type") != "tree"]
+    files = [RemoteFile(entry["Path"], int(entry.get("Size") or 0), entry.get("Sha256") or None) for entry in entries]
+    latest = data.get("LatestCommitter") or {}
+    # Some answers leave the commit's id empty; the newest file's revision is then the same commit.
+    newest: dict[str, Any] = max(entries, key=lambda entry: entry.get("CommittedDate") or 0, default={})
+    return latest.get("Id") or newest.get("Revision") or latest.get("ShortId") or None, files
+
+
+def choose_source(request: Request, environment: Mapping[str, str]) -> Choice:
+    """Ask every configured hub at once and take the preferred one of those that list the model.
+
+    With one hub to ask, or when a hub is only busy, it is asked again with growing pauses.
+    Raises ProblemsFound with what each hub answered.
+    """
+    candidates = hubs(request, environment)
+    answers = _ask_all(candidates, request, environment)
+    failures: list[tuple[Hub, HubFailure]] = []
+    for hub in candidates:
+        answer = answers(hub)
+        if isinstance(answer, Listing):
+            return Choice(hub, answer, _reason(hub, request, failures))
+        failures.append((hub, answer))
+    waiting = [hub for hub, failure in failures if failure.kind == "busy"] or candidates[: len(candidates) == 1]
+    for hub in waiting:
+        listing = _ask_again(hub, request, environment)
+        if isinstance(listing, Listing):
+            return Choice(hub, listing, "it was busy, and answered when asked again")
+        failures = [(other, listing if other == hub else failure) for other, failure in failures]
+    telling = [pair for pair in failures if pair[1].kind != "unreachable"] or failures[:1]
+    raise ProblemsFound(problem_of(failure, hub, request) for hub, failure in telling)
+
+
+def _ask_all(candidates: list[Hub], request: Request, environment: Mapping[str, str]) -> Any:
+    """Ask in threads that nobody has to wait for; return a function that gives a hub's answer, or its time-out."""
+    answers: dict[Source, Listing | HubFailure] = {}
+    seconds = request.patience.probe_seconds
+    deadline = time.monotonic() + seconds
+
+    def ask(hub: Hub) -> None:
+        try:
+            answers[hub.source] = list_files(hub, request, environment, seconds)
+        except HubFailure as failure:
+            answers[hub.source] = failure
+
+    threads = {hub.source: threading.Thread(target=ask, args=(hub,), daemon=True) for hub in candidates}
+    for thread in threads.values():
+        thread.start()
+
+    def answer(hub: Hub) -> Listing | HubFailure:
+        threads[hub.source].join(max(0.0, deadline - time.monotonic()))
+        return answers.get(hub.source) or HubFailure("unreachable", f"no answer in {seconds:g} s")
+
+    return answer
+
+
+def _ask_again(hub: Hub, request: Request, environment: Mapping[str, str]) -> Listing | HubFailure:
+    failure = HubFailure("unreachable", "not asked")
+    for tries in range(request.patience.tries):
+        try:
+            return list_files(hub, request, environment)
+        except HubFailure as error:
+            failure = error
+            if not passes(failure):
+                break
+        time.sleep(request.patience.pause_seconds(tries, failure.retry_after))
+    return failure
+
+
+def _reason(hub: Hub, request: Request, failures: list[tuple[Hub, HubFailure]]) -> str:
+    if request.source != "auto":
+        return f"{hub.name} was asked for"
+    return "; ".join([f"{other.name}: {failure.detail}" for other, failure in failures] + [f"{hub.name} has it"])

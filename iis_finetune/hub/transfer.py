@@ -1,0 +1,235 @@
+"""The bytes of a model's files: ranged requests, hashed on the way, in several threads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from iis_finetune.errors import Place, Problem, ProblemsFound
+from iis_finetune.hub.files import RemoteFile
+from iis_finetune.hub.folder import ManifestFile
+from iis_finetune.hub.refusals import HubFailure, passes, problem_of
+from iis_finetune.hub.remote import STREAMS, Hub, Listing, Request, get
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from requests import Response, Session
+
+BLOCK_BYTES = 1 << 19  # measured: 256 KiB to 1 MiB hash and write fastest; above, blocks fall out of the cache
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes here of one file and of the whole model, or a `note` to show; called from threads, one at a time."""
+
+    path: str = ""
+    path_bytes: int = 0
+    path_total_bytes: int = 0
+    bytes: int = 0
+    total_bytes: int = 0
+    note: str | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+class _Stopped(Exception):
+    """Another file failed, or Ctrl-C was pressed."""
+
+
+@dataclass
+class Job:
+    """What the threads of one fetch share; without a session nothing is fetched, all comes from what was linked."""
+
+    request: Request
+    hub: Hub
+    listing: Listing
+    staging: Path
+    session: Session | None
+    report: Report
+    fetched_bytes: int = 0
+    errors: list[ProblemsFound | OSError] = field(default_factory=list)
+    here: dict[str, int] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tell(self, file: RemoteFile, here: int, new: int = 0) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self.fetched_bytes += new
+            self.here[file.path] = here
+            self.report(Progress(file.path, here, file.size, sum(self.here.values()), self.listing.size_bytes))
+
+
+@dataclass
+class _Partial:
+    """A file being written, and the hashes of exactly the bytes in it."""
+
+    handle: BinaryIO
+    git: _Hash | None  # what small files on Hugging Face are known by
+    sha256: _Hash = field(default_factory=hashlib.sha256)
+    size: int = 0
+
+    def count(self, block: bytes) -> None:
+        self.sha256.update(block)
+        if self.git:
+            self.git.update(block)
+        self.size += len(block)
+
+
+def fetch_files(job: Job) -> tuple[ManifestFile, ...]:
+    """Complete and verify every listed file in the staging folder, the largest first.
+
+    Raises ProblemsFound with every file that failed, OSError when the disk refuses.
+    """
+    waiting = deque(sorted(job.listing.files, key=lambda file: -file.size))
+    done: list[ManifestFile] = []
+    # No pool: its threads are waited for at exit, so that Ctrl-C would last until a silent server's time-out.
+    threads = [threading.Thread(target=_work, args=(job, waiting, done), daemon=True) for _ in range(STREAMS)]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads) and not job.stop.wait(0.02):
+            pass
+    finally:
+        job.stop.set()
+        for thread in threads:
+            thread.join(timeout=1)
+    problems = [problem for error in job.errors if isinstance(error, ProblemsFound) for problem in error.problems]
+    if problems:
+        raise ProblemsFound(problems)
+    if job.errors:
+        raise job.errors[0]
+    if len(done) < len(job.listing.files):
+        raise RuntimeError("a thread of the download ended before its work was done")
+    return tuple(sorted(done, key=lambda file: file.path))
+
+
+def _work(job: Job, waiting: deque[RemoteFile], done: list[ManifestFile]) -> None:
+    with suppress(IndexError, _Stopped):  # nothing is left
+        try:
+            while not job.stop.is_set():
+                done.append(_fetch_file(job, waiting.popleft()))
+        except (ProblemsFound, OSError) as error:
+            job.errors.append(error)
+            job.stop.set()
+
+
+def _fetch_file(job: Job, file: RemoteFile) -> ManifestFile:
+    """Complete one file; one that fails its check is fetched again once."""
+    path = job.staging / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fetches = 0
+    while True:
+        size = path.stat().st_size if path.exists() else 0
+        if size > file.size or (path.is_symlink() and size < file.size):
+            path.unlink()
+        had_all = 0 < size == file.size
+        sha256, fault = _complete(job, file, path)
+        if fault is None:
+            return ManifestFile(file.path, file.size, sha256)
+        path.unlink(missing_ok=True)  # never written over: it may be a link into a cache
+        fetches += not had_all  # a file that lay here wrong has not been fetched yet
+        if fetches == 2 or job.session is None:
+            raise ProblemsFound([wrong_file(job.hub, file.path, f"{fault}, also when fetched again")])
+
+
+def wrong_file(hub: Hub, path: str, fault: str) -> Problem:
+    fix = "repeat later or use --source: the other files are kept"
+    return Problem(f"{path} from {hub.name} {fault}", fix, Place(path), kind="missing", code=3)
+
+
+def _complete(job: Job, file: RemoteFile, path: Path) -> tuple[str, str | None]:
+    """Bring the file to its size, going on where it ends; return its sha256 and what is wrong with it."""
+    tries = 0
+    with _opened(path, file) as partial:
+        while block := partial.handle.read(BLOCK_BYTES):
+            partial.count(block)
+            job.tell(file, partial.size)
+        while partial.size < file.size:
+            before = partial.size
+            try:
+                _stream(job, file, partial)
+            except HubFailure as failure:
+                if failure.kind == "wrong":
+                    return "", failure.detail
+                tries = 1 if partial.size > before else tries + 1
+                _pause(job, failure, tries)
+        job.tell(file, partial.size)
+    return partial.sha256.hexdigest(), _fault(file, partial)
+
+
+@contextmanager
+def _opened(path: Path, file: RemoteFile) -> Iterator[_Partial]:
+    """Open for reading what is there and appending to it; a whole file, perhaps a link, for reading only."""
+    whole = path.exists() and path.stat().st_size == file.size
+    git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False) if file.git_sha1 else None
+    mode = os.O_RDONLY if whole else os.O_RDWR | os.O_CREAT
+    with os.fdopen(os.open(path, mode, 0o666), "rb" if whole else "r+b", buffering=0) as handle:
+        yield _Partial(handle, git)
+
+
+def _fault(file: RemoteFile, partial: _Partial) -> str | None:
+    if file.sha256 and partial.sha256.hexdigest() != file.sha256:
+        return "does not have the sha256 that the hub states"
+    if partial.git and partial.git.hexdigest() != file.git_sha1:
+        return "does not have the git hash that the hub states"
+    return None
+
+
+def _pause(job: Job, failure: HubFailure, tries: int) -> None:
+    """Wait before going on, longer each time; give up when the failure will not pass."""
+    patience = job.request.patience
+    if not passes(failure) or tries >= patience.tries:
+        raise ProblemsFound([problem_of(failure, job.hub, job.request)]) from failure
+    seconds = patience.pause_seconds(tries - 1, failure.retry_after)
+    with job.lock:
+        job.report(Progress(note=f"{job.hub.name}: {failure.detail}; going on in {seconds:.0f} s"))
+    if job.stop.wait(seconds):
+        raise _Stopped
+
+
+def _stream(job: Job, file: RemoteFile, partial: _Partial) -> None:
+    """Fetch what the file lacks. Raises HubFailure when the connection ends early or the hub contradicts its list."""
+    import requests
+    import urllib3
+
+    if job.session is None:
+        raise HubFailure("wrong", "is shorter than the cache says")
+    patience = job.request.patience
+    headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
+    timeouts = (patience.connect_seconds, patience.read_seconds)
+    with get(job.session, job.hub.file_url(job.listing, file.path), timeouts, headers) as response:
+        _place(response, file, partial)
+        try:
+            while partial.size < file.size:
+                block = response.raw.read1(min(BLOCK_BYTES, file.size - partial.size))  # what is here, at once
+                if not block:
+                    raise HubFailure("broken", f"it ended {file.size - partial.size} bytes early")
+                partial.handle.write(block)
+                partial.count(block)
+                job.tell(file, partial.size, len(block))
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise HubFailure("broken", "the connection broke off") from error
+
+
+def _place(response: Response, file: RemoteFile, partial: _Partial) -> None:
+    """Compare the answer's length with the list; start over when the server sends all instead of the range."""
+    if partial.size and response.status_code != 206:
+        partial.handle.seek(0)
+        partial.handle.truncate()
+        partial.sha256, partial.size = hashlib.sha256(), 0
+        partial.git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False) if partial.git else None
+    length = response.headers.get("Content-Length")
+    stated = partial.size + int(length) if length and length.isdigit() else file.size
+    if stated != file.size:
+        raise HubFailure("wrong", f"has {stated} bytes where the hub's list says {file.size}")
