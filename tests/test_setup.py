@@ -21,16 +21,15 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
-
-from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Devices, Wheels, choose, read_table
-
-ROOT = Path(__file__).parent.parent
 import setup
 import setup_devices
 import setup_plan
 import setup_steps
+from ruamel.yaml import YAML
 
+from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Devices, Wheels, choose, read_table, record_of
+
+ROOT = Path(__file__).parent.parent
 TABLE = read_table()
 
 
@@ -253,10 +252,10 @@ def test_any_other_input_is_not_done(tmp_path: Path, cpu_plan: setup_plan.Plan, 
         venv = venv.rename(tmp_path / "moved")
     else:
         (venv / "bin" / "python").unlink()
-    assert setup.is_done(tmp_path / ".venv", setup.record_of(tmp_path / ".venv"), cpu_plan) == (
+    assert setup.is_done(tmp_path / ".venv", record_of(tmp_path / ".venv"), cpu_plan) == (
         change in {"constraints", "extra", "torch"}
     )
-    assert not setup.is_done(venv, setup.record_of(venv), plan)
+    assert not setup.is_done(venv, record_of(venv), plan)
 
 
 def test_what_the_command_line_leaves_out_stays_as_it_was() -> None:
@@ -375,8 +374,8 @@ def test_every_use_of_the_placeholder_says_what_is_missing(use: str) -> None:
 
 # fmt: off
 TARGETS = [
-    "help", "setup", "train", "plan", "check", "recipes", "runs", "doctor", "test", "test-slow", "test-all", "lint", "clean",
-    "download", "evaluate", "export", "chat", "serve", "report", "status", "watch", "logs", "stop", "resume", "schema",
+    "help", "setup", "train", "plan", "check", "recipes", "runs", "doctor", "test", "test-slow", "test-all", "lint",
+    "clean", "download", "evaluate", "export", "chat", "serve", "report", "status", "watch", "logs", "stop", "resume", "schema",
 ]
 # fmt: on
 
