@@ -107,15 +107,3 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         runs.write(target, "two\ud800")
     assert target.read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_checkpoint_that_is_marked_incomplete_is_not_the_newest(workspace: Workspace) -> None:
-    run = runs.create(workspace, "a")
-    for step in (2, 10, 20, 30):
-        folder = run.output / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text("{}")
-    (run.output / "checkpoint-30" / runs.INCOMPLETE_MARKER).write_text("")
-    (run.output / "checkpoint-20" / "trainer_state.json").unlink()
-    newest = runs.newest_complete_checkpoint(run)
-    assert newest is not None and newest.name == "checkpoint-10"

@@ -1,0 +1,55 @@
+"""The run folder: its files by name, its state, its attempts and events, its checkpoints."""
+
+from .attempts import Attempt, Ending, attempts, end, events, note, record
+from .checkpoint import Skipped, faults, newest_good, weight_faults
+from .files import append, json_object, read_json, read_lines, write
+from .layout import Request, Run, Workspace, step_of
+from .listing import (
+    State,
+    create,
+    delete,
+    find,
+    finished_run,
+    listed,
+    new_request,
+    reached_last_step,
+    reached_the_end,
+    state,
+    state_after_end,
+    weights,
+)
+
+__all__ = [
+    "Attempt",
+    "Ending",
+    "Request",
+    "Run",
+    "Skipped",
+    "State",
+    "Workspace",
+    "append",
+    "attempts",
+    "create",
+    "delete",
+    "end",
+    "events",
+    "faults",
+    "find",
+    "finished_run",
+    "json_object",
+    "listed",
+    "new_request",
+    "newest_good",
+    "note",
+    "reached_last_step",
+    "reached_the_end",
+    "read_json",
+    "read_lines",
+    "record",
+    "state",
+    "state_after_end",
+    "step_of",
+    "weight_faults",
+    "weights",
+    "write",
+]

@@ -1,0 +1,66 @@
+"""What was tried and what happened: the lines of attempts.jsonl and events.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from ..process import Identity
+from .files import append, read_lines, write
+from .layout import Run
+
+Ending = Literal["finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the training program: who ran it, from where, how it ended and why."""
+
+    attempt: int
+    started: float
+    supervisor: Identity
+    process: Identity | None = None
+    workers: tuple[Identity, ...] = ()
+    from_checkpoint: str | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    ended: float | None = None
+    ending: Ending | None = None
+    returncode: int | None = None
+    why: str | None = None
+
+
+def attempts(run: Run) -> list[Attempt]:
+    return [_attempt(line) for line in read_lines(run.attempts)]
+
+
+def _attempt(line: Mapping[str, Any]) -> Attempt:
+    known = {key: value for key, value in line.items() if key in Attempt.__dataclass_fields__}
+    known["supervisor"] = Identity(**line["supervisor"])
+    known["process"] = Identity(**line["process"]) if line.get("process") else None
+    known["workers"] = tuple(Identity(**worker) for worker in line.get("workers", ()))
+    return Attempt(**known)
+
+
+def record(run: Run, attempt: Attempt) -> None:
+    """Write an attempt's line: a new one, or over the earlier line of the same attempt."""
+    lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
+    text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
+    write(run.attempts, text)
+
+
+def end(run: Run, attempt: Attempt, ending: Ending, why: str | None = None) -> Attempt:
+    done = replace(attempt, ended=time.time(), ending=ending, why=why)
+    record(run, done)
+    return done
+
+
+def note(run: Run, event: str, **details: Any) -> None:
+    """Append a line to events.jsonl: what was seen or done."""
+    append(run.events, {"event": event, **details})
+
+
+def events(run: Run) -> list[dict[str, Any]]:
+    return list(read_lines(run.events))

@@ -1,0 +1,142 @@
+"""The runs there are, found by number, name or prefix, and the state of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..process import alive
+from .attempts import attempts
+from .files import read_json, write
+from .layout import NAME, SMOKE, Request, Run, Workspace
+
+State = Literal["starting", "running", "finished", "failed", "stopped", "interrupted"]
+
+
+def new_request(workspace: Workspace, asked: Mapping[str, Any]) -> Request:
+    parent = workspace.runs / ".requests"
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S-")
+    request = Request(Path(tempfile.mkdtemp(prefix=stamp, dir=parent)))
+    write(request.asked, json.dumps(asked, indent=2) + "\n")
+    return request
+
+
+def create(workspace: Workspace, recipe_name: str, smoke: bool = False) -> Run:
+    """Make the next numbered folder; two at once get two numbers."""
+    workspace.runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        number = max((run.number for run in listed(workspace)), default=0) + 1
+        folder = workspace.runs / f"{number:04d}-{recipe_name}{SMOKE if smoke else ''}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        if len(list(workspace.runs.glob(f"{number:04d}-*"))) == 1:
+            return Run(folder)
+        folder.rmdir()
+        time.sleep(0.01 * (os.getpid() % 7 + 1))
+
+
+def listed(workspace: Workspace) -> list[Run]:
+    """Every run, by ascending number."""
+    folders = workspace.runs.iterdir() if workspace.runs.is_dir() else iter(())
+    runs = [Run(path) for path in folders if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(runs, key=lambda run: run.number)
+
+
+def find(workspace: Workspace, text: str) -> Run:
+    """A run by its number, its name, a unique prefix, or `last` (smoke runs left out)."""
+    runs = listed(workspace)
+    if text == "last":
+        real = [run for run in runs if not run.smoke]
+        if real:
+            return real[-1]
+        raise _no_run("there is no run yet", "start one: iis-finetune train RECIPE")
+    matches = [run for run in runs if run.name == text]
+    if not matches and text.isdecimal():
+        matches = [run for run in runs if run.number == int(text)]
+    matches = matches or [run for run in runs if run.name.startswith(text)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise _no_run(f"'{text}' fits {len(matches)} runs", f"one of {', '.join(run.name for run in matches[-5:])}")
+    names = ", ".join(run.name for run in runs[-5:])
+    raise _no_run(f"no run '{text}' in {workspace.runs}/", f"newest runs: {names}" if names else "there are none yet")
+
+
+def _no_run(what: str, fix: str) -> ProblemsFound:
+    return ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
+
+
+def finished_run(workspace: Workspace, text: str) -> Run:
+    """Like `find`, for verbs that need a finished run."""
+    run = find(workspace, text)
+    if state(run) == "finished":
+        return run
+    done = [other.name for other in listed(workspace) if state(other) == "finished" and not other.smoke]
+    fix = f"the newest finished run is {done[-1]}" if done else "no run has finished yet"
+    raise _no_run(f"run {run.name} is {state(run)}, not finished", fix)
+
+
+def state(run: Run) -> State:
+    """Derived from the files and the supervisor's process, so it is right after a reboot too."""
+    tried = attempts(run)
+    if not tried:
+        return "interrupted"
+    if alive(tried[-1].supervisor):
+        return "running" if run.trainer_log.is_file() else "starting"
+    return state_after_end(run)
+
+
+def state_after_end(run: Run) -> State:
+    """The state as it will be once the supervisor, which asks, is gone."""
+    if reached_the_end(run):
+        return "finished"
+    tried = attempts(run)
+    ending = tried[-1].ending if tried else None
+    return "failed" if ending == "finished" else ending or "interrupted"
+
+
+def reached_the_end(run: Run) -> bool:
+    """Exit code 0, the expected files, and the last step reached; a stopped run has the first two as well."""
+    tried = attempts(run)
+    return bool(tried) and tried[-1].returncode == 0 and reached_last_step(run)
+
+
+def reached_last_step(run: Run) -> bool:
+    """Whether the files hold a result of the whole training, by all steps done or by early stopping."""
+    progress = read_json(run.trainer_state) or {}
+    step, planned = progress.get("global_step"), progress.get("max_steps")
+    if not step or not planned or not weights(run.output):
+        return False
+    return bool(step >= planned) or _stopped_early(progress)
+
+
+def _stopped_early(progress: Mapping[str, Any]) -> bool:
+    early = (progress.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
+    if not early:
+        return False
+    attributes = early.get("attributes") or {}
+    patience = (early.get("args") or {}).get("early_stopping_patience", 1)
+    return int(attributes.get("early_stopping_patience_counter", 0)) >= int(patience)
+
+
+def weights(folder: Path) -> list[Path]:
+    """The weight files that LLaMA-Factory left at the end: an adapter, or a whole model."""
+    names = ("adapter_model.safetensors", "adapter_model.bin", "model*.safetensors", "pytorch_model*.bin")
+    return sorted(path for name in names for path in folder.glob(name))
+
+
+def delete(run: Run) -> None:
+    """Remove a run that is not running, after renaming it so that a half-removed one is no run."""
+    gone = run.folder.with_name(f".deleted-{run.name}")
+    run.folder.replace(gone)
+    shutil.rmtree(gone)
