@@ -46,7 +46,7 @@ def prepare(prepared: Prepared, workspace: Workspace) -> Run:
     decided = {**plan.as_json(), "environment": environment, "processes": plan.processes, "precision": plan.precision}
     write(run.decisions, _json(fill(decided, run, workspace)))
     write(run.machine, _json(prepared.machine.as_json()))
-    write(run.provenance, _json(provenance(prepared, workspace)))
+    write(run.provenance, _json(fill(provenance(prepared, workspace), run, workspace)))
     return run
 
 

@@ -97,7 +97,8 @@ def make(inputs: Inputs) -> Plan:
 
 def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:
     """Write where the model is read from; returns the folder that a precision view is made of, if one is needed."""
-    folder = inputs.model.folder or inputs.workspace.models / inputs.model.name.replace("/", "--")
+    expected = inputs.workspace.models / inputs.model.name.replace("/", "--")
+    folder = inputs.workspace.root / (inputs.model.folder or expected)
     if inputs.base:
         draft.decisions.append(Decision("base", inputs.base.recipe.name, "recipe", "named by kit.base"))
         if inputs.base.adapter:

@@ -66,13 +66,17 @@ def batch(draft: Draft, processes: int) -> None:
         _compare_batch(draft, wanted, step)
     elif wanted % step:
         nearest = [size for size in (wanted // step * step, (wanted // step + 1) * step) if size]
-        what = f"a global batch of {wanted} is not a multiple of micro-batch {micro} x {processes} processes"
+        what = f"a global batch of {wanted} is not a multiple of micro-batch {micro} x {count(processes)}"
         fix = f"kit.global_batch_size: {' or '.join(map(str, nearest))}"
         draft.complain(Problem(what, fix, draft.recipe.place("kit.global_batch_size")))
     else:
         steps = wanted // step
-        reason = f"{micro} a device x {processes} processes x {steps} = global batch {wanted}"
+        reason = f"{micro} a device x {count(processes)} x {steps} = global batch {wanted}"
         draft.choose("gradient_accumulation_steps", steps, reason)
+
+
+def count(processes: int) -> str:
+    return f"{processes} process{'es' * (processes != 1)}"
 
 
 def _compare_batch(draft: Draft, wanted: int, step: int) -> None:
