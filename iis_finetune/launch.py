@@ -99,10 +99,12 @@ def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:
     """A script that starts the same training without the kit's command."""
     lines = ["#!/usr/bin/env bash", f"# The training of {run.name}, without iis-finetune.", "set -euo pipefail"]
     lines += [f"cd {shlex.quote(str(run.folder.resolve()))}"]
+    lines += ["# LLaMA-Factory would go on with what lies in output/: give a new folder, output_dir=/some/where."]
+    lines += ["[[ $# -gt 0 || ! -e output ]] || { echo 'output/ is there: say output_dir=DIR' >&2; exit 2; }"]
     lines += ["unset ${!ACCELERATE_*} ${!LLAMABOARD_*} RANK LOCAL_RANK WORLD_SIZE USE_V1 ALLOW_EXTRA_ARGS"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
     lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
-    return "\n".join([*lines, f"exec {shlex.join(plan.command)}", ""])
+    return "\n".join([*lines, f"exec {shlex.join(plan.command)} \"$@\"", ""])
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:

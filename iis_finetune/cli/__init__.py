@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from .. import __version__
 from ..errors import BUG, INPUT, INTERRUPTED, KitError, ProblemsFound
@@ -54,6 +54,7 @@ def version(
 
 def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
+    sys.argv += ["--help"] * (len(sys.argv) == 1)
     sys.exit(_code())
 
 
@@ -62,10 +63,11 @@ def _code() -> int:
         return int(application()(standalone_mode=False) or 0)
     except KitError as error:
         return _report(error)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except click.ClickException as error:
-        show.aside(f"error: {error.format_message()}\n  fix:   see `iis-finetune --help`")
+    except TyperException as error:
+        said = getattr(error, "format_message", error.__str__)()
+        show.aside(f"error: {said}\n  where: command line\n  fix:   see `iis-finetune --help`")
         return INPUT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has gone: no trace
