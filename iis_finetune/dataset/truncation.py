@@ -63,6 +63,9 @@ class _Message(NamedTuple):
     special: int
 
 
+_Rendered = tuple[int, list[_Message]]  # a row's number and its turns
+
+
 @dataclass(frozen=True)
 class _Encoder:
     """The tokenizer as the template sets it up, and the options it serves."""
@@ -97,7 +100,7 @@ def check_truncation(
 ) -> TruncationReport:
     """Count what would be cut from the rows that `check_rows` finds usable.
 
-    With a byte-level tokenizer a row has no more tokens than bytes, so only longer rows are tokenised. The texts of
+    With a byte-level tokenizer only rows that could be too long by their bytes are tokenised whole. The texts of
     tools are counted without the template's sentences around them.
     """
     encoder, cuts = _encoder(tokenizer_json, options), _Cuts()
@@ -109,7 +112,7 @@ def check_truncation(
             _count_blocks(batch, encoder, cuts)
             continue
         rows = [(number, _render(sample, encoder)) for number, sample in batch]
-        _count([row for row in rows if not encoder.byte_level or _bytes(row[1]) >= options.cutoff_len], encoder, cuts)
+        _count(_suspects(rows, encoder) if encoder.byte_level else rows, encoder, cuts)
     complete = options.rows.limit is None or cuts.last < options.rows.limit
     problems = tuple(_block_problems(source, options, cuts) if blocks else _problems(source, options, cuts))
     return TruncationReport(cuts.rows, cuts.tokenised, dict(cuts.counts), cuts.longest, complete, problems)
@@ -157,17 +160,40 @@ def _fill(encoder: _Encoder, role: str, text: str) -> _Message:
     return _Message(texts, special)
 
 
-def _bytes(messages: list[_Message]) -> int:
-    """At least as many as the row has tokens."""
-    texts = "".join([text for message in messages for text in message.texts])
-    size = len(texts) if texts.isascii() else len(texts.encode("utf-8", "ignore"))
-    return size + sum(message.special for message in messages)
+def _suspects(rows: list[_Rendered], encoder: _Encoder) -> list[_Rendered]:
+    """The rows that could be too long: a row has no more tokens than bytes, nor than a part's tokens and the rest's bytes.
 
-
-def _count(rows: list[tuple[int, list[_Message]]], encoder: _Encoder, cuts: _Cuts) -> None:
-    lengths = iter(encoder.counts([text for _, row in rows for message in row for text in message.texts]))
+    A token of ordinary text takes several bytes, so a part 1.6 times as long as the excess usually clears a row.
+    """
+    cutoff, cleared, parts = encoder.options.cutoff_len, set[int](), []
     for number, row in rows:
-        tokens = [message.special + sum(islice(lengths, len(message.texts))) for message in row]
+        text = "".join(text for message in row for text in message.texts)
+        excess = _bytes(row) - cutoff + 1
+        part = text[: int(excess * 1.6 * len(text) / max(_size(text), 1))]
+        if excess <= 0:
+            cleared.add(number)
+        elif len(part) < 0.8 * len(text):
+            parts.append((number, excess, part))
+    for (number, excess, part), tokens in zip(parts, encoder.counts([part for _, _, part in parts]), strict=True):
+        if _size(part) - tokens >= excess:
+            cleared.add(number)
+    return [row for row in rows if row[0] not in cleared]
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "ignore"))
+
+
+def _bytes(messages: list[_Message]) -> int:
+    """At least as many as the row has tokens, the end token included."""
+    return sum(message.special + sum(_size(text) for text in message.texts) for message in messages) + 1
+
+
+def _count(rows: list[_Rendered], encoder: _Encoder, cuts: _Cuts) -> None:
+    texts = dict.fromkeys(text for _, row in rows for message in row for text in message.texts)
+    lengths = dict(zip(texts, encoder.counts(list(texts)), strict=True))
+    for number, row in rows:
+        tokens = [message.special + sum(lengths[text] for text in message.texts) for message in row]
         cuts.tokenised += 1
         kind, length = _what_is_cut(tokens, encoder.options)
         cuts.longest = max(cuts.longest, length)
