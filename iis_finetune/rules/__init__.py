@@ -1,5 +1,17 @@
 """Arguments that do not go together, as data: what LLaMA-Factory would really do, and what to write instead."""
 
+from .case import Case
+from .check import check
+from .disk import checkpoint_bytes, disk_bytes
 from .explain import explain
+from .packages import check_packages, packages_of
 
-__all__ = ["explain"]
+__all__ = [
+    "Case",
+    "check",
+    "check_packages",
+    "checkpoint_bytes",
+    "disk_bytes",
+    "explain",
+    "packages_of",
+]

@@ -122,7 +122,7 @@ class Case:
         """Micro-batches of one epoch on each device; None where rows are packed together or were not counted."""
         if self.rows is None or self.micro_batch < 1 or self.some("packing", "neat_packing", "streaming"):
             return None
-        if self["stage"] == "pt" and not self["packing"] is False:
+        if self["stage"] == "pt" and self["packing"] is not False:
             return None
         held_out = self["val_size"] if self["val_size"] >= 1 else self.rows * self["val_size"]
         rows_each = (self.rows - int(held_out)) / (self.micro_batch * self.processes)
@@ -135,7 +135,8 @@ class Case:
             return int(self["max_steps"])
         if self.batches is None or self.accumulation < 1:
             return None
-        return math.ceil(max(1, math.ceil(self.batches / self.accumulation)) * self["num_train_epochs"])
+        each = max(1, math.ceil(self.batches / self.accumulation))
+        return math.ceil(each * float(self["num_train_epochs"]))
 
     @property
     def warmup(self) -> int:

@@ -12,7 +12,7 @@ from .case import Case, Purpose
 DATE = "2026-11-21"
 TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
 ANY: tuple[Purpose, ...] = (*TRAINING, "export", "inference")
-AFTER: tuple[Purpose, ...] = ("export", "inference")
+OWN = 0  # the number of rules that are the kit's own advice
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Rule:
 
     number: int
     keys: str
-    when: Callable[[Case], bool]
+    when: Callable[[Case], object]
     what: str
     fix: str
     source: str
@@ -46,7 +46,7 @@ class Rule:
 
 
 def warning(  # noqa: PLR0913, PLR0917 - the fields of a rule, in their order
-    number: int, keys: str, when: Callable[[Case], bool], what: str, fix: str, source: str
+    number: int, keys: str, when: Callable[[Case], object], what: str, fix: str, source: str
 ) -> Rule:
     """A rule for what works, but not as it seems."""
     return Rule(number, keys, when, what, fix, source, severity="warning")
