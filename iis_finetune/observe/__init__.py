@@ -1,0 +1,25 @@
+"""Read the signs of a run from its files, its log and the computer; nothing here changes anything."""
+
+from .host import devices, killed_for_memory, named_in_kernel_log
+from .signs import Signs, began, number, signs
+from .text import TAIL_BYTES, follow, last_lines, raised, size, tail
+from .watch import Patience, Seen, Watcher
+
+__all__ = [
+    "TAIL_BYTES",
+    "Patience",
+    "Seen",
+    "Signs",
+    "Watcher",
+    "began",
+    "devices",
+    "follow",
+    "killed_for_memory",
+    "last_lines",
+    "named_in_kernel_log",
+    "number",
+    "raised",
+    "signs",
+    "size",
+    "tail",
+]

@@ -1,0 +1,123 @@
+"""What a run last said of itself: step, loss, rates, and a time left that is right after a resume too."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..runs import Run
+from .text import TAIL_BYTES, tail
+
+LOGGED = re.compile(r"\{'loss':[^{}]*\}")
+FIRST_STEP = "***** Running training *****"
+WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
+WINDOW_LINES = 20
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What a run last said of itself; loss and grad norm as LLaMA-Factory prints them, rates a second."""
+
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    epoch: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    seconds_per_step: float | None = None
+
+
+def signs(run: Run) -> Signs:
+    """The newest step, loss and rates; grad norm and loss from the printed line, the only place grad norm is live."""
+    lines = _logged(run)
+    if not lines:
+        return Signs()
+    last = lines[-1] | {key: value for line in lines[-3:] for key, value in line.items() if key not in lines[-1]}
+    printed = _last_printed(run)
+    pace, tokens = _rates(lines)
+    step, total = last.get("current_steps"), last.get("total_steps")
+    left = (total - step) * pace if pace and step is not None and total is not None else None
+    return Signs(
+        step=step,
+        total_steps=total,
+        loss=number(printed.get("loss", last.get("loss"))),
+        grad_norm=number(printed.get("grad_norm")),
+        learning_rate=number(last.get("lr", printed.get("learning_rate"))),
+        epoch=number(last.get("epoch")),
+        tokens_per_second=tokens if tokens is not None else number(last.get("throughput")),
+        eta_seconds=left if left is not None else seconds_of(last.get("remaining_time")),
+        seconds_per_step=pace,
+    )
+
+
+def _logged(run: Run) -> list[dict[str, Any]]:
+    """The newest lines of the trainer's log; one that is still being written is left out."""
+    found = []
+    for line in tail(run.trainer_log).splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _rates(lines: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Seconds a step and tokens a second over the newest lines of this attempt.
+
+    LLaMA-Factory divides the time since the last start by all steps, those before a resume included; so its own time
+    left is too short then.
+    """
+    window: list[tuple[int, float, float | None]] = []
+    for line in reversed(lines):
+        at, step = seconds_of(line.get("elapsed_time")), line.get("current_steps")
+        if at is None or step is None or (window and (at > window[-1][1] or step > window[-1][0])):
+            break  # an earlier attempt's line: its clock or its step was further on
+        window.append((step, at, number(line.get("total_tokens"))))
+        if len(window) > WINDOW_LINES and window[0][1] - at >= WINDOW_SECONDS:
+            break
+    if len(window) < 2:
+        return None, None
+    (last, now, tokens), (first, before, earlier) = window[0], window[-1]
+    if now <= before or last <= first:
+        return None, None
+    read = (tokens - earlier) / (now - before) if tokens is not None and earlier is not None else None
+    return (now - before) / (last - first), read
+
+
+def _last_printed(run: Run) -> dict[str, Any]:
+    found = LOGGED.findall(tail(run.log))
+    return _literal(found[-1]) if found else {}
+
+
+def _literal(text: str) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(re.sub(r"\b(nan|inf)\b(?!')", "None", text))
+    except (ValueError, SyntaxError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def seconds_of(text: Any) -> float | None:
+    """Seconds of a `1 day, 2:03:04` or `0:00:07`."""
+    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", str(text))
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def began(run: Run, after: int = 0) -> bool:
+    """Whether training reached its first step's start; before it, a refusal is about the input."""
+    return (not after and run.trainer_log.is_file()) or FIRST_STEP in tail(run.log, 4 * TAIL_BYTES, after)

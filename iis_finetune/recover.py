@@ -1,0 +1,152 @@
+"""What to do about a failure: a pure table from what happened so far to the next action."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+Cause = Literal["not finite", "out of memory", "stall", "killed", "crash", "disk full", "refused"]
+
+TABLE = Path(__file__).parent / "tables" / "recovery.toml"
+ATTEMPTS_WITHOUT_PROGRESS = 3
+PAUSES_SECONDS = (2.0, 5.0, 10.0)
+LONGEST_PAUSE_SECONDS = 300.0
+LOW_PRECISION = ("fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One ending that was not wanted: its cause, the step it was seen at, what was seen in a sentence."""
+
+    cause: Cause
+    step: int | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that the decision rests on.
+
+    `attempts` counts the attempts in a row, this one included, that left no new good checkpoint and changed nothing;
+    `precision` is what was really loaded, where that is known.
+    """
+
+    failure: Failure
+    before: tuple[Failure, ...] = ()
+    attempts: int = 1
+    precision: str = "fp32"
+    attention: str = "sdpa"
+    micro_batch: int = 1
+    arch: str = "cpu"
+    may_recover: bool = True
+
+
+@dataclass(frozen=True)
+class Action:
+    """Resume after a pause, with `change` made first (precision, attention or micro_batch); or give up, and why."""
+
+    resume: bool
+    why: str
+    change: Mapping[str, Any] = field(default_factory=dict)
+    pause_seconds: float = 0.0
+
+
+def decide(now: Situation) -> Action:
+    """The next action; the same situation always gives the same one."""
+    failure, row = now.failure, _row(now.failure.cause)
+    if not now.may_recover:
+        return Action(False, f"{failure.what}; kit.on_failure is `stop`")
+    if not row["resume"]:
+        return _give_up(failure, row["advice"])
+    change = next(filter(None, (CHANGES[name](now) for name in row["change"])), {})
+    if change:
+        return Action(True, f"{failure.what}; {_words(change)}", change, PAUSES_SECONDS[0])
+    times = _times(now)
+    if row["change"] and (failure.cause == "out of memory" or times):
+        return _give_up(failure, row["advice"])
+    return _again(now, row)
+
+
+def _again(now: Situation, row: Mapping[str, Any]) -> Action:
+    """Try the same again, unless that has been tried often enough."""
+    failure = now.failure
+    same = 1 + sum(1 for old in now.before if old == failure)
+    if row["same"] and same >= row["same"]:
+        return _give_up(failure, f"{_count(same)} at the same step: {row['advice']}")
+    recent = (*now.before[len(now.before) - now.attempts + 1 :], failure) if now.attempts > 1 else (failure,)
+    often = sum(1 for old in recent if old.cause == failure.cause)
+    if row["times"] and often >= row["times"]:
+        return _give_up(failure, f"{_count(often)} without a new checkpoint: {row['advice']}")
+    if now.attempts >= ATTEMPTS_WITHOUT_PROGRESS:
+        return _give_up(failure, f"{now.attempts} attempts in a row without a new good checkpoint; {row['advice']}")
+    return Action(True, failure.what, {}, pause_seconds(now.attempts))
+
+
+def pause_seconds(attempts: int) -> float:
+    """2, 5, 10 seconds, then twice the last, five minutes at most."""
+    if attempts <= len(PAUSES_SECONDS):
+        return PAUSES_SECONDS[attempts - 1]
+    return min(PAUSES_SECONDS[-1] * 2.0 ** (attempts - len(PAUSES_SECONDS)), LONGEST_PAUSE_SECONDS)
+
+
+def _give_up(failure: Failure, advice: str) -> Action:
+    return Action(False, f"{failure.what}; {advice}")
+
+
+def _count(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
+def _words(change: Mapping[str, Any]) -> str:
+    return "going on with " + ", ".join(f"{name.replace('_', '-')} {value}" for name, value in change.items())
+
+
+def _times(now: Situation) -> int:
+    """How often this cause has come before."""
+    return sum(1 for old in now.before if old.cause == now.failure.cause)
+
+
+def _safer_precision(now: Situation) -> dict[str, Any]:
+    return {"precision": "fp32"} if now.precision in LOW_PRECISION else {}
+
+
+def _other_attention(now: Situation) -> dict[str, Any]:
+    rows = (row for row in _table()["attention"] if any(fnmatchcase(now.arch, name) for name in row["names"]))
+    return next(({"attention": row["to"]} for row in rows if row["from"] == now.attention), {})
+
+
+def _smaller_micro_batch(now: Situation) -> dict[str, Any]:
+    """The largest divisor up to the half, so that the accumulation keeps the global batch exactly."""
+    parts = range(now.micro_batch // 2, 0, -1)
+    return next(({"micro_batch": part} for part in parts if now.micro_batch % part == 0), {})
+
+
+CHANGES: Mapping[str, Callable[[Situation], dict[str, Any]]] = {
+    "precision": _safer_precision,
+    "attention": _other_attention,
+    "micro-batch": _smaller_micro_batch,
+}
+
+
+def cause_in(log: str) -> tuple[Cause, str] | None:
+    """What a log's text says of the cause, with the line that says it; None when it says nothing known."""
+    for row in _table()["text"]:
+        match = re.search(row["pattern"], log, re.MULTILINE)
+        if match:
+            line = log[log.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0].strip()
+            return row["cause"], line[:300]
+    return None
+
+
+def _row(cause: str) -> Mapping[str, Any]:
+    rows: Mapping[str, Any] = next(row for row in _table()["cause"] if row["name"] == cause)
+    return rows
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
