@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..arguments import Template
 from ..errors import Place, Problem
-from .convert import Sample
+from .convert import Sample, Turn
 from .files import Progress
 from .layout import Source
 from .rows import RowOptions, usable_samples
@@ -135,7 +135,8 @@ def _render(sample: Sample, encoder: _Encoder) -> list[_Message]:
     options, template = encoder.options, encoder.options.template
     if options.rows.processing == "pt":
         return [_Message([sample.prompt[0].text], 1)]
-    turns = sample.prompt + sample.answers
+    unanswered = options.rows.processing == "generate" and not sample.answers
+    turns = sample.prompt + ([Turn("assistant", "")] if unanswered else sample.answers)
     made = [_fill(encoder, turn.role, turn.text) for turn in turns]
     default = template.default_system if options.default_system is None else options.default_system
     system = (sample.system or default) + (sample.tools or "")
@@ -161,18 +162,18 @@ def _fill(encoder: _Encoder, role: str, text: str) -> _Message:
 
 
 def _suspects(rows: list[_Rendered], encoder: _Encoder) -> list[_Rendered]:
-    """The rows that could be too long: a row has no more tokens than bytes, nor than a part's tokens and the rest's bytes.
+    """The rows that could be too long: none has more tokens than bytes, nor than its end's tokens and the rest's bytes.
 
-    A token of ordinary text takes several bytes, so a part 1.6 times as long as the excess usually clears a row.
+    A token of ordinary text takes several bytes, so an end 1.8 times as long as the excess usually clears a row.
     """
     cutoff, cleared, parts = encoder.options.cutoff_len, set[int](), []
     for number, row in rows:
         text = "".join(text for message in row for text in message.texts)
         excess = _bytes(row) - cutoff + 1
-        part = text[: int(excess * 1.6 * len(text) / max(_size(text), 1))]
+        part = text[len(text) - int(excess * 1.8 * len(text) / max(_size(text), 1)) :]
         if excess <= 0:
             cleared.add(number)
-        elif len(part) < 0.8 * len(text):
+        elif excess * 1.8 < 0.8 * _size(text):
             parts.append((number, excess, part))
     for (number, excess, part), tokens in zip(parts, encoder.counts([part for _, _, part in parts]), strict=True):
         if _size(part) - tokens >= excess:
