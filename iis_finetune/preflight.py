@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import dataset, machine, models, plan
+from . import arguments, dataset, machine, models, plan, rules
 from . import recipe as recipes
 from .errors import Problem, in_file_order
 from .machine import Machine
@@ -51,9 +51,11 @@ def examine(question: Question) -> Examined:
     model = _model(recipe, base, question.workspace)
     planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base))
     problems += [*base_problems, *planned.problems, *_model_problems(recipe, model, base)]
-    problems += _data_problems(recipe, planned, question)
+    data_problems, rows = _data_problems(recipe, planned, question)
+    case = _case(recipe, host, model, planned)
+    problems += [*data_problems, *rules.check(replace(case, rows=rows))]
     if host.here:
-        problems += [*host.problems, *_installed(), *_launcher(planned)]
+        problems += [*host.problems, *_installed(), *_launcher(planned), *_packages(case)]
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
     return Examined(recipe, host, planned, base, model, tuple(in_file_order(problems)))
 
@@ -87,8 +89,27 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~", "models/")) or name.count("/") != 1 or Path(name).exists()
 
 
-def _data_problems(recipe: Recipe, planned: Plan, question: Question) -> list[Problem]:
+def _case(recipe: Recipe, host: Machine, model: ModelFacts, planned: Plan) -> rules.Case:
+    """What the rules look at: the recipe's own arguments, before the plan's additions."""
+    known = arguments.table()
+    stated, _ = arguments.check(recipe.entries.values(), known)
+    launcher = next(each.value for each in planned.decisions if each.name == "launcher")
+    return rules.Case(recipe, stated, known, host, model, planned.processes, str(launcher), planned.precision)
+
+
+def _packages(case: rules.Case) -> list[Problem]:
+    versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
+    problems = rules.check_packages(case, versions)
+    if case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization:
+        place = case.recipe.place("quantization_bit")
+        problems += [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
+    return problems
+
+
+def _data_problems(recipe: Recipe, planned: Plan, question: Question) -> tuple[list[Problem], int | None]:
+    """What is wrong with the data sets, and how many usable rows there are to train on, None where not counted."""
     problems: list[Problem] = []
+    counts: list[int | None] = []
     stage = str(recipe.value("stage", "sft"))
     folder = Path(str(recipe.value("dataset_dir") or question.workspace.data))
     asked = [(key, planned.arguments.get(key)) for key in DATA_KEYS]
@@ -100,7 +121,8 @@ def _data_problems(recipe: Recipe, planned: Plan, question: Question) -> list[Pr
                 for source in found:
                     rows = dataset.check_rows(source, dataset.RowOptions(stage=stage))
                     problems += [replace(each, where=each.where or recipe.place(key)) for each in rows.problems]
-    return problems
+                    counts += [rows.kept if rows.complete else None] if key == "dataset" else []
+    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 def _installed() -> list[Problem]:

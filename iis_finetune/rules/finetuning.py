@@ -12,8 +12,8 @@ UNPACKED = ("mxfp4", "fp8")  # LLaMA-Factory loads these two as ordinary weights
 HALF = ("bfloat16", "float16")
 LIGER = (
     "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "glm4v", "granite", "llama", "llava", "mistral",
-    "mixtral", "mllama", "olmo2", "paligemma", "phi3", "qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_next",
-    "qwen3_5", "gpt_oss",
+    "mixtral", "mllama", "olmo2", "paligemma", "phi3", "qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_moe",
+    "qwen3_next", "qwen3_5", "gpt_oss",
 )  # fmt: skip
 
 
