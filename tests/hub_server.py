@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
@@ -332,13 +332,13 @@ class Handler(BaseHTTPRequestHandler):
             behaviour.corrupt[file.path] -= corrupt
         with file.file.open("rb") as handle:
             while start < end:
-                sent = self.send_block(file, handle.fileno(), start, end, corrupt)
+                sent = self.send_block(file, handle, start, end, corrupt)
                 if sent is None:
                     self.close_connection = True
                     return
                 start, corrupt = start + sent, False
 
-    def send_block(self, file: Served, source: int, start: int, end: int, corrupt: bool) -> int | None:
+    def send_block(self, file: Served, source: BinaryIO, start: int, end: int, corrupt: bool) -> int | None:
         """Send at most a block; None when the connection is to be cut."""
         behaviour = self.hub.behaviour
         length = min(int(behaviour.bytes_per_second / 20) or BLOCK_BYTES, end - start)
@@ -360,17 +360,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(length / behaviour.bytes_per_second)
         return None if cut else length
 
-    def put(self, source: int, start: int, length: int, corrupt: bool) -> None:
+    def put(self, source: BinaryIO, start: int, length: int, corrupt: bool) -> None:
         if corrupt:
-            data = bytearray(os.pread(source, length, start))
+            data = bytearray(os.pread(source.fileno(), length, start))
             data[len(data) // 2] ^= 1
             self.connection.sendall(data)
         elif self.hub.scheme == "https":
-            self.connection.sendall(os.pread(source, length, start))
+            self.connection.sendall(os.pread(source.fileno(), length, start))
         else:
-            offset, last = start, start + length
-            while offset < last:
-                offset += os.sendfile(self.connection.fileno(), source, offset, last - offset)
+            self.connection.sendfile(source, start, length)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_huggingface_hub_itself_fetches_from_this_server(server: Hub, tmp_path: 
 
 
 def test_modelscope_itself_fetches_from_this_server(server: Hub, tmp_path: Path, served: Path) -> None:
-    from modelscope_hub.compat.snapshot_download import snapshot_download
+    from modelscope.hub.snapshot_download import snapshot_download
 
     folder = snapshot_download(MODEL, local_dir=str(tmp_path / "model"), endpoint=server.url)
     assert same_files(Path(folder), served / MODEL)
@@ -196,6 +196,13 @@ def test_a_model_that_is_here_costs_no_packet(place: Place, server: Hub) -> None
     server.behaviour.requests.clear()
     assert place.fetch().fetched_bytes == 0
     assert place.fetch(revision=COMMIT).fetched_bytes == 0
+    assert server.behaviour.requests == []
+
+
+def test_the_default_branch_is_the_same_model_whatever_the_hub_calls_it(place: Place, server: Hub) -> None:
+    place.fetch(source="modelscope")
+    server.behaviour.requests.clear()
+    assert place.fetch(revision="main").fetched_bytes == 0
     assert server.behaviour.requests == []
 
 
@@ -476,11 +483,12 @@ def test_the_logins_of_the_hubs_own_clients_are_used(place: Place, server: Hub) 
 
 
 def test_a_busy_hub_is_asked_again_with_growing_pauses(place: Place, server: Hub) -> None:
-    server.behaviour.refusals = [Refusal("/cdn/*00001*", 503, times=2), Refusal("/api/*", 429, times=1)]
+    server.behaviour.refusals = [Refusal("/cdn/*00001*", 503, times=2), Refusal("/api/*", 429, times=2)]
     place.request = replace(place.request, patience=replace(QUICK, first_pause_seconds=0.2))
     started = time.monotonic()
     assert place.fetch().fetched_bytes
     assert time.monotonic() - started > 0.2 + 0.4
+    assert sum("it answered 429; asking again in" in note for note in place.notes) == 1
     assert sum("it answered 503; going on in" in note for note in place.notes) == 2
 
 

@@ -65,7 +65,8 @@ def _already(request: Request) -> Fetched | None:
     manifest = read_manifest(request.folder)
     if manifest is None or not is_whole(request.folder):
         return None
-    asked = request.revision in (None, manifest.revision, manifest.commit)
+    is_default = {request.revision, manifest.revision} <= {"main", "master"}  # each hub has its own word for it
+    asked = is_default or request.revision in (None, manifest.revision, manifest.commit)
     same = manifest.model in {request.model, request.id_on("huggingface"), request.id_on("modelscope")}
     return Fetched(request.folder, manifest, "it is on disk already") if asked and same else None
 
@@ -107,7 +108,7 @@ def _disk_problems(folder: Path) -> Iterator[None]:
 
 def _fetch(request: Request, environment: Mapping[str, str], report: Report) -> Fetched:
     caches = [entry for entry in cached(environment) if entry.model == request.id_on(entry.source)]
-    choice, from_cache = _choose(request, environment, caches)
+    choice, from_cache = _choose(request, environment, caches, report)
     listing, staging = choice.listing, request.folder.with_name(request.folder.name + INCOMPLETE)
     if not listing.files:
         fix = "check the name: this may be a data set, or a model in another format"
@@ -129,7 +130,9 @@ def _fetch(request: Request, environment: Mapping[str, str], report: Report) -> 
     return Fetched(request.folder, manifest, choice.reason, job.fetched_bytes)
 
 
-def _choose(request: Request, environment: Mapping[str, str], caches: list[Cached]) -> tuple[Choice, bool]:
+def _choose(
+    request: Request, environment: Mapping[str, str], caches: list[Cached], report: Report
+) -> tuple[Choice, bool]:
     """Ask the hubs; when none may be asked, or none gives the model, take a whole one out of their caches."""
     from_cache = _cached_choice(request, caches)
     if is_offline(request, environment):
@@ -139,7 +142,7 @@ def _choose(request: Request, environment: Mapping[str, str], caches: list[Cache
         fix = f"go online (--offline, HF_HUB_OFFLINE), or use a model that is here{on_disk(request)}"
         raise ProblemsFound([Problem(what, fix, kind="missing", code=3)])
     try:
-        return choose_source(request, environment), False
+        return choose_source(request, environment, lambda note: report(Progress(note=note))), False
     except ProblemsFound:
         if from_cache is None:
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -248,34 +248,36 @@ def _read_modelscope(answer: dict[str, Any]) -> tuple[str | None, list[RemoteFil
     return latest.get("Id") or newest.get("Revision") or latest.get("ShortId") or None, files
 
 
-def choose_source(request: Request, environment: Mapping[str, str]) -> Choice:
+def choose_source(request: Request, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Choice:
     """Ask every configured hub at once and take the preferred one of those that list the model.
 
-    With one hub to ask, or when a hub is only busy, it is asked again with growing pauses.
+    One that is only busy is asked again with growing pauses, which `say` is told of.
     Raises ProblemsFound with what each hub answered.
     """
     candidates = hubs(request, environment)
-    answers = _ask_all(candidates, request, environment)
+    answer_of = _ask_all(candidates, request, environment)
     failures: list[tuple[Hub, HubFailure]] = []
     for hub in candidates:
-        answer = answers(hub)
+        answer = answer_of(hub)
         if isinstance(answer, Listing):
             return Choice(hub, answer, _reason(hub, request, failures))
         failures.append((hub, answer))
-    waiting = [hub for hub, failure in failures if failure.kind == "busy"] or candidates[: len(candidates) == 1]
-    for hub in waiting:
-        listing = _ask_again(hub, request, environment)
-        if isinstance(listing, Listing):
-            return Choice(hub, listing, "it was busy, and answered when asked again")
-        failures = [(other, listing if other == hub else failure) for other, failure in failures]
+    for hub in [hub for hub, failure in failures if failure.kind in {"busy", "broken"}]:
+        answer = _ask_again(hub, request, environment, say)
+        if isinstance(answer, Listing):
+            return Choice(hub, answer, f"{hub.name} was busy, and answered when asked again")
+        failures = [(other, answer if other == hub else failure) for other, failure in failures]
     telling = [pair for pair in failures if pair[1].kind != "unreachable"] or failures[:1]
     raise ProblemsFound(problem_of(failure, hub, request) for hub, failure in telling)
 
 
-def _ask_all(candidates: list[Hub], request: Request, environment: Mapping[str, str]) -> Any:
+def _ask_all(
+    candidates: list[Hub], request: Request, environment: Mapping[str, str]
+) -> Callable[[Hub], Listing | HubFailure]:
     """Ask in threads that nobody has to wait for; return a function that gives a hub's answer, or its time-out."""
     answers: dict[Source, Listing | HubFailure] = {}
-    seconds = request.patience.probe_seconds
+    # A hub that was asked for by name is worth waiting for.
+    seconds = request.patience.probe_seconds if len(candidates) > 1 else request.patience.read_seconds
     deadline = time.monotonic() + seconds
 
     def ask(hub: Hub) -> None:
@@ -288,24 +290,27 @@ def _ask_all(candidates: list[Hub], request: Request, environment: Mapping[str, 
     for thread in threads.values():
         thread.start()
 
-    def answer(hub: Hub) -> Listing | HubFailure:
+    def answer_of(hub: Hub) -> Listing | HubFailure:
         threads[hub.source].join(max(0.0, deadline - time.monotonic()))
         return answers.get(hub.source) or HubFailure("unreachable", f"no answer in {seconds:g} s")
 
-    return answer
+    return answer_of
 
 
-def _ask_again(hub: Hub, request: Request, environment: Mapping[str, str]) -> Listing | HubFailure:
-    failure = HubFailure("unreachable", "not asked")
+def _ask_again(
+    hub: Hub, request: Request, environment: Mapping[str, str], say: Callable[[str], object]
+) -> Listing | HubFailure:
     for tries in range(request.patience.tries):
         try:
             return list_files(hub, request, environment)
-        except HubFailure as error:
-            failure = error
-            if not passes(failure):
-                break
-        time.sleep(request.patience.pause_seconds(tries, failure.retry_after))
-    return failure
+        except HubFailure as failure:
+            last = failure
+        if not passes(last) or tries + 1 == request.patience.tries:
+            break
+        seconds = request.patience.pause_seconds(tries, last.retry_after)
+        say(f"{hub.name}: {last.detail}; asking again in {seconds:.0f} s")
+        time.sleep(seconds)
+    return last
 
 
 def _reason(hub: Hub, request: Request, failures: list[tuple[Hub, HubFailure]]) -> str:
