@@ -22,8 +22,8 @@ class Draft:
     problems: list[Problem] = field(default_factory=list)
 
     def stated(self, *keys: str) -> list[str]:
-        """Those of the keys that the recipe or the command line gives a value."""
-        return [key for key in keys if self.recipe.value(key) is not None]
+        """Those of the keys that the recipe or the command line gives a value that can be used."""
+        return [key for key in keys if self.recipe.value(key) is not None and key in self.arguments]
 
     def choose(self, key: str, value: Any, reason: str) -> None:
         """Set an argument that the kit chooses, unless the recipe states it."""

@@ -1,0 +1,191 @@
+"""The command line as whole processes: what a mistake gets, what is documented of exit codes and JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RECIPE, Command, run
+
+from iis_finetune import cli
+
+ROOT = Path(__file__).parent.parent
+
+BAD_FILES = {
+    "not YAML": ("a: [1, 2\nb: 3\n", "not YAML", None),
+    "empty": ("", "this file is empty", 1),
+    "binary": (b"\x7fELF\x00\xff\xfe", "UTF-8", None),
+    "a tab": (RECIPE.replace("lora_rank", "\tlora_rank"), "tab", 11),
+    "a duplicate key": (RECIPE + "lora_rank: 9\n", "duplicate key", 18),
+    "an unknown key": (RECIPE.replace("lora_rank", "lora_rnak"), "did you mean 'lora_rank'?", 11),
+    "a data set that is not registered": (RECIPE.replace("little", "litle"), "litle", 8),
+    "a choice that there is not": (RECIPE.replace("type: lora", "type: lara"), "lora", 10),
+}
+
+
+@pytest.mark.parametrize(("content", "words", "line"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_recipe_is_a_problem_with_file_and_line_and_nothing_is_started(
+    iis: Command, project: Path, content: str | bytes, words: str, line: int | None
+) -> None:
+    file = project / "recipes" / "bad.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = iis("train", "bad")
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    where = f"recipes/bad.yaml:{line}" if line else "recipes/bad.yaml"
+    assert where in done.stderr and "Nothing was started" in done.stderr
+    assert not (project / "runs").exists()
+
+
+BAD_WORDS = {
+    ("train", "tyny"): "did you mean 'tiny'?",
+    ("train", "recipes/none.yaml"): "does not exist",
+    ("check", "tiny", "lora_rank"): "lora_rank=value",
+    ("check", "tiny", "lora_rank=eight"): "lora_rank",
+    ("check", "tiny", "kit.precision=fp23"): "did you mean 'fp32'?",
+    ("check", "tiny", "model_name_or_path=models/none"): "does not exist",
+    ("plan", "tiny", "--on", "mi51"): "did you mean 'mi50'",
+    ("status", "9"): "no run '9'",
+    ("nonsense",): "No such command",
+    ("train",): "RECIPE",
+}
+
+
+@pytest.mark.parametrize(("words", "said"), BAD_WORDS.items(), ids=" ".join)
+def test_a_bad_word_on_the_command_line_is_a_sentence_and_exit_code_2(
+    iis: Command, project: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = iis(*words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
+    assert not (project / "runs").exists()
+
+
+def test_a_data_file_that_is_missing_is_named(iis: Command, project: Path) -> None:
+    (project / "data" / "little.json").unlink()
+    done = iis("check", "tiny", "--json")
+    problems = json.loads(done.stdout)["problems"]
+    assert done.returncode == 2
+    assert any(each["kind"] == "missing" and "little.json" in each["what"] for each in problems)
+
+
+def test_ten_problems_are_ten_problems_in_file_order(iis: Command, project: Path) -> None:
+    wrong = ["lora_rnak: 8", "flash_attn: eagr", "learning_rate: fast", "max_steps: '2x'", "lr: 1", "bf16: maybe"]
+    wrong += ["optim: adamw_hf", "evaluation_strategy: steps", "lora_dropout: 2.0", "dataset: nowhere"]
+    head = [
+        line for line in RECIPE.splitlines() if not line.startswith(("dataset", "learning", "max_steps", "lora_rank"))
+    ]
+    (project / "recipes" / "ten.yaml").write_text("\n".join([*head, *wrong]) + "\n")
+    done = iis("check", "ten", "--json")
+    found = [each["line"] for each in json.loads(done.stdout)["problems"] if each["severity"] == "error"]
+    first = len(head) + 1
+    assert found == sorted(found) and set(range(first, first + 10)) <= set(found)
+
+
+def test_check_of_a_good_recipe_is_fine_and_names_the_next_command(iis: Command) -> None:
+    done = iis("check", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "next: iis-finetune train tiny" in done.stdout
+
+
+def test_a_hub_model_that_is_not_here_is_a_warning(iis: Command) -> None:
+    done = iis("check", "tiny", "model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct", "--json")
+    problems = json.loads(done.stdout)["problems"]
+    assert done.returncode == 0, problems
+    assert [each["kind"] for each in problems if "not on disk" in each["what"]] == ["missing"]
+
+
+def test_json_documents_have_their_documented_keys(iis: Command) -> None:
+    keys = {
+        ("plan", "tiny"): {
+            "recipe",
+            "machine",
+            "arguments",
+            "environment",
+            "command",
+            "decisions",
+            "memory",
+            "problems",
+        },
+        ("check", "tiny"): {"recipe", "machine", "problems"},
+        ("recipes",): {"recipes"},
+        ("runs",): {"runs"},
+    }
+    for words, expected in keys.items():
+        assert set(json.loads(iis(*words, "--json").stdout)) == expected
+    problem = json.loads(iis("check", "tiny", "lora_rnak=1", "--json").stdout)["problems"][0]
+    assert set(problem) == {"severity", "kind", "what", "where", "file", "line", "key", "fix"}
+    nothing = json.loads(iis("check", "nosuch", "--json").stdout)
+    assert set(nothing) == {"recipe", "machine", "problems"} and nothing["problems"]
+
+
+def test_planning_for_another_machine_ignores_this_one(iis: Command) -> None:
+    made = json.loads(iis("plan", "tiny", "--on", "mi50x2", "--json").stdout)
+    assert made["machine"] == "mi50x2" and made["environment"]["NPROC_PER_NODE"] == "2"
+
+
+def test_a_recipe_is_copied_and_never_over_another(iis: Command, project: Path) -> None:
+    assert iis("recipes", "--copy", "tiny", "mine").returncode == 0
+    assert (project / "recipes" / "mine.yaml").read_text() == RECIPE
+    (project / "recipes" / "mine.yaml").write_text("a: 1\n")
+    done = iis("recipes", "--copy", "tiny", "mine")
+    assert done.returncode == 2 and "exists already" in done.stderr
+    assert (project / "recipes" / "mine.yaml").read_text() == "a: 1\n"
+
+
+def test_own_data_is_registered_and_trains_by_its_name(iis: Command, project: Path) -> None:
+    (project / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n')
+    added = iis("data", "add", "mine.jsonl")
+    assert added.returncode == 0, added.stderr
+    assert set(json.loads((project / "data" / "dataset_info.json").read_text())) == {"little", "mine"}
+    assert iis("check", "tiny", "dataset=mine").returncode == 0
+
+
+def test_any_llamafactory_yaml_anywhere_is_a_recipe(
+    iis: Command, project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = [line for line in RECIPE.splitlines() if not line.startswith(("kit", " "))]
+    foreign = tmp_path_factory.mktemp("elsewhere") / "some where.yaml"
+    foreign.write_text("\n".join([*lines, "output_dir: saves/x", "overwrite_output_dir: true"]) + "\n")
+    done = iis("plan", str(foreign), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arguments"]["output_dir"] == "{run}/output"
+    assert iis("check", str(project / "recipes" / "tiny.yaml")).returncode == 0
+
+
+def test_verbs_before_training_import_nothing_heavy(project: Path) -> None:
+    code = (
+        "import sys\nfrom iis_finetune import cli\nsys.argv = ['x', *sys.argv[1:]]\ncode = cli._code()\n"
+        "heavy = {'torch', 'transformers', 'llamafactory', 'datasets', 'numpy', 'pandas'} & set(sys.modules)\n"
+        "print(sorted(heavy), code, file=sys.stderr)"
+    )
+    for words in (["--help"], ["recipes"], ["check", "tiny"], ["plan", "tiny"], ["runs"]):
+        import subprocess
+
+        command = [sys.executable, "-c", code, *words]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[-1] == "[] 0"
+
+
+def test_a_bug_of_ours_is_one_sentence_and_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(cli, "application", broken)
+    assert cli._code() == 70
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    log = Path(re.search(r"\S+\.log", said)[0])  # type: ignore[index]
+    assert "planted" in log.read_text()
+    log.unlink()
+
+
+def test_a_closed_pipe_is_no_error(project: Path) -> None:
+    done = run(["--help"], project)
+    assert done.returncode == 0
