@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from . import arguments, dataset, machine, models, plan, rules
-from . import recipe as recipes
-from .errors import Problem, in_file_order
-from .machine import Machine
-from .models import Base, ModelFacts
-from .plan import Plan
-from .recipe import Recipe
-from .runs import Workspace
+from .. import arguments, machine, models, plan, rules
+from .. import recipe as recipes
+from ..errors import Problem, in_file_order
+from ..machine import Machine
+from ..models import Base, ModelFacts
+from ..plan import Plan
+from ..recipe import Recipe
+from ..runs import Workspace
+from .data import Asked, data_problems
+from .model import model_problems
 
 LLAMAFACTORY = "0.9.5"
-DATA_KEYS = ("dataset", "eval_dataset")
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,22 @@ def examine(question: Question) -> Examined:
     base, base_problems = models.base_of(recipe, question.workspace)
     model = _model(recipe, base, question.workspace)
     planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base))
-    problems += [*base_problems, *planned.problems, *_model_problems(recipe, model, base)]
-    data_problems, rows = _data_problems(recipe, planned, question)
+    problems += [*base_problems, *planned.problems, *model_problems(recipe, model, planned.arguments)]
+    of_data, rows = data_problems(Asked(recipe, planned.arguments, model, question.workspace.data), question.rows)
     case = _case(recipe, host, model, planned)
-    problems += [*data_problems, *rules.check(replace(case, rows=rows))]
+    problems += [*of_data, *rules.check(replace(case, rows=rows)), *_of_base(base, question)]
     if host.here:
         problems += [*host.problems, *_installed(), *_launcher(planned), *_packages(case)]
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
     return Examined(recipe, host, planned, base, model, tuple(in_file_order(problems)))
+
+
+def _of_base(base: Base | None, question: Question) -> list[Problem]:
+    """The problems of a base that has still to be made: it is trained first, so its mistakes count as much."""
+    if base is None or base.ready:
+        return []
+    found = examine(replace(question, recipe=str(base.recipe.path), overrides=()))
+    return [problem for problem in found.problems if problem.where.file == str(base.recipe.path)]
 
 
 def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFacts:
@@ -67,26 +75,6 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
         return facts
     described = models.facts_of(base.recipe if base else recipe)
     return replace(described, name=facts.name) if described else facts
-
-
-def _model_problems(recipe: Recipe, model: ModelFacts, base: Base | None) -> list[Problem]:
-    place = recipe.place("kit.base" if base else "model_name_or_path")
-    if base or recipe.kit.from_scratch:
-        return []
-    if not model.name:
-        return [Problem("no model_name_or_path", "name a base model, or kit.base: RECIPE", place)]
-    if model.folder:
-        return models.check_folder(model.folder, place)
-    if looks_local(model.name):
-        what = f"the model folder '{model.name}' does not exist"
-        return [Problem(what, "give the path of a model folder, or a hub id", place, kind="missing", code=2)]
-    what = f"'{model.name}' is not on disk yet"
-    return [Problem(what, "train downloads it first", place, severity="warning", kind="missing")]
-
-
-def looks_local(name: str) -> bool:
-    """Whether a model name can only be a path: hub ids are `owner/name`."""
-    return name.startswith((".", "/", "~", "models/")) or name.count("/") != 1 or Path(name).exists()
 
 
 def _case(recipe: Recipe, host: Machine, model: ModelFacts, planned: Plan) -> rules.Case:
@@ -104,25 +92,6 @@ def _packages(case: rules.Case) -> list[Problem]:
         place = case.recipe.place("quantization_bit")
         problems += [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
     return problems
-
-
-def _data_problems(recipe: Recipe, planned: Plan, question: Question) -> tuple[list[Problem], int | None]:
-    """What is wrong with the data sets, and how many usable rows there are to train on, None where not counted."""
-    problems: list[Problem] = []
-    counts: list[int | None] = []
-    stage = str(recipe.value("stage", "sft"))
-    folder = Path(str(recipe.value("dataset_dir") or question.workspace.data))
-    asked = [(key, planned.arguments.get(key)) for key in DATA_KEYS]
-    for key, names in [*asked, ("kit.evaluate_after", recipe.kit.evaluate_after)]:
-        if names:
-            found, wrong = dataset.check_registered(names, folder, stage, recipe.place(key))
-            problems += wrong
-            if question.rows:
-                for source in found:
-                    rows = dataset.check_rows(source, dataset.RowOptions(stage=stage))
-                    problems += [replace(each, where=each.where or recipe.place(key)) for each in rows.problems]
-                    counts += [rows.kept if rows.complete else None] if key == "dataset" else []
-    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 def _installed() -> list[Problem]:
