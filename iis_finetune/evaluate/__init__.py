@@ -15,8 +15,8 @@ from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import PART_ROWS, Job, Material, Side, answers, losses, material, paired
 from .compare import Comparison, compare, macro_f1, weighted
-from .metrics import Declared, confusion, kind_of, score
-from .summary import newest_scores, summary_lines
+from .metrics import Declared, confusion, kind_of, parse, row_values, score
+from .summary import name_of, newest_scores, summary_lines
 
 BASE, TUNED = "base", "tuned"
 NOT_GENERATED = ("pt", "rm")  # stages whose data has no answers to generate
@@ -66,7 +66,7 @@ def evaluate(run: Run, wanted: Wanted) -> dict[str, Any]:
     if tuned.arguments.get("stage") not in NOT_GENERATED:
         scores |= _judged(job, (base, tuned), given, wanted.declared)
     if wanted.with_losses or tuned.arguments.get("stage") in NOT_GENERATED:
-        scores["metrics"] += [each.as_json() for each in _losses(job, (base, tuned), given)]
+        scores["metrics"] += _told(_losses(job, (base, tuned), given))
     write(_path(job, base, tuned), json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
     return scores
 
@@ -116,11 +116,26 @@ def _judged(job: Job, sides: tuple[Side | None, Side], given: Material, declared
     texts = [[row["predict"] for row in rows] if rows is not None else None for rows in (base, tuned)]
     found = _compared(texts[0], texts[1] or [], references, declared)
     judged: dict[str, Any] = {"rows": len(tuned), "kind": kind_of(references, declared)}
-    judged |= {"metrics": [each.as_json() for each in found], "decoding": "greedy"}
+    judged |= _rows_that_stand_out(texts, references, declared)
+    judged |= {"metrics": _told(found), "decoding": "greedy"}
     judged["longest_answer_tokens"] = given.max_new_tokens
     if declared.labels or declared.field:
         judged["confusion"] = confusion(texts[1] or [], references, declared)
     return judged
+
+
+def _rows_that_stand_out(
+    texts: Sequence[Sequence[str] | None], references: Sequence[str], declared: Declared
+) -> dict[str, Any]:
+    """Numbers from 0 of the rows that the tuned model answers worse than the base, and of its invalid answers."""
+    base, tuned = (row_values(each, references, declared) if each is not None else None for each in texts)
+    invalid = kind_of(references, declared) == "json"
+    return {
+        "worse_rows": [
+            row for row, (one, other) in enumerate(zip(base or [], tuned or [], strict=False)) if other < one
+        ],
+        "invalid_rows": [row for row, text in enumerate(texts[1] or []) if invalid and parse(text) is None],
+    }
 
 
 def _compared(
@@ -129,6 +144,10 @@ def _compared(
     theirs = score(base, references, declared) if base is not None else None
     found = compare(theirs, score(tuned, references, declared))
     return [*found, macro_f1(base, tuned, references, declared)] if declared.labels or declared.field else found
+
+
+def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    return [{"title": name_of(each.name), **each.as_json()} for each in found]
 
 
 def _losses(job: Job, sides: tuple[Side | None, Side], given: Material) -> list[Comparison]:
@@ -144,6 +163,7 @@ def _losses(job: Job, sides: tuple[Side | None, Side], given: Material) -> list[
 
 __all__ = [
     "BASE",
+    "PART_ROWS",
     "TUNED",
     "Declared",
     "Wanted",

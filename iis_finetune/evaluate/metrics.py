@@ -115,6 +115,17 @@ def _error(found: Any, wanted: Any) -> float | None:
     return abs(found - wanted) if is_number(found) and is_number(wanted) else None
 
 
+def row_values(predictions: Sequence[str], references: Sequence[str], declared: Declared) -> list[float]:
+    """One value of 0 to 1 a row, to tell which of two answers is the better one."""
+    columns, kind = score(predictions, references, declared), kind_of(references, declared)
+    names = {"json": ["valid_json", "decision"], "labels": ["label"], "text": ["exact_match"]}[kind]
+    chosen = [columns[name] for name in [*names, *(name for name in columns if name.startswith("field."))]]
+    if kind == "text":
+        chosen.append([value and value / 100 for value in columns["rouge-l"]])
+    rows = [[value for value in row if value is not None] for row in zip(*chosen, strict=True)]
+    return [sum(row) / len(row) for row in rows]
+
+
 def labels_of(texts: Sequence[str], declared: Declared) -> list[str]:
     """The label that each answer is or holds; `(other)` when it is none of the declared ones."""
     found = [_label(text, declared.field) for text in texts]

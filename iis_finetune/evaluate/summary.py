@@ -126,4 +126,6 @@ def shortened(text: str, cells: int = LONGEST_CELLS) -> str:
     from rich.cells import set_cell_size
 
     line = text.strip().replace("\r", "").replace("\n", "\\n")
+    if not line:
+        return "(empty)"
     return line if _width(line) <= cells else set_cell_size(line, cells - 4).rstrip() + " ..."

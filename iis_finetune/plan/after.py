@@ -15,7 +15,7 @@ PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its o
 SIMILARITIES = "predict_results.json"
 LOSSES = "eval_results.json"
 WHOLE = ("full", "freeze")
-LOOPBACK = "127.0.0.1"
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What measures or draws otherwise than one greedy answer a row, or belongs to the run's own training only.
@@ -33,6 +33,21 @@ class Weights:
 
     model: str
     adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the verbs after training take: a name, the arguments, what is loaded, the precision it was trained in."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    weights: Weights
+    precision: str = "as-saved"
+
+    @property
+    def dtype(self) -> str:
+        """Torch's name of the precision; `auto` is what the model's own config says."""
+        return DTYPES.get(self.precision, "auto")
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,33 @@ def _rows(arguments: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
         "output_dir": rows.output,
         "per_device_eval_batch_size": batch,  # what fitted in training fits here
         "report_to": "none",
+    }
+
+
+def export(trained: Trained, target: str, dtype: str) -> dict[str, Any]:
+    """Merge on the CPU, where memory is, into a folder; a base that training quantised is merged as it was saved."""
+    return {
+        **_kept(trained.arguments, "export"),
+        **_loaded(trained.weights),
+        "export_dir": target,
+        "export_device": "cpu",
+        "infer_dtype": dtype,  # LLaMA-Factory's own `auto` turns FP32 into BF16 on some machines
+    }
+
+
+def converse(trained: Trained) -> dict[str, Any]:
+    """Chat and the server: the run's model, template and quantisation, in the precision it was trained in."""
+    return {**_kept(trained.arguments, "chat"), **_loaded(trained.weights), "infer_dtype": trained.dtype}
+
+
+def server_environment(host: str, port: int, name: str) -> dict[str, str]:
+    """Where LLaMA-Factory's server listens; its own defaults are every interface and readable local files."""
+    return {
+        "API_HOST": host,
+        "API_PORT": str(port),
+        "API_MODEL_NAME": name,
+        "API_VERBOSE": "0",
+        "ALLOW_LOCAL_FILES": "0",
     }
 
 

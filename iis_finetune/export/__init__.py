@@ -1,0 +1,140 @@
+"""Merge what was trained into one model folder, and prove that it is the same model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import launch, process
+from ..errors import Problem, ProblemsFound, RunFailed, errors_of
+from ..models import DTYPES, look
+from ..observe import last_lines
+from ..plan import after
+from ..plan.after import Trained
+from ..runs import Run, read_json, write
+from .card import card
+from .checks import TOLERANCES, check_sources, check_target, judge
+
+PROMPTS = launch.KIT / "tables" / "prompts.json"
+NEW_TOKENS = 32
+LONGEST_SECONDS = 12 * 3600.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where to, in which dtype (`auto`: that of the training); `run` adds its recipe and metrics to the card."""
+
+    target: Path
+    environment: Mapping[str, str]
+    precision: str = "auto"
+    run: Run | None = None
+    replace: bool = False  # the run's own export folder, which is swapped only once the new one is proven
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The folder, its torch dtype, what the comparison found, and what is unusual about it."""
+
+    folder: Path
+    dtype: str
+    found: Mapping[str, Any]
+    problems: tuple[Problem, ...]
+
+
+def export(trained: Trained, wanted: Wanted) -> Exported:
+    """Merge, compare, then give the folder its name. Raises ProblemsFound with every reason against it, RunFailed."""
+    known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
+    before = [*([] if wanted.replace else check_target(wanted.target)), *check_sources(trained, known)]
+    if errors_of(before):
+        raise ProblemsFound(before)
+    dtype = _dtype(trained, wanted.precision)
+    wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    making = wanted.target.with_name(f".{wanted.target.name}.unproven")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
+    try:
+        arguments = after.export(trained, str((making / "model").resolve()), dtype)
+        _merge(arguments, making, wanted)
+        found, problems = prove(trained, making / "model", arguments, wanted.environment)
+        if errors_of(problems):
+            raise ProblemsFound(problems)
+        finish(making / "model", found)
+        write(making / "model" / "README.md", card(trained, wanted.run, dtype, found))
+        _swap(making / "model", wanted.target)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return Exported(wanted.target, dtype, found, (*before, *problems))
+
+
+def _dtype(trained: Trained, precision: str) -> str:
+    if precision != "auto":
+        return DTYPES[precision]
+    if trained.precision in DTYPES:
+        return DTYPES[trained.precision]
+    folder = Path(trained.weights.model)
+    saved = look(str(folder), folder.parent).dtype
+    return saved if saved in TOLERANCES else "float32"
+
+
+def _merge(arguments: Mapping[str, Any], making: Path, wanted: Wanted) -> None:
+    file, log = making / "arguments.yaml", wanted.target.with_name(f"{wanted.target.name}.log")
+    write(file, launch.yaml_text(arguments))
+    words = launch.program("export", str(file.resolve()))
+    done = process.capture(words, LONGEST_SECONDS, after.one_process(wanted.environment))
+    write(log, f"{done.stdout}\n{done.stderr}" if done else "llamafactory-cli is not installed")
+    if done is None or done.returncode != 0:
+        raise RunFailed(f"LLaMA-Factory could not merge: {' '.join(last_lines(log, 1))}; see {log}")
+
+
+def prove(
+    trained: Trained, merged: Path, arguments: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Compare a merged folder with base and adapter: what was found, and every reason against the folder."""
+    spec = {
+        "arguments": dict(arguments),
+        "adapters": list(trained.weights.adapters),
+        "merged": str(merged.resolve()),
+        "dtype": arguments["infer_dtype"],
+        "tolerance": TOLERANCES[arguments["infer_dtype"]],
+        "prompts": json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"],
+        "new_tokens": NEW_TOKENS,
+    }
+    file = merged.parent / "parity.json"
+    write(file, json.dumps(spec, ensure_ascii=False))
+    child = after.one_process(environment)
+    child["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [child["PYTHONPATH"]])])
+    words = [sys.executable, "-m", "iis_finetune.probe.parity", str(file)]
+    done = process.capture(words, LONGEST_SECONDS, child)
+    if done is None or done.returncode != 0:
+        why = done.stderr.strip().splitlines()[-1:] if done else []
+        raise RunFailed(f"the merged folder could not be compared, it is not kept: {' '.join(why)}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return found, judge(found, merged)
+
+
+def finish(folder: Path, found: Mapping[str, Any]) -> None:
+    """Tell other programs where an answer ends, and that a tied pair no longer is one."""
+    generation = read_json(folder / "generation_config.json") or {}
+    missing = [stop for stop in found["stops"] if stop not in found["generation_stops"]]
+    if missing:  # plain transformers reads this file alone, and would not stop
+        known = [stop for stop in found["generation_stops"] if stop is not None]
+        generation["eos_token_id"] = [*known, *missing]
+        write(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    if found["untied"]:
+        config = {**(read_json(folder / "config.json") or {}), "tie_word_embeddings": False}
+        write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _swap(made: Path, target: Path) -> None:
+    if target.exists():
+        old = made.with_name("old")
+        target.replace(old)
+    made.replace(target)
+
+
+__all__ = ["Exported", "Wanted", "export", "prove"]

@@ -1,0 +1,112 @@
+"""What can be told before a merge, and what the comparison after it says; pure but for reading small files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import models
+from ..errors import COMMAND_LINE, Place, Problem
+from ..models.fingerprint import fingerprint
+from ..plan.after import Trained
+from ..runs import read_json
+
+# Largest difference of a logit that rounding explains, for logits up to 10; more for larger ones. Measured 2026-11 on
+# models of 0.1 M to 2 M parameters: 2e-6, 5e-3 and 3e-2.
+TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+TIED = {"lm_head", "embed_tokens"}
+
+
+def check_target(target: Path) -> list[Problem]:
+    """A folder that is new or empty: LLaMA-Factory would write over a model or an adapter without asking."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        what = f"'{target}' exists and is not empty"
+        return [Problem(what, "give --to a new folder", Place(COMMAND_LINE, key="--to"))]
+    return []
+
+
+def check_sources(trained: Trained, known_fingerprint: str | None = None) -> list[Problem]:
+    """Whether base and adapters belong together and can be merged to what was trained."""
+    folder = Path(trained.weights.model)
+    place = Place(str(folder))
+    problems = models.check_folder(folder, place)
+    if any(problem.severity == "error" for problem in problems):
+        return problems
+    problems = []
+    if known_fingerprint and fingerprint(folder) != known_fingerprint:
+        what = f"the weights in {folder} are not those that {trained.name} was trained on"
+        problems.append(Problem(what, "put the base model of the training back", place))
+    facts = models.look(str(folder), folder.parent)
+    if facts.quantization and trained.weights.adapters:
+        what = f"{folder} is quantised ({facts.quantization}): an adapter cannot be merged into it"
+        problems.append(Problem(what, "serve the run as it is: iis-finetune serve RUN", place))
+    for adapter in trained.weights.adapters:
+        problems += models.check_adapter(Path(adapter), facts, Place(adapter))
+        problems += _adapter(Path(adapter), facts)
+    return problems
+
+
+def _adapter(folder: Path, facts: models.ModelFacts) -> Iterator[Problem]:
+    config, place = read_json(folder / "adapter_config.json") or {}, Place(str(folder / "adapter_config.json"))
+    targets = config.get("target_modules")
+    names = {str(name).rsplit(".", 1)[-1] for name in (targets if isinstance(targets, list) else [targets])}
+    if facts.shapes and facts.shapes.tie_word_embeddings and names & TIED:
+        what = (
+            f"the adapter changes {' and '.join(sorted(names & TIED))}, which this model ties: the merge would be wrong"
+        )
+        yield Problem(what, "serve the run as it is, or train without them in lora_target", place)
+    # PEFT draws the fast decomposition anew at each load, so the merge starts from other matrices than the training.
+    if str(config.get("init_lora_weights", "")).startswith("pissa_niter"):
+        what = "a PiSSA adapter of the fast decomposition cannot be rebuilt exactly"
+        yield Problem(what, "train with pissa_iter: -1, or with pissa_convert: true", place)
+
+
+def judge(found: Mapping[str, Any], merged: Path) -> list[Problem]:
+    """Every reason why the merged folder is not the model that was trained; warnings for what is only unusual."""
+    place = Place(str(merged))
+    problems = [*_weights(found, place), *_answers(found, place), *_tokenizer(found["tokenizer"], place)]
+    if found["own_template_equal"] is False:
+        what = "the chat template in the folder writes prompts otherwise than training did"
+        fix = "LLaMA-Factory's `api`, or its Modelfile, keep the training's form"
+        problems.append(Problem(what, fix, place, severity="warning"))
+    return problems
+
+
+def _weights(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
+    weights, again = found["weights"], "export again; if it stays, the run's folder or the base has changed"
+    exceeded, compared = weights["tolerance_exceeded"], weights["compared"]
+    if exceeded and 2 * len(exceeded) >= compared:
+        what = f"{len(exceeded)} of {compared} tensors differ from base and adapter: merged from another base model"
+        yield Problem(what, "merge with the base model of the training", place)
+    elif exceeded:
+        named = ", ".join(exceeded[:3]) + (f" and {len(exceeded) - 3} more" if len(exceeded) > 3 else "")
+        largest = weights["largest_difference"]
+        yield Problem(f"weights differ from base and adapter, by up to {largest:.3g}: {named}", again, place)
+    for kind, names in (("lacks", found["missing"]), ("has too many", found["unexpected"])):
+        if names:
+            yield Problem(f"the merged folder {kind} tensors: {', '.join(names[:3])}", again, place)
+
+
+def _answers(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
+    if found["logit_difference"] > found["tolerance"]:
+        what = f"logits differ by up to {found['logit_difference']:.3g}, {found['tolerance']:.3g} is allowed"
+        yield Problem(what, "the merged model is not the one that was trained: do not use it", place)
+    wrong = found["texts"] - found["equal_texts"] - found["near_ties"]
+    if wrong:
+        what = f"{wrong} of {found['texts']} greedy answers differ from those of base and adapter"
+        yield Problem(what, "the merged model is not the one that was trained: do not use it", place)
+
+
+def _tokenizer(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
+    if found["files_missing"]:
+        what = f"tokenizer files are missing: {', '.join(found['files_missing'])}"
+        yield Problem(what, "export again, or copy them from the base model", place)
+    if not found["prompts_equal"]:
+        yield Problem("the tokenizer cuts the prompts otherwise than the base's", "export again", place)
+    if not found["template_equal"]:
+        what = "the chat template is not the one of the training's template"
+        yield Problem(what, "export again with the template of the training", place)
+    if not found["stops_equal"]:
+        what = "the token that ends an answer is not the one of the training"
+        yield Problem(what, "export again with the template of the training", place)

@@ -1,0 +1,205 @@
+"""Compare a merged model with the base and adapter it came from.
+
+    python -m iis_finetune.probe.parity SPEC.json
+
+SPEC.json holds `arguments` (those LLaMA-Factory merged with), `adapters` (folders, in order), `merged` (the folder),
+`dtype` (float32, float16, bfloat16), `prompts`, `new_tokens`. Base and adapter are loaded as LLaMA-Factory loads them,
+the adapter left unmerged; the merged folder with plain transformers. Prints one JSON object:
+    logit_difference, largest_logit   over every position of every prompt
+    texts, equal_texts, near_ties     greedy answers; a near tie differs where the two best tokens are level
+    weights                           {compared, largest_difference, tolerance_exceeded: [names]}: files against a merge
+    missing, unexpected               tensors that the merged folder lacks or has too many
+    tokenizer                         {prompts_equal, template_equal, stops_equal, files_missing: [names]}
+    stops, generation_stops           token ids that end an answer: in training, and as the folder says
+    own_template_equal                whether the folder's chat template writes the prompts as training did
+    untied                            whether embedding and output layer differ though config.json says they are tied
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+# Rounding of one weight when it is saved: half a unit in the last place, relative.
+ROUNDING = {"float32": 1e-6, "float16": 2**-10, "bfloat16": 2**-7}
+
+
+def load_reference(spec: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Base model with the last adapter on top, its tokenizer and template, as LLaMA-Factory sets them up."""
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.hparams import get_infer_args
+    from llamafactory.model import load_model, load_tokenizer
+    from peft import PeftModel
+
+    *merged_before, last = spec["adapters"] or [None]
+    arguments = {key: value for key, value in spec["arguments"].items() if key != "adapter_name_or_path"}
+    if merged_before:
+        arguments["adapter_name_or_path"] = ",".join(merged_before)
+    model_arguments, data_arguments, finetuning, _ = get_infer_args(arguments)
+    tokenizer = load_tokenizer(model_arguments)["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, data_arguments)
+    model = load_model(tokenizer, model_arguments, finetuning, is_trainable=False)
+    model = model.to(getattr(torch, spec["dtype"]))
+    if last:
+        model = PeftModel.from_pretrained(model, last, is_trainable=False)
+    return model.eval(), tokenizer, template
+
+
+def encode(template: Any, tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": ""}] for text in prompts]
+    return [template.encode_oneturn(tokenizer, each)[0] for each in turns]
+
+
+def logits_of(model: Any, ids: list[int]) -> Any:
+    """Logits of every position, (tokens, vocabulary), in FP32 on the CPU."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu()
+
+
+def answer(model: Any, ids: list[int], spec: dict[str, Any], stops: list[int]) -> list[int]:
+    """The tokens of a greedy answer; `generate` itself switches gradients off."""
+    device = next(model.parameters()).device
+    inputs = torch.tensor([ids], device=device)
+    made = model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=spec["new_tokens"],
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+    )
+    return [int(token) for token in made[0, len(ids) :]]
+
+
+def near_tie(model: Any, ids: list[int], answers: tuple[list[int], list[int]], tolerance: float) -> bool:
+    """Whether two answers part where the reference holds both next tokens for equally likely, within the tolerance."""
+    same = 0
+    for one, other in zip(*answers, strict=False):
+        if one != other:
+            break
+        same += 1
+    if same >= min(map(len, answers)):
+        return False
+    last = logits_of(model, [*ids, *answers[0][:same]])[-1]
+    return bool(abs(last[answers[0][same]] - last[answers[1][same]]) <= 2 * tolerance)
+
+
+def compare_weights(model: Any, folder: Path, dtype: str) -> dict[str, Any]:
+    """The files' tensors against those of the merge in memory, each within the rounding of its own size."""
+    from safetensors import safe_open
+
+    ours, exceeded, largest, compared = model.state_dict(), [], 0.0, 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if name not in ours:
+                    continue
+                theirs, mine = file.get_tensor(name).float(), ours[name].float().cpu()
+                if theirs.shape != mine.shape:
+                    exceeded.append(name)
+                    continue
+                difference = (theirs - mine).abs()
+                compared += 1
+                largest = max(largest, difference.max().item())
+                allowed = ROUNDING[dtype] * (mine.abs() + mine.abs().mean())
+                if not bool((difference <= allowed).all()):
+                    exceeded.append(name)
+    return {"compared": compared, "largest_difference": largest, "tolerance_exceeded": exceeded}
+
+
+def compare_tokenizers(spec: dict[str, Any], reference: tuple[Any, Any], ids: list[list[int]]) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    tokenizer, template = reference
+    merged = Path(spec["merged"])
+    source = Path(spec["arguments"]["model_name_or_path"])
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file() and not (merged / name).is_file()]
+    theirs = AutoTokenizer.from_pretrained(merged)
+    own = None
+    if theirs.chat_template:
+        asked = [[{"role": "user", "content": text}] for text in spec["prompts"]]
+        own = [list(theirs.apply_chat_template(each, add_generation_prompt=True, return_dict=False)) for each in asked]
+    return {
+        "tokenizer": {
+            "prompts_equal": encode(template, theirs, spec["prompts"]) == ids,
+            "template_equal": tokenizer.chat_template == theirs.chat_template,
+            "stops_equal": tokenizer.eos_token_id == theirs.eos_token_id,
+            "files_missing": names,
+        },
+        "own_template_equal": None if own is None else own == ids,
+    }
+
+
+def untied(model: Any, folder: Path) -> bool:
+    """Whether the weights hold two different matrices though the config says that there is one."""
+    tied = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    return bool(tied and outputs is not None and not torch.equal(inputs.weight, outputs.weight))
+
+
+def load_merged(spec: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The merged folder with plain transformers, and what it lacks or has too many."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, spec["dtype"])
+    model, loading = AutoModelForCausalLM.from_pretrained(spec["merged"], dtype=dtype, output_loading_info=True)
+    names = {"missing": sorted(loading["missing_keys"]), "unexpected": sorted(loading["unexpected_keys"])}
+    return model.eval(), names
+
+
+def compare_logits(model: Any, theirs: Any, ids: list[list[int]]) -> dict[str, float]:
+    difference = largest = 0.0
+    for each in ids:
+        mine, other = logits_of(model, each), logits_of(theirs, each)
+        largest = max(largest, mine.abs().max().item())
+        width = min(mine.shape[-1], other.shape[-1])
+        difference = max(difference, (mine[:, :width] - other[:, :width]).abs().max().item())
+    return {"logit_difference": difference, "largest_logit": largest}
+
+
+def compare_answers(
+    models: tuple[Any, Any], ids: list[list[int]], spec: dict[str, Any], stops: list[int]
+) -> dict[str, int]:
+    """How many greedy answers are equal."""
+    model, theirs = models
+    pairs = [(each, (answer(model, each, spec, stops), answer(theirs, each, spec, stops))) for each in ids]
+    differing = [(each, pair) for each, pair in pairs if pair[0] != pair[1]]
+    ties = sum(near_tie(model, each, pair, spec["tolerance"]) for each, pair in differing)
+    return {"texts": len(ids), "equal_texts": len(ids) - len(differing), "near_ties": ties}
+
+
+def compare(spec: dict[str, Any]) -> dict[str, Any]:
+    """All that is printed; `tolerance` grows with logits above 10, as rounding does."""
+    model, tokenizer, template = load_reference(spec)
+    ids = encode(template, tokenizer, spec["prompts"])
+    words = tokenizer.convert_tokens_to_ids(list(template.stop_words))
+    stops = list(dict.fromkeys([tokenizer.eos_token_id, *(word for word in words if isinstance(word, int))]))
+    theirs, names = load_merged(spec)
+    logits = compare_logits(model, theirs, ids)
+    spec = {**spec, "tolerance": spec["tolerance"] * max(1.0, logits["largest_logit"] / 10)}
+    generation = theirs.generation_config.eos_token_id
+    answers = compare_answers((model, theirs), ids, spec, stops)
+    whole = model.merge_and_unload() if spec["adapters"] else model
+    return {
+        **logits,
+        **answers,
+        **names,
+        **compare_tokenizers(spec, (tokenizer, template), ids),
+        "tolerance": spec["tolerance"],
+        "weights": compare_weights(whole, Path(spec["merged"]), spec["dtype"]),
+        "stops": stops,
+        "generation_stops": generation if isinstance(generation, list) else [generation],
+        "untied": untied(theirs, Path(spec["merged"])),
+    }
+
+
+if __name__ == "__main__":
+    result = compare(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    sys.stdout.write("\n" + json.dumps(result, ensure_ascii=False) + "\n")

@@ -1,0 +1,169 @@
+"""One page about one or several runs: a single HTML file that needs no network."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..launch import KIT
+from ..observe import number
+from ..runs import Run, attempts, events, read_json, read_lines, state
+from .curves import Curve, svg
+
+TEMPLATE = "report.html.j2"
+MOST_ROWS = 500
+WORDS = re.compile(r"[A-Za-z0-9]+|\s+|.", re.DOTALL)
+MARKS = re.compile(r"<\|?[a-zA-Z_]+\|?>")
+NOT_TOLD = ("time", "event")
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole HTML text; what a run does not have is left out of it."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
+    environment.filters["shown"] = shown
+    views = [view(run) for run in runs]
+    return environment.get_template(TEMPLATE).render(
+        title=", ".join(run.name for run in runs),
+        runs=views,
+        pictures=[text for text in map(svg, curves(runs)) if text],
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        most_rows=MOST_ROWS,
+    )
+
+
+def shown(value: Any) -> str:
+    """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def view(run: Run) -> dict[str, Any]:
+    """All that the page says of one run."""
+    decided = read_json(run.decisions) or {}
+    return {
+        "name": run.name,
+        "state": state(run),
+        "facts": [(name, value) for name, value in facts(run).items() if value is not None],
+        "decisions": decided.get("decisions", []),
+        "events": [_event(each) for each in events(run)],
+        "data": list((read_json(run.provenance) or {}).get("data_sha256", {}).items()),
+        "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
+    }
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """The figures at the top: what was trained, on what, how long, how much memory."""
+    tried, log = attempts(run), list(read_lines(run.trainer_log))
+    results, loaded = read_json(run.output / "all_results.json") or {}, read_json(run.loaded) or {}
+    arguments = (read_json(run.decisions) or {}).get("arguments", {})
+    seconds = sum((each.ended or each.started) - each.started for each in tried)
+    peaks = [peak for peak in (number(line.get("vram_reserved")) for line in log) if peak]
+    return {
+        "model": (read_json(run.provenance) or {}).get("model") or arguments.get("model_name_or_path"),
+        "method": arguments.get("finetuning_type"),
+        "data": arguments.get("dataset"),
+        "machine": (read_json(run.machine) or {}).get("title"),
+        "precision": (read_json(run.decisions) or {}).get("precision"),
+        "steps": log[-1].get("current_steps") if log else None,
+        "epochs": number(results.get("epoch")),
+        "last loss": next((number(line["loss"]) for line in reversed(log) if "loss" in line), None),
+        "mean training loss": number(results.get("train_loss")),
+        "time": _duration(seconds) if seconds else None,
+        "attempts": len(tried) or None,
+        "peak memory, GB": max(peaks, default=None),
+        "parameters": loaded.get("parameters"),
+        "memory when loaded": loaded.get("memory"),
+    }
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60:02} min" if hours else f"{rest // 60} min {rest % 60:02} s"
+
+
+def _event(event: Mapping[str, Any]) -> dict[str, Any]:
+    details = [f"{key} {shown(value)}" for key, value in event.items() if key not in NOT_TOLD and value is not None]
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.get("time", 0)))
+    return {"time": stamp, "event": event.get("event"), "details": ", ".join(details)}
+
+
+def curves(runs: Sequence[Run]) -> list[Curve]:
+    """Loss, learning rate, throughput and memory over the steps, the runs in one picture each."""
+    logs = {run.name: list(read_lines(run.trainer_log)) for run in runs}
+    named = {
+        "loss": "loss",
+        "loss on held-out rows": "eval_loss",
+        "learning rate": "lr",
+        "tokens a second": "throughput",
+        "device memory reserved, GB": "vram_reserved",
+    }
+    return [Curve(title, {name: _points(log, key) for name, log in logs.items()}) for title, key in named.items()]
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    pairs = [(number(line.get("current_steps")), number(line.get(key))) for line in log]
+    return [(step, value) for step, value in pairs if step is not None and value is not None and math.isfinite(value)]
+
+
+def evaluation(path: Path) -> dict[str, Any] | None:
+    """One comparison: its metrics and its rows, differences marked; None when it failed or holds nothing."""
+    scores = read_json(path) or {}
+    if scores.get("problem") or not scores.get("metrics"):
+        return None
+    rows = list(_rows(path.parent, scores))
+    counts = {flag: sum(flag in row["flags"] for row in rows) for flag in ("changed", "worse", "invalid")}
+    return {**scores, "table": rows[:MOST_ROWS], "counts": counts, "all": len(rows)}
+
+
+def _rows(folder: Path, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    tuned = list(read_lines(folder / f"{scores['tuned']}.jsonl"))
+    base = list(read_lines(folder / f"{scores['base']}.jsonl")) if scores.get("base") else []
+    worse, invalid = set(scores.get("worse_rows", ())), set(scores.get("invalid_rows", ()))
+    for at, row in enumerate(tuned):
+        before = base[at]["predict"] if at < len(base) else None
+        flags = [name for name, there in (("worse", at in worse), ("invalid", at in invalid)) if there]
+        if before is not None and before.strip() != row["predict"].strip():
+            flags.insert(0, "changed")
+        expected = row["label"].strip()
+        yield {
+            "number": at + 1,
+            "prompt": question_of(row["prompt"]),
+            "base": None if before is None else marked(before.strip(), expected),
+            "tuned": marked(row["predict"].strip(), expected),
+            "expected": expected,
+            "flags": flags,
+        }
+
+
+def question_of(prompt: str) -> str:
+    """The last thing a user says in a prompt, without the template's marks around it."""
+    parts = [part.strip() for part in MARKS.split(prompt)]
+    said = [part for part in parts if part and part not in ("assistant", "model")]
+    last = said[-1] if said else prompt
+    return re.sub(r"^user\s*\n", "", last)
+
+
+def marked(text: str, expected: str) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it differs from what was expected."""
+    ours, theirs = WORDS.findall(text), WORDS.findall(expected)
+    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    pieces = [("".join(ours[start:end]), kind != "equal") for kind, start, end, _, _ in matcher.get_opcodes()]
+    return [piece for piece in pieces if piece[0]]
+
+
+__all__ = ["page"]
