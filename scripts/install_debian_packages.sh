@@ -2,7 +2,7 @@
 # Installs the Debian packages that the tests use, where apt-get and the right to use it are at hand; says so where they are not.
 set -euo pipefail
 
-packages=(make git)
+packages=(make git chromium fonts-wqy-microhei)  # the last two open the report: a browser, Chinese letters
 
 missing=()
 for package in "${packages[@]}"; do
