@@ -128,7 +128,7 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
 
     Raises ProblemsFound when there is nothing to go on with: no file, no YAML, no mapping.
     """
-    path = find(name, registry)
+    path = _short(find(name, registry))
     text = _text(path)
     entries, kit_entries, problems = _entries(_parse(text, path), str(path), text.splitlines())
     for text in overrides:
@@ -139,6 +139,12 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
             (kit_entries if override.key.startswith("kit.") else entries)[override.key] = override
     kit, kit_problems = _kit(kit_entries)
     return Recipe(path.stem, path, entries, kit, kit_entries), problems + kit_problems
+
+
+def _short(path: Path) -> Path:
+    """A path as a person would type it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
 def _parse(text: str, path: Path) -> Any:
