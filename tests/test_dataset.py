@@ -345,6 +345,14 @@ def test_a_file_that_cannot_be_used_is_refused_and_nothing_is_written(
     assert (data / "dataset_info.json").read_bytes() == before and not (data / file).exists()
 
 
+def test_a_copy_never_replaces_a_file_of_the_data_folder(tmp_path: Path) -> None:
+    data = register(tmp_path / "data", {}, name="a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(lines(alpaca("another")))
+    with pytest.raises(ProblemsFound, match="there already"):
+        dataset.add(tmp_path / "a.jsonl", data, copy=True)
+    assert (data / "a.jsonl").read_bytes() == lines(GOOD)
+
+
 def test_a_file_that_is_not_there_and_a_name_with_a_comma_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemsFound, match="is not there"):
         dataset.add(tmp_path / "a.json", tmp_path)

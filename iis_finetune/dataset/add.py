@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem, ProblemsFound, errors_of
+from ..runs import write
 from .cases import CASES
 from .convert import Fault
 from .files import read_rows
@@ -58,8 +57,8 @@ def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False)
     report = check_rows(Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry)), RowOptions(found.stage))
     if errors_of(report.problems):
         raise ProblemsFound(report.problems)
-    if copy and file.resolve() != (data_dir / file.name).resolve():
-        shutil.copyfile(file, data_dir / file.name)
+    if copy:
+        _copy(file, data_dir / file.name)
     _write(registry, name, entry)
     return Added(name, found.name, found.stage, entry, registry.file, report)
 
@@ -119,6 +118,14 @@ def _file_name(file: Path, data_dir: Path, copy: bool) -> str:
         return str(file.resolve())
 
 
+def _copy(file: Path, target: Path) -> None:
+    if target.exists() and file.resolve() != target.resolve():
+        raise _refused(f"{target} is there already", "rename the file, or leave out --copy", file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copyfile(file, target)
+
+
 def _write(registry: Registry, name: str, entry: Mapping[str, Any]) -> None:
     """Put the entry behind the last one; all other text stays as it is. ASCII only: any locale can read it."""
     written = json.dumps({name: entry}, indent=2)[1:-2]
@@ -126,9 +133,4 @@ def _write(registry: Registry, name: str, entry: Mapping[str, Any]) -> None:
     before = text[: text.rindex("}")].rstrip()
     comma = "," if registry.entries else ""
     registry.file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=registry.file.parent, encoding="utf-8", delete=False) as file:
-        file.write(f"{before}{comma}{written}\n}}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(registry.file)
+    write(registry.file, f"{before}{comma}{written}\n}}\n")
