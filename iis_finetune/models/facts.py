@@ -37,6 +37,7 @@ class Shapes:
     max_position_embeddings: int | None = None
     norms_per_layer: int = 2
     query_key_norm: bool = False
+    softcap: bool = False
     biased: tuple[str, ...] = ()
 
     @property
@@ -150,6 +151,7 @@ def shapes_of(config: Mapping[str, Any]) -> Shapes | None:
             max_position_embeddings=config.get("max_position_embeddings"),
             norms_per_layer=row.get("norms", 2),
             query_key_norm=row.get("query_key_norm", False),
+            softcap=row.get("softcap", False),
             biased=tuple(row.get("biased", ())),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

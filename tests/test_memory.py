@@ -1,0 +1,106 @@
+"""The memory estimate: against torch's own allocations, and in the cases that no CPU can measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iis_finetune.models import ModelFacts, look
+from iis_finetune.plan.memory import Workload, estimate
+
+ROOT = Path(__file__).parent.parent
+QWEN = look("Qwen/Qwen2.5-7B-Instruct", Path("nowhere"))
+MI50 = Workload(
+    precision="fp32",
+    lora_rank=64,
+    lora_dropout=0.05,
+    cutoff_len=1024,
+    attention="disabled",
+    optimizer="adamw_torch",
+    accelerator="rocm",
+    processes=2,
+)
+
+
+def test_the_estimate_is_near_what_torch_allocates() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--cpu", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout)
+    for row in rows:
+        line = f"{row['predicted_gib']:9.4f} {row['measured_gib']:9.4f} {row['error']:+7.1%} {row['case']}"
+        sys.stdout.write(line + "\n")  # pytest -s, or a failure, shows the table
+    errors = [row["error"] for row in rows]
+    assert len(errors) >= 10
+    assert statistics.median(map(abs, errors)) <= 0.10
+    assert max(map(abs, errors)) <= 0.20
+    assert min(errors) >= -0.05
+
+
+def need(launcher: str, **other: object) -> float:
+    found = estimate(QWEN, replace(MI50, launcher=launcher, **other), 31.98).per_device_gib  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def test_true_fp32_of_7b_fits_a_32_gb_card_only_when_it_is_shared_out() -> None:
+    assert need("ddp") > 31.98
+    assert need("zero2") > 31.98
+    assert need("zero3") < 31.98
+    assert need("fsdp") < 31.98
+    assert need("zero3_offload") < need("zero3")
+
+
+def test_items_add_up_to_the_peak_and_the_largest_is_named() -> None:
+    found = estimate(QWEN, replace(MI50, launcher="single"), 31.98)
+    assert found.per_device_gib == pytest.approx(sum(found.items.values()))
+    assert found.largest == "base weights"
+    assert found.items["base weights"] == pytest.approx(7_615_616_512 * 4 / 2**30)
+    assert found.as_json() == {
+        "per_device_gib": found.per_device_gib,
+        "limit_gib": 31.98,
+        "items": found.items,
+    }
+
+
+def test_adapter_weights_follow_from_rank_and_targets() -> None:
+    # 64 x (inputs + outputs) of q and v in each of 28 blocks, in fp32
+    found = estimate(QWEN, replace(MI50, lora_target="q_proj,v_proj"), None).items["trained weights"]
+    assert found == pytest.approx(28 * 64 * (3584 + 3584 + 3584 + 512) * 4 / 2**30)
+
+
+def test_an_unknown_model_has_no_estimate() -> None:
+    found = estimate(ModelFacts("someone/something"), MI50, 31.98)
+    assert found.per_device_gib is None
+    assert not found.items
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"precision": "bf16"}, {"precision": "fp32"}),
+        ({"quantization_bit": 4}, {"quantization_bit": 8}),
+        ({"quantization_bit": 8}, {}),
+        ({}, {"gradient_checkpointing": False}),
+        ({}, {"micro_batch_size": 4}),
+        ({}, {"cutoff_len": 2048}),
+        ({"lora_rank": 8}, {"lora_rank": 128}),
+        ({}, {"method": "full"}),
+        ({"attention": "sdpa", "cutoff_len": 16384}, {"attention": "disabled", "cutoff_len": 16384}),
+        (
+            {"attention": "sdpa", "cutoff_len": 16384},
+            {"attention": "sdpa", "cutoff_len": 16384, "fused_attention": False},
+        ),
+        ({"method": "full", "optimizer": "paged_adamw_8bit"}, {"method": "full"}),
+    ],
+)
+def test_what_costs_more_is_estimated_higher(less: dict[str, object], more: dict[str, object]) -> None:
+    assert need("single", **less) < need("single", **more)
