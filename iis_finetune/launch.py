@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from . import __version__, process
 from .machine import Machine, dropped_variables, package_version
 from .plan import Plan
 from .recipe import Recipe
-from .runs import Run, Workspace, create, write
+from .runs import Run, Workspace, create, listed, read_json, state, write
 
 KIT = Path(__file__).parent
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "deepspeed")
@@ -35,6 +36,12 @@ class Prepared:
 def prepare(prepared: Prepared, workspace: Workspace) -> Run:
     """Make the run folder with everything a reader, a resume or a rerun by hand needs."""
     run = create(workspace, prepared.recipe.name, prepared.smoke)
+    rewrite(run, prepared, workspace)
+    return run
+
+
+def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
+    """Write a run's plan over an earlier one; what was trained so far is left alone."""
     plan = prepared.plan
     write(run.recipe, yaml_text(document_of(prepared.recipe)))
     write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
@@ -47,7 +54,15 @@ def prepare(prepared: Prepared, workspace: Workspace) -> Run:
     write(run.decisions, _json(fill(decided, run, workspace)))
     write(run.machine, _json(prepared.machine.as_json()))
     write(run.provenance, _json(fill(provenance(prepared, workspace), run, workspace)))
-    return run
+
+
+def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
+    """The run's arguments with where the training goes on: a checkpoint, or its beginning whatever lies in output/."""
+    # Left out, LLaMA-Factory takes the highest number it finds, good or not; only `false` makes it begin anew.
+    where = json.dumps(str(checkpoint.resolve()) if checkpoint else False, ensure_ascii=False)
+    text = run.arguments.read_text(encoding="utf-8")
+    write(run.resumed_arguments, f"{text}resume_from_checkpoint: {where}\n")
+    return run.resumed_arguments
 
 
 def fill(value: Any, run: Run, workspace: Workspace) -> Any:
@@ -73,7 +88,11 @@ def document_of(recipe: Recipe) -> dict[str, Any]:
     """The recipe as resolved: overrides applied, the kit block first."""
     kit = {key.removeprefix("kit."): entry.value for key, entry in recipe.kit_entries.items()}
     kit = {key: value for key, value in kit.items() if value is not None}
-    values = {key: entry.value for key, entry in recipe.entries.items()}
+    values = {
+        key: entry.value
+        for key, entry in recipe.entries.items()
+        if entry.value is not None or entry.source == "recipe"  # `bf16=null` unsets: nothing of it is left
+    }
     return {**({"kit": kit} if kit else {}), **values}
 
 
@@ -104,7 +123,7 @@ def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:
     lines += ["unset ${!ACCELERATE_*} ${!LLAMABOARD_*} RANK LOCAL_RANK WORLD_SIZE USE_V1 ALLOW_EXTRA_ARGS"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
     lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
-    return "\n".join([*lines, f"exec {shlex.join(plan.command)} \"$@\"", ""])
+    return "\n".join([*lines, f'exec {shlex.join(plan.command)} "$@"', ""])
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
@@ -115,15 +134,32 @@ def child_environment(machine: Machine, environment: Mapping[str, str], chosen: 
     return {**inherited, **chosen, "PATH": search}
 
 
-def start(run: Run, environment: Mapping[str, str]) -> process.Child:
+def start(run: Run, environment: Mapping[str, str], arguments: Path) -> process.Child:
     """Start the training in the run folder, in a session of its own, everything it prints into train.log."""
-    return process.start(process.Launch(program("train", run.arguments.name), environment, run.folder, run.log))
+    # A bare file name, because LLaMA-Factory cuts its torchrun command at spaces.
+    words = program("train", arguments.name, path=environment.get("PATH"))
+    return process.start(process.Launch(words, environment, run.folder, run.log))
 
 
-def program(*words: str) -> list[str]:
-    """The words that start LLaMA-Factory's command of this very installation."""
-    script = Path(sys.executable).parent / "llamafactory-cli"
-    return [str(script) if script.is_file() else "llamafactory-cli", *words]
+def program(*words: str, path: str | None = None) -> list[str]:
+    """The words that start LLaMA-Factory's command: the one on `path`, else that of this very installation."""
+    here = Path(sys.executable).parent
+    return [shutil.which("llamafactory-cli", path=path or str(here)) or "llamafactory-cli", *words]
+
+
+VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+
+
+def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | None = None) -> Run | None:
+    """The living run that has one of the devices this environment names; a CPU is shared and never occupied."""
+    wanted = _devices(environment)
+    living = (run for run in listed(workspace) if run != but and state(run) in ("starting", "running"))
+    return next((run for run in living if wanted & _devices((read_json(run.decisions) or {}).get("environment"))), None)
+
+
+def _devices(environment: Mapping[str, str] | None) -> set[tuple[str, str]]:
+    named = environment or {}
+    return {(name, each) for name in VISIBLE for each in named.get(name, "").split(",") if each not in ("", "-1")}
 
 
 def provenance(prepared: Prepared, workspace: Workspace) -> dict[str, Any]:

@@ -78,10 +78,12 @@ def to_request(request: Request, supervisor: Identity) -> int:
             break
         except KeyboardInterrupt:
             if asked:
-                process.end(process.tree(supervisor), 1)
+                process.send([supervisor], signal.SIGQUIT)
                 continue
             asked = True
-            show.aside("stopping: the run is asked to end (Ctrl-C again ends it at once)")
+            run = follower.meter.run if follower.meter else None
+            what = waiting_for(run) if run else "waiting for what it is doing"
+            show.aside(f"stopping; {what} (Ctrl-C again ends it at once)")
             process.send([supervisor], signal.SIGINT)
     follower.close()
     if follower.code is None:
@@ -90,6 +92,13 @@ def to_request(request: Request, supervisor: Identity) -> int:
             show.aside(f"  {text}")
         return INTERRUPTED if asked else RUN_FAILED
     return follower.code
+
+
+def waiting_for(run: Run) -> str:
+    """What a stop waits for, and about how long that takes."""
+    pace = signs(run).seconds_per_step
+    usual = f", about {show.duration(pace)} a step" if pace and pace >= 1 else ""
+    return f"waiting for the step under way and its checkpoint{usual}"
 
 
 class _Follower:

@@ -10,24 +10,25 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from .. import dataset, evaluate, launch, machine, models, preflight, process, rules, runs, supervise
-from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, errors_of, exit_code
+from .. import evaluate, launch, models, preflight, process, rules, runs, supervise
+from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, exit_code
 from ..launch import Prepared
 from ..observe import began, last_lines, raised, tail
 from ..preflight import Examined, Question
 from ..runs import Request, Run
 from ..supervise import Stop
+from . import resuming
 
 LOG_LINES = 15
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def run(request: Request, question: Question) -> int:
-    """Do it all, telling the request's progress file; the exit code that `train` hands on."""
+def run(request: Request, question: Question, made: Run | None = None) -> int:
+    """Do it all, telling the request's progress file; `made` is a run to go on with. The exit code `train` hands on."""
     stop = Stop()
     stop.install()
     try:
-        code = _train(request, question, stop)
+        code = _train(request, question, stop, made)
     except ProblemsFound as found:
         request.tell(problems=[problem.as_json() for problem in found.problems])
         code = found.exit_code
@@ -42,54 +43,55 @@ def run(request: Request, question: Question) -> int:
     return code
 
 
-def _train(request: Request, question: Question, stop: Stop) -> int:
-    made = _bring_up(request, question, stop)
+def _train(request: Request, question: Question, stop: Stop, made: Run | None) -> int:
+    made = _go_on(request, made, question, stop) if made else _bring_up(request, question, stop)
     code = _outcome(request, made, stop)
     data = preflight.examine(replace(question, rows=False)).recipe.kit.evaluate_after
     if code == FINE and data:
         request.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
-        evaluate.after_training(made, data, _environment(made, question), stop)
+        evaluate.after_training(made, data, resuming.environment_of(made, question), stop)
         request.tell(evaluated=made.name)
     return code
 
 
 def _bring_up(request: Request, question: Question, stop: Stop) -> Run:
     """A run of the recipe, trained; everything it stands on is made first."""
-    examined = _examine(question)
-    if examined.base and not examined.base.ready:
-        _make_base(request, examined, question, stop)
-        examined = _examine(question)
-    if not examined.model.folder:
-        _make_model(request, examined, question)
-        examined = _examine(question)
-    if examined.plan.view_of:
-        request.tell(phase=f"making the {examined.plan.precision} view of {examined.model.name}")
-        models.precision_view(examined.plan.view_of, examined.plan.precision, question.workspace.models)
-    prepared = Prepared(examined.recipe, examined.plan, examined.machine, _data_hashes(examined, question))
+    examined = _made_ready(request, question, stop)
+    resuming.check_devices(examined, question)
+    data = resuming.data_hashes(examined, question)
+    prepared = Prepared(examined.recipe, examined.plan, examined.machine, data)
     made = launch.prepare(prepared, question.workspace)
     request.tell(run=made.name)
-    supervise.supervise(made, _environment(made, question), stop)
+    supervise.supervise(resuming.job_of(made, examined, request, question), stop)
     return made
 
 
-def _environment(made: Run, question: Question) -> dict[str, str]:
-    """The whole environment of a run's training processes."""
-    chosen = (runs.read_json(made.decisions) or {})["environment"]
-    return launch.child_environment(machine.detect(environment=question.environment), question.environment, chosen)
+def _go_on(request: Request, made: Run, question: Question, stop: Stop) -> Run:
+    """A run that is there, trained on from its newest good checkpoint."""
+    asked = runs.read_json(request.asked) or {}
+    _made_ready(request, question, stop)
+    examined = resuming.examine_run(made, question)
+    resuming.check_footing(made, examined, question, asked.get("accept_changes", False))
+    resuming.check_devices(examined, question, made)
+    resuming.end_orphans(made)
+    resuming.rewrite(made, examined, request, question)
+    request.tell(run=made.name)
+    runs.note(made, "resumed", overrides=list(question.overrides))
+    supervise.supervise(resuming.job_of(made, examined, request, question), stop)
+    return made
 
 
-def _examine(question: Question) -> Examined:
-    examined = preflight.examine(question)
-    if errors_of(examined.problems):
-        raise ProblemsFound(examined.problems)
+def _made_ready(request: Request, question: Question, stop: Stop) -> Examined:
+    """The recipe examined again once its base, its model and its view are there."""
+    examined = resuming.examine(question)
+    if examined.base and not examined.base.ready:
+        _make_base(request, examined, question, stop)
+        examined = resuming.examine(question)
+    if not examined.model.folder:
+        _make_model(request, examined, question)
+        examined = resuming.examine(question)
+    resuming.make_view(request, examined, question)
     return examined
-
-
-def _data_hashes(examined: Examined, question: Question) -> dict[str, str]:
-    folder = Path(str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data)))
-    names = examined.plan.arguments.get("dataset") or ""
-    found, _ = dataset.check_registered(names, folder, examined.recipe.value("stage", "sft"), Place())
-    return {name: text for source in found for name, text in dataset.data_files_hash(source).items()}
 
 
 def _make_base(request: Request, examined: Examined, question: Question, stop: Stop) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import signal
 import time
 from typing import Annotated, Any
@@ -11,17 +11,23 @@ import typer
 
 from .. import process, runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from ..observe import follow, last_lines, signs
+from ..observe import devices, follow, last_lines, signs
 from ..runs import Run
 from . import attach, show
 from .words import AsJson, RunName, workspace
 
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on printing as the log grows.")]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last lines.")]
+Delete = Annotated[str | None, typer.Option("--delete", metavar="RUN", help="Delete a run that is not running.")]
+Now = Annotated[bool, typer.Option("--now", help="End it at once, without a checkpoint.")]
+DEVICE_UNITS = {"memory_used_gib": "GiB", "temperature_celsius": "°C", "power_watts": "W"}
 
 
-def runs_(as_json: AsJson = False) -> None:
-    """List the runs with state and progress."""
+def runs_(as_json: AsJson = False, delete: Delete = None) -> None:
+    """List the runs with state and progress, or delete one."""
+    if delete:
+        _delete(runs.find(workspace(), delete))
+        return
     rows = [_row(run) for run in runs.listed(workspace())]
     if as_json:
         show.document({"runs": rows})
@@ -36,6 +42,23 @@ def runs_(as_json: AsJson = False) -> None:
 
 
 runs_.__name__ = "runs"
+
+
+def _delete(run: Run) -> None:
+    """Never a running one, nor one whose processes still train although their supervisor is gone."""
+    if runs.state(run) in ("starting", "running") or _living(run):
+        raise ProblemsFound(
+            [Problem(f"{run.name} is running", f"iis-finetune stop {run.number:04d}", Place(COMMAND_LINE))]
+        )
+    runs.delete(run)
+    show.line(f"{run.name} is deleted")
+
+
+def _living(run: Run) -> list[process.Identity]:
+    """The training processes that live: launcher and workers of the last attempt, orphans too."""
+    last = runs.attempts(run)[-1:]
+    known = [who for attempt in last for who in (attempt.process, *attempt.workers) if who]
+    return list({each.pid: each for who in known for each in process.tree(who)}.values())
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -66,6 +89,9 @@ def status(run: RunName, as_json: AsJson = False) -> None:
         show.line(f"{key:18} {show.cell(content[key])}")
     show.line(f"{'time left':18} {show.duration(content['eta_seconds'])}")
     show.line(f"{'processes':18} {', '.join(map(str, content['pids'])) or '-'}")
+    for number, device in enumerate(content["device"] or ()):
+        told = ", ".join(f"{show.cell(device[key])} {unit}" for key, unit in DEVICE_UNITS.items())
+        show.line(f"{f'device {number}':18} {told}")
     for event in content["events"][-8:]:
         details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event") and value)
         show.line(f"{_when(event['time'])}   {event['event']}  {details}")
@@ -75,23 +101,29 @@ def status(run: RunName, as_json: AsJson = False) -> None:
 def _status(run: Run) -> dict[str, Any]:
     now, tried = signs(run), runs.attempts(run)
     last = tried[-1] if tried else None
-    living = [who.pid for who in process.tree(last.process)] if last and last.process else []
     state = runs.state(run)
+    active = state in ("starting", "running")
     return {
         "run": run.name,
         "recipe": run.recipe_name,
         "state": state,
         "step": now.step,
         "total_steps": now.total_steps,
-        "loss": now.loss,
-        "grad_norm": now.grad_norm,
-        "eta_seconds": now.eta_seconds if state in ("starting", "running") else None,
+        "loss": _finite(now.loss),
+        "grad_norm": _finite(now.grad_norm),
+        "eta_seconds": now.eta_seconds if active else None,
         "tokens_per_second": now.tokens_per_second,
-        "pids": living,
+        "pids": [who.pid for who in _living(run)],
         "supervisor_pid": last.supervisor.pid if last and process.alive(last.supervisor) else None,
         "attempts": list(runs.read_lines(run.attempts)),
         "events": runs.events(run),
+        "device": devices() if active else None,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for NaN; the events tell of it."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def watch(run: RunName) -> None:
@@ -112,16 +144,35 @@ def logs(run: RunName, following: Follow = False, lines: Lines = 40) -> None:
         time.sleep(attach.POLL_SECONDS)
 
 
-def stop(run: RunName) -> None:
-    """Ask a run to end, and wait until it has."""
+def stop(run: RunName, now: Now = False) -> None:
+    """Ask a run for a checkpoint and an end, and wait for both; Ctrl-C stops the waiting, not the run."""
     found = runs.find(workspace(), run)
     tried = runs.attempts(found)
     if not tried or not process.alive(tried[-1].supervisor):
-        what = f"{found.name} is not running: it is {runs.state(found)}"
-        raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE), code=2)])
+        _stop_orphans(found, now)
+        return
     supervisor = tried[-1].supervisor
-    process.send([supervisor], signal.SIGTERM)
-    show.line(f"{found.name} is asked to stop ...")
-    while process.alive(supervisor) and supervisor.pid != os.getpid():
+    process.send([supervisor], signal.SIGQUIT if now else signal.SIGTERM)
+    show.line(f"{found.name} is asked to stop{'' if now else '; ' + attach.waiting_for(found)} ...")
+    while process.alive(supervisor):
         time.sleep(attach.POLL_SECONDS)
-    show.line(f"{found.name}: {runs.state(found)}")
+    kept = found.checkpoints()
+    show.line(f"{found.name}: {runs.state(found)}" + (f" with {kept[-1].name}" if kept else ""))
+    if runs.state(found) == "stopped":
+        show.line(f"next: iis-finetune resume {found.number:04d}")
+
+
+def _stop_orphans(run: Run, now: bool) -> None:
+    """Training processes without a supervisor: ask them as the supervisor would."""
+    left = _living(run)
+    if not left:
+        what = f"{run.name} is not running: it is {runs.state(run)}"
+        raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE), code=2)])
+    if now or not run.loaded.exists():
+        process.end(left, 0)
+    else:
+        run.stop_requested.touch()
+        show.line(f"{run.name} has lost its supervisor and is asked to stop; {attach.waiting_for(run)} ...")
+        while _living(run):
+            time.sleep(attach.POLL_SECONDS)
+    show.line(f"{run.name}: {runs.state(run)}")

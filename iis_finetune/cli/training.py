@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .. import preflight, process, runs
-from ..errors import COMMAND_LINE, INPUT, Place, Problem, ProblemsFound, exit_code
-from . import attach, bringup, show
-from .words import Overrides, RecipeName, question, workspace
+from .. import notify, preflight, process, runs
+from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
+from ..runs import Run
+from . import attach, bringup, resuming, show
+from .words import Overrides, RecipeName, RunName, question, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
+Accept = Annotated[bool, typer.Option("--accept-changes", help="Go on although data or arguments have changed.")]
+NAMED_SECONDS = 10.0
 
 
 def train(recipe: RecipeName, overrides: Overrides = None, background: Background = False) -> None:
@@ -24,17 +28,34 @@ def train(recipe: RecipeName, overrides: Overrides = None, background: Backgroun
     show.problems(examined.problems)
     if code:
         raise typer.Exit(code)
+    resuming.check_devices(examined, question(recipe, overrides))
     for decision in examined.plan.decisions:
         if decision.name in ("precision", "attention", "launcher"):
             show.line(f"{decision.name}: {decision.value} ({decision.reason})")
     asked = {"recipe": str(examined.recipe.path.absolute()), "overrides": overrides or []}
+    start(asked, background)
+
+
+def start(asked: dict[str, Any], background: bool) -> None:
+    """Start the detached process that does what is asked; attach to it, or say where it is."""
     request = runs.new_request(workspace(), asked)
     supervisor = _detach(request)
-    if background:
-        show.line(f"started in the background, process {supervisor.pid}; log: {request.log}")
-        show.line("next: iis-finetune runs")
-        return
-    raise typer.Exit(attach.to_request(request, supervisor))
+    if not background:
+        raise typer.Exit(attach.to_request(request, supervisor))
+    run = _run_of(request, supervisor)
+    show.line(f"started in the background, process {supervisor.pid}; log: {run.log if run else request.log}")
+    show.line(f"next: iis-finetune watch {run.number:04d}" if run else "next: iis-finetune runs")
+
+
+def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
+    """The run that a start makes, if it is there within moments; a base or a download comes first."""
+    until = time.monotonic() + NAMED_SECONDS
+    while time.monotonic() < until and process.alive(supervisor):
+        told = [line for line in runs.read_lines(request.progress) if "run" in line or "phase" in line]
+        if told:
+            return Run(workspace().runs / told[0]["run"]) if "phase" not in told[0] else None
+        time.sleep(0.1)
+    return None
 
 
 def _detach(request: runs.Request) -> process.Identity:
@@ -53,4 +74,31 @@ def detached(folder: Path) -> None:
     asked = runs.read_json(request.asked) or {}
     if not asked:
         raise typer.Exit(INPUT)
-    raise typer.Exit(bringup.run(request, question(asked["recipe"], asked["overrides"])))
+    made = runs.find(workspace(), asked["resume"]) if asked.get("resume") else None
+    raise typer.Exit(bringup.run(request, question(asked["recipe"], asked["overrides"]), made))
+
+
+def resume(
+    run: RunName, overrides: Overrides = None, accept_changes: Accept = False, background: Background = False
+) -> None:
+    """Go on with a run from its newest good checkpoint; refused when what it stands on has changed."""
+    found = runs.find(workspace(), run)
+    now = runs.state(found)
+    if now in ("starting", "running", "finished"):
+        fix = "nothing is left to do" if now == "finished" else f"iis-finetune watch {found.number:04d}"
+        raise ProblemsFound([Problem(f"{found.name} is {now}", fix, Place(COMMAND_LINE))])
+    asked = question(str(found.recipe), overrides)
+    examined = resuming.examine_run(found, asked)
+    show.problems(examined.problems)
+    resuming.check_footing(found, examined, asked, accept_changes)
+    resuming.check_devices(examined, asked, found)
+    words = {"recipe": str(found.recipe), "overrides": overrides or [], "resume": found.name}
+    start({**words, "accept_changes": accept_changes}, background)
+
+
+def notice(target: str, body: str) -> None:
+    """Deliver one notice; its user is the supervisor, not a person."""
+    wrong = notify.deliver(target, body, dict(os.environ))
+    if wrong:
+        show.aside(f"notice not delivered: {wrong}")
+        raise typer.Exit(RUN_FAILED)

@@ -1,7 +1,8 @@
 """Inside the training process: say what was loaded, hold it to the plan, stop at a step's end, dump the stacks.
 
 Plain Python without the package: it runs in LLaMA-Factory's processes, on the path by PYTHONPATH alone.
-`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_STACKS` where stacks are dumped.
+`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_SUPERVISOR` the process that watches (its
+number and its start in clock ticks): without it nobody would ever end the training, so it saves and stops.
 """
 
 from __future__ import annotations
@@ -71,6 +72,22 @@ def patch(trainer: Any) -> None:
         return original(self, *words, **named)
 
     trainer.Trainer.train = train
+    _patch_last_epoch(trainer)
+
+
+def _patch_last_epoch(trainer: Any) -> None:
+    """Train no further when a resume starts at the last step: transformers 5.6 takes one step too many then."""
+    original = getattr(trainer.Trainer, "_run_epoch", None)
+    if original is None:
+        return
+
+    def run_epoch(self: Any, *words: Any, **named: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps > 0:
+            self.control.should_training_stop = True
+            return None
+        return original(self, *words, **named)
+
+    trainer.Trainer._run_epoch = run_epoch
 
 
 def _register_stacks(run: Path, rank: int) -> None:
@@ -154,6 +171,8 @@ def stop_callback(base: Any) -> Any:
             (self.run / REQUEST).touch()
 
         def on_step_begin(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
+            if self.rank == 0 and not supervised():
+                (self.run / REQUEST).touch()
             if self.rank == 0 and (self.run / REQUEST).exists() and not (self.run / TARGET).exists():
                 _write(self.run / TARGET, state.global_step + 1)
 
@@ -164,6 +183,18 @@ def stop_callback(base: Any) -> Any:
                 control.should_save = control.should_training_stop = True
 
     return StopAtStepEnd
+
+
+def supervised() -> bool:
+    """Whether the supervisor still lives; true when none was named, as in a start by hand."""
+    pid, _, started = os.environ.get("IIS_SUPERVISOR", "").partition(" ")
+    if not started:
+        return True
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[19] == started and fields[0] not in "ZX"
 
 
 def _write(path: Path, content: Any) -> None:

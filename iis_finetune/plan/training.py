@@ -98,6 +98,7 @@ def output(draft: Draft) -> None:
     draft.choose("plot_loss", True, "a picture of the loss beside the result")
     draft.choose("include_num_input_tokens_seen", True, "tokens per second in the progress and the report")
     draft.choose("disable_gradient_checkpointing", False, "about 30 % slower for about half the activation memory")
+    draft.choose("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0")
     if draft.recipe.value("report_to") is None:
         draft.choose("report_to", "none", "nothing leaves this machine unless the recipe names a tracker")
 

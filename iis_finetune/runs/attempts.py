@@ -12,7 +12,8 @@ from ..process import Identity
 from .files import append, read_lines, write
 from .layout import Run
 
-Ending = Literal["finished", "failed", "stopped"]
+# `interrupted` is an attempt that another one is to follow; if none does, so is the run.
+Ending = Literal["finished", "failed", "stopped", "interrupted"]
 
 
 @dataclass(frozen=True)

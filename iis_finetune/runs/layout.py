@@ -61,6 +61,11 @@ class Run:
         return self.folder / "arguments.yaml"
 
     @property
+    def resumed_arguments(self) -> Path:
+        """The arguments of an attempt that does not start afresh."""
+        return self.folder / "arguments-resumed.yaml"
+
+    @property
     def command(self) -> Path:
         return self.folder / "command.sh"
 

@@ -1,0 +1,150 @@
+"""Start a run's training, watch it, and do what the table of recovery says until it ends for good.
+
+The only writer of attempts and events while a run lives.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import recover, runs
+from ..errors import ProblemsFound
+from ..observe import Patience
+from ..recover import Action, Failure, Situation
+from ..runs import Ending, Run, Skipped, step_of
+from .job import Facts, Job, facts_of, loaded_precision
+from .stop import Stop
+from .trial import Outcome, Start, keep, tell, try_once
+
+__all__ = ["Job", "Patience", "Stop", "supervise"]
+
+
+@dataclass
+class _Course:
+    """What has happened since this supervisor began."""
+
+    best: int
+    attempts: int = 0
+    failures: tuple[Failure, ...] = ()
+
+    def count(self, failure: Failure, reached: int) -> None:
+        """Attempts count only while no new good checkpoint appears."""
+        self.attempts = 1 if reached > self.best else self.attempts + 1
+        self.best = max(self.best, reached)
+        self.failures = (*self.failures, failure)
+
+
+def supervise(job: Job, stop: Stop) -> Ending:
+    """Run the training of a prepared folder to its end; a new attempt follows a failure while that makes sense."""
+    facts = facts_of(job.run)
+    checkpoint = _good_checkpoint(job.run, facts, spare_disk=False)
+    course = _Course(_reached(checkpoint))
+    change: dict[str, Any] = {}
+    while True:
+        number = len(runs.attempts(job.run)) + 1
+        start = Start(number, checkpoint, change, fresh=not job.run.output.exists())
+        outcome = try_once(job, facts, start, stop)
+        if outcome.ending:
+            return _end(job, outcome, outcome.ending, outcome.why)
+        failure = outcome.failure or Failure("crash", None, "no reason is known")
+        checkpoint = _good_checkpoint(job.run, facts, spare_disk=failure.cause == "disk full")
+        course.count(failure, _reached(checkpoint))
+        action = _decide(job, facts, course)
+        if not action.resume or stop.asked:
+            return _end(job, outcome, "stopped" if stop.asked else "failed", action.why)
+        _go_on(job, outcome, action, checkpoint)
+        _pause(action.pause_seconds, stop)
+        change = dict(action.change)
+        try:
+            job = replace(job, environment=job.replan(change)) if change and job.replan else job
+        except ProblemsFound as found:
+            return _end(job, outcome, "failed", f"{action.why}, but {found}")
+        facts = facts_of(job.run)
+
+
+def _decide(job: Job, facts: Facts, course: _Course) -> Action:
+    action = recover.decide(
+        Situation(
+            failure=course.failures[-1],
+            before=course.failures[:-1],
+            attempts=course.attempts,
+            precision=loaded_precision(job.run) or facts.precision,
+            attention=facts.attention,
+            micro_batch=facts.micro_batch,
+            arch=facts.arch,
+            may_recover=job.may_recover,
+        )
+    )
+    if action.change:
+        course.attempts = 0
+    return action
+
+
+def _reached(checkpoint: Path | None) -> int:
+    return step_of(checkpoint) if checkpoint else 0
+
+
+def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
+    """The newest good checkpoint; the broken ones above it are put out of LLaMA-Factory's way."""
+    good, skipped = runs.newest_good(run, facts.processes)
+    if skipped:
+        shutil.rmtree(run.rejected, ignore_errors=True)  # one generation: several would fill the disk
+    for bad in skipped:
+        _set_aside(run, bad, keep_it=not spare_disk)
+    if good and not facts.resumable:
+        tell(
+            run,
+            "not resumable",
+            why=f"stage {facts.arguments.get('stage')} begins anew: LLaMA-Factory cannot resume it",
+        )
+        for each in run.checkpoints():
+            _set_aside(run, Skipped(each, ("of a stage that cannot be resumed",)), keep_it=True)
+        return None
+    return good
+
+
+def _set_aside(run: Run, bad: Skipped, keep_it: bool) -> None:
+    """Keep the last rejected checkpoint of a step for a look; LLaMA-Factory rotates and resumes by number alone."""
+    there = run.rejected / bad.folder.name
+    shutil.rmtree(there, ignore_errors=True)
+    if keep_it:
+        run.rejected.mkdir(exist_ok=True)
+        bad.folder.replace(there)
+    else:
+        shutil.rmtree(bad.folder, ignore_errors=True)
+    tell(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
+
+
+def _go_on(job: Job, outcome: Outcome, action: Action, checkpoint: Path | None) -> None:
+    attempt = replace(outcome.attempt, ended=time.time(), ending="interrupted", why=action.why)
+    keep(job.run, attempt)
+    details: Mapping[str, Any] = {
+        "cause": outcome.failure.cause if outcome.failure else None,
+        "step": outcome.failure.step if outcome.failure else None,
+        "why": action.why,
+        "change": dict(action.change) or None,
+        "from_checkpoint": checkpoint.name if checkpoint else "the beginning",
+        "pause_seconds": action.pause_seconds,
+    }
+    tell(job.run, "recovering", **details)
+    job.tell("recovering", action.why)
+
+
+def _pause(seconds: float, stop: Stop) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop.asked:
+        time.sleep(0.1)
+
+
+def _end(job: Job, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
+    run, attempt = job.run, outcome.attempt
+    keep(run, replace(attempt, ended=time.time(), ending=ending, why=why))
+    kept = run.checkpoints()[-1].name if ending == "stopped" and run.checkpoints() else None
+    tell(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
+    job.tell(ending, why or "")
+    return ending

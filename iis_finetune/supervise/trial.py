@@ -1,0 +1,227 @@
+"""One attempt: start the training, watch it, end it, say how it ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import launch, process, runs
+from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
+from ..recover import Failure, cause_in
+from ..runs import Attempt, Ending, Run
+from .disk import Disk
+from .job import Facts, Job
+from .stop import Stop
+
+FIRST_TREE_SECONDS, TREE_SECONDS = 5.0, 30.0
+DUMP_SECONDS = 3.0
+LOG_BYTES = 262_144
+KILLED = ("exitcode  : -9", "Signal 9 (SIGKILL)")  # torchrun's report of a worker
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins: its number, a checkpoint or None, what was changed for it."""
+
+    number: int
+    checkpoint: Path | None
+    change: Mapping[str, Any]
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: an ending for good, or a failure to decide about."""
+
+    attempt: Attempt
+    ending: Ending | None
+    why: str | None
+    failure: Failure | None = None
+
+
+@dataclass
+class Trial:
+    """The moving parts of one attempt."""
+
+    job: Job
+    stop: Stop
+    attempt: Attempt
+    watcher: Watcher
+    disk: Disk
+    requested: str | None = None
+    seen: Seen | None = None
+    looked_at: float = float("-inf")
+    killed_before: int | None = field(default_factory=killed_for_memory)
+
+    @property
+    def run(self) -> Run:
+        return self.job.run
+
+    def alive(self) -> list[process.Identity]:
+        """Every process of this attempt that still runs, workers that their parent left behind included."""
+        now = process.tree(self.attempt.process) if self.attempt.process else []
+        return list({who.pid: who for who in (*self.attempt.workers, *now) if process.alive(who)}.values())
+
+    def know_workers(self, now: float) -> None:
+        """Keep the list of workers up to date: once their parent is gone, nothing else leads to them."""
+        first = not self.attempt.workers
+        if now - self.looked_at < (FIRST_TREE_SECONDS if first else TREE_SECONDS) or not self.attempt.process:
+            return
+        self.looked_at = now
+        workers = tuple(who for who in self.alive() if who != self.attempt.process)
+        if set(workers) - set(self.attempt.workers):
+            self.attempt = replace(self.attempt, workers=workers)
+            keep(self.run, self.attempt)
+
+    def request(self, why: str) -> None:
+        """Ask the training for a checkpoint at its step's end; one that has not begun has nothing to save."""
+        self.requested = why
+        if self.run.loaded.exists():
+            self.run.stop_requested.touch()
+            tell(self.run, "stop requested", why=why, waits_for="a checkpoint at the end of the step under way")
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        process.end(self.alive(), 0)
+
+    def dump(self) -> None:
+        """Have every process write down where it stands."""
+        left = self.alive()
+        process.send(left, signal.SIGUSR1)
+        time.sleep(DUMP_SECONDS)
+        for who in left if shutil.which("py-spy") else ():
+            done = process.capture(["py-spy", "dump", "--pid", str(who.pid)], 20)
+            runs.write(self.run.folder / f"stacks-{who.pid}.log", done.stdout if done else "")
+        tell(self.run, "stacks dumped", files=[path.name for path in self.run.stacks()])
+
+
+def try_once(job: Job, facts: Facts, start: Start, stop: Stop) -> Outcome:
+    """Run one attempt to its end; every process of it is gone when this returns."""
+    run = job.run
+    for left in (run.stop_requested, run.stop_at_step, run.loaded):
+        left.unlink(missing_ok=True)
+    me = process.identity(os.getpid())
+    if me is None:
+        raise OSError("this process cannot be found in /proc")
+    named = start.checkpoint.name if start.checkpoint else None
+    attempt = Attempt(start.number, time.time(), me, from_checkpoint=named, changed=start.change)
+    keep(run, attempt)
+    if stop.asked:
+        return Outcome(attempt, "stopped", f"asked to stop ({stop.asked}) before it began")
+    tell(run, "started", attempt=attempt.attempt, from_checkpoint=named, change=dict(start.change) or None)
+    watcher = Watcher(run, time.monotonic(), facts.precision == "fp16", job.patience)
+    trial = Trial(job, stop, attempt, watcher, Disk(run, facts.arguments))
+    child = _launch(trial, start)
+    _watch(trial, child)
+    trial.kill()
+    trial.attempt = replace(trial.attempt, returncode=child.wait())
+    return _judge(trial)
+
+
+def _launch(trial: Trial, start: Start) -> process.Child:
+    run, me = trial.run, trial.attempt.supervisor
+    arguments = run.arguments if start.fresh else launch.resumed_arguments(run, start.checkpoint)
+    environment = {**trial.job.environment, "IIS_SUPERVISOR": f"{me.pid} {me.started}"}
+    child = launch.start(run, environment, arguments)
+    trial.attempt = replace(trial.attempt, process=process.identity(child.pid))
+    keep(run, trial.attempt)
+    return child
+
+
+def _watch(trial: Trial, child: process.Child) -> None:
+    """Look until nothing is left to wait for, or until something is wrong."""
+    while child.poll() is None or (_saving(trial, child) and trial.alive()):
+        time.sleep(trial.job.poll_seconds)
+        now = time.monotonic()
+        trial.know_workers(now)
+        if trial.stop.now:
+            return
+        why = f"asked to stop ({trial.stop.asked})" if trial.stop.asked else trial.disk.look(now)
+        if why and not trial.requested:
+            trial.request(why)
+        trial.seen = trial.watcher.look(now)
+        if trial.seen:
+            tell(trial.run, trial.seen.trouble, step=trial.seen.step, why=trial.seen.what)
+            if trial.seen.trouble == "stall":
+                trial.dump()
+            return
+
+
+def _saving(trial: Trial, child: process.Child) -> bool:
+    """Whether workers without their launcher are on their way to a checkpoint; else they are ended."""
+    if child.poll() == -signal.SIGTERM and not trial.requested:
+        trial.request("SIGTERM from outside")  # kill, a shutdown, Slurm: meant for the run, reached the launcher alone
+    return trial.run.stop_requested.exists()
+
+
+def _judge(trial: Trial) -> Outcome:
+    """How it ended: what was reached counts first, then what was asked for, then what went wrong."""
+    run, attempt = trial.run, trial.attempt
+    if attempt.returncode == 0 and runs.reached_last_step(run) and not trial.seen:
+        wrong = runs.weight_faults(run.output)
+        if not wrong:
+            return Outcome(attempt, "finished", None)
+        return Outcome(attempt, None, None, Failure("not finite", trial.watcher.step, "; ".join(wrong)))
+    if trial.stop.asked:
+        return Outcome(attempt, "stopped", f"asked to stop ({trial.stop.asked})")
+    if not trial.seen:
+        if trial.requested:
+            return Outcome(attempt, "stopped", trial.requested)
+        if attempt.returncode == -signal.SIGTERM or (attempt.returncode == 0 and run.stop_at_step.exists()):
+            return Outcome(attempt, "stopped", "SIGTERM from outside")
+    return Outcome(attempt, None, None, _failure(trial))
+
+
+def _failure(trial: Trial) -> Failure:
+    run, code, step = trial.run, trial.attempt.returncode, trial.watcher.step
+    if trial.seen:
+        return Failure(trial.seen.trouble, trial.seen.step, trial.seen.what)
+    log = tail(run.log, LOG_BYTES, trial.watcher.begin)
+    named = cause_in(log)
+    if named:
+        return Failure(named[0], step, named[1])
+    if code == -signal.SIGKILL or any(text in log for text in KILLED):
+        return Failure(*_killed(trial, step))
+    why = raised(run.log, trial.watcher.begin) or _code(code)
+    return Failure("crash" if began(run) else "refused", step, why)
+
+
+def _killed(trial: Trial, step: int | None) -> tuple[Any, int | None, str]:
+    """The kernel kills for memory with the same signal that anyone can send; its counters tell which it was."""
+    before, now = trial.killed_before, killed_for_memory()
+    pids = [who.pid for who in (trial.attempt.process, *trial.attempt.workers) if who]
+    if (before is not None and now is not None and now > before) or named_in_kernel_log(pids):
+        return "out of memory", step, "the kernel killed the training: the computer's memory is full"
+    return "killed", step, "killed by SIGKILL from outside"
+
+
+def _code(code: int | None) -> str:
+    if code == 0:
+        return "the training program ended without reaching the last step"
+    return f"ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def tell(run: Run, event: str, **details: Any) -> None:
+    """A line in events.jsonl; a full disk must not end the supervisor."""
+    try:
+        runs.note(run, event, **{key: value for key, value in details.items() if value is not None})
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+def keep(run: Run, attempt: Attempt) -> None:
+    """An attempt's line; a full disk must not end the supervisor."""
+    try:
+        runs.record(run, attempt)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
