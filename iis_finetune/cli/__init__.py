@@ -35,7 +35,9 @@ def application() -> typer.Typer:
         app.command()(verb)
     for verb in (after.evaluate, after.export, after.chat, after.serve, after.report):
         app.command()(verb)
+    app.command("resume")(training.resume)
     app.command("_train", hidden=True)(training.detached)
+    app.command("_notify", hidden=True)(training.notice)
     app.add_typer(data.app, name="data")
     return app
 
