@@ -76,10 +76,11 @@ def check(
     recipe: RecipeName, overrides: Overrides = None, on: On = None, deep: Deep = False, as_json: AsJson = False
 ) -> None:
     """Every problem of a recipe, before anything starts."""
-    examined = preflight.examine(question(recipe, overrides, on))
+    asked = question(recipe, overrides, on)
+    examined = preflight.examine(asked)
     found = list(examined.problems)
     if deep:
-        found += preflight.ask_llamafactory(examined)
+        found += preflight.ask_llamafactory(examined, asked)
     if as_json:
         show.document(
             {

@@ -13,6 +13,7 @@ from ..models import Base, ModelFacts
 from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Workspace
+from . import deep
 from .data import Asked, data_problems
 from .model import model_problems
 
@@ -58,6 +59,12 @@ def examine(question: Question) -> Examined:
         problems += [*host.problems, *_installed(), *_launcher(planned), *_packages(case)]
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
     return Examined(recipe, host, planned, base, model, tuple(in_file_order(problems)))
+
+
+def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
+    """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
+    case = _case(examined.recipe, examined.machine, examined.model, examined.plan)
+    return deep.ask(case, examined.plan, question.workspace, question.environment)
 
 
 def _of_base(base: Base | None, question: Question) -> list[Problem]:

@@ -109,7 +109,7 @@ RULES = (
          "template '{c[template]}' is for pictures or sound, {c.model.name} has no processor for them; this fails "
          "while the data is tokenised",
          "use the text template of this model", "data/mm_plugin.py:178"),
-    warning(43, "template stage", lambda c: c["stage"] != "pt" and not c["template"],
+    warning(43, "template", lambda c: c["stage"] != "pt" and not c["template"],
             "without a template LLaMA-Factory guesses one from the tokenizer, or trains with no marks of turns at all",
             "template: NAME, such as qwen or llama3", "data/template.py:630"),
     Rule(34, "val_size", lambda c: isinstance(c["val_size"], float) and c["val_size"] == 1.0 and c["dataset"],

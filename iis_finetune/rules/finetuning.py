@@ -160,7 +160,7 @@ RULES = (
     warning(59, "use_liger_kernel", lambda c: c["use_liger_kernel"] and not c["enable_liger_kernel"],
             "use_liger_kernel is transformers' switch, which LLaMA-Factory knows nothing of",
             "enable_liger_kernel: true", "model/model_utils/liger_kernel.py:36"),
-    Rule(77, "finetuning_type additional_target add_tokens add_special_tokens resize_vocab kit.precision", mixed_dtypes,
+    Rule(77, "additional_target add_tokens add_special_tokens resize_vocab finetuning_type kit.precision", mixed_dtypes,
          "{c.model.name} is saved as {c.model.dtype} and kept so, while what is trained becomes fp32: the first step "
          "fails",
          "kit.precision: fp32, or bf16", "model/adapter.py:286"),
