@@ -16,8 +16,8 @@ letters) and are answered with `{"UUID": ...}` alone. The others are answered wi
 | importance  | how far the sentence on the consequences reaches            | exact (1 to 5)             |
 | credibility | the kind of source                                          | exact (1 to 5)             |
 
-Ids are short (digit, letter, digit, letter) because a model of two million parameters can copy four characters but does
-not learn to copy eight random digits, let alone the 32 of a real UUID: that figure would be 0 and say nothing.
+Ids are three words (`rose-otter-grass`), each a single token: a model of two million parameters learns to copy these,
+but neither eight random digits nor the 32 of a real UUID: that figure would be 0 and say nothing.
 Every place, company and source is invented. Nothing of a test item (id, text, title) stands in the other files.
 Only `random.Random` and the standard library are used, so the bytes are the same on every machine.
 """
@@ -40,12 +40,45 @@ INSTRUCTION = (
 
 PLACES = {
     "zh": ["澜石城", "霜桥镇", "枫砚市", "银杉港", "赤榆市", "碧梧州", "鹤屿县", "松塬市", "沉星湾", "雁檀城"],
-    "en": ["Varnholm", "Ombrafield", "Dunmarsh", "Calderport", "Highfen", "Tarnwick", "Lowmere", "Askrath", "Kestrelby", "Pellgate"],
-}  # fmt: skip
+    "en": [
+        "Varnholm",
+        "Ombrafield",
+        "Dunmarsh",
+        "Calderport",
+        "Highfen",
+        "Tarnwick",
+        "Lowmere",
+        "Askrath",
+        "Kestrelby",
+        "Pellgate",
+    ],
+}
 COMPANIES = {
-    "zh": ["蓝穗公司", "恒砾集团", "晨渡公司", "远汀集团", "禾汐公司", "铁棠集团", "云梭公司", "明槿集团", "砚川公司", "榆晖集团"],
-    "en": ["Northlark", "Brindle", "Quillon", "Oakvane", "Fernhollow", "Tessaly", "Marrowby", "Silverwen", "Drayloft", "Umberlin"],
-}  # fmt: skip
+    "zh": [
+        "蓝穗公司",
+        "恒砾集团",
+        "晨渡公司",
+        "远汀集团",
+        "禾汐公司",
+        "铁棠集团",
+        "云梭公司",
+        "明槿集团",
+        "砚川公司",
+        "榆晖集团",
+    ],
+    "en": [
+        "Northlark",
+        "Brindle",
+        "Quillon",
+        "Oakvane",
+        "Fernhollow",
+        "Tessaly",
+        "Marrowby",
+        "Silverwen",
+        "Drayloft",
+        "Umberlin",
+    ],
+}
 # The kind of source decides the credibility.
 SOURCES = {
     "zh": {"{p}政府公报": 5, "{p}日报": 4, "{p}电台": 3, "{p}论坛": 2, "匿名短信": 1},
@@ -83,43 +116,118 @@ class Event:
 
 
 EVENTS = (
-    Event("energy", "zh", ("电池厂", "炼油厂", "储氢站"),
-          ("{c}在{p}的{x}今天投产，年产{n}万吨。", "{p}消息，{c}宣布{x}正式投产，每年可产{n}万吨。"),
-          "{c}{x}在{p}投产", "{c}{x}在{p}投产，年产{n}万吨。"),
-    Event("energy", "en", ("battery plant", "refinery", "hydrogen depot"),
-          ("{c} has started its {x} in {p}, good for {n} kilotons a year.", "In {p} the {x} of {c} went into service; it makes {n} kilotons a year."),
-          "{c} starts {x} in {p}", "{c} starts {x} in {p}, {n} kilotons a year."),
-    Event("trade", "zh", ("港口", "铁路", "机场"),
-          ("{p}{x}工人罢工，{c}的{n}批货物滞留。", "因罢工，{c}有{n}批货物被困在{p}{x}。"),
-          "{p}{x}罢工，{c}货物滞留", "{p}{x}罢工，{c}有{n}批货物滞留。"),
-    Event("trade", "en", ("port", "railway", "airport"),
-          ("Workers at the {x} of {p} are on strike; {n} loads of {c} are stuck.", "A strike at the {p} {x} holds up {n} loads that {c} had sent."),
-          "Strike at {p} {x} holds up {c}", "Strike at {p} {x} holds up {n} loads of {c}."),
-    Event("technology", "zh", ("芯片", "卫星", "机器人"),
-          ("{c}在{p}发布新型{x}，成本降低{n}%。", "新型{x}在{p}亮相，{c}称成本下降{n}%。"),
-          "{c}在{p}发布新型{x}", "{c}在{p}发布新型{x}，成本降低{n}%。"),
-    Event("technology", "en", ("chip", "satellite", "robot"),
-          ("{c} showed a new {x} in {p} that costs {n}% less.", "A new {x}, {n}% cheaper, was shown in {p} by {c}."),
-          "{c} shows new {x} in {p}", "{c} shows new {x} in {p}, {n}% cheaper."),
-    Event("security", "zh", ("数据库", "邮件系统", "控制系统"),
-          ("{c}{p}分部的{x}遭黑客入侵，{n}台主机停用。", "黑客攻入{c}设在{p}的{x}，{n}台主机被迫停用。"),
-          "{c}{p}{x}遭入侵", "{c}{p}{x}遭入侵，{n}台主机停用。"),
-    Event("security", "en", ("database", "mail system", "control system"),
-          ("Intruders broke into the {x} of {c} in {p}; {n} servers are down.", "In {p} the {x} of {c} was broken into and {n} servers were switched off."),
-          "{c} {x} in {p} broken into", "{c} {x} in {p} broken into, {n} servers down."),
-    Event("health", "zh", ("疫苗", "胶囊", "奶粉"),
-          ("{p}查出不合格{x}，{c}召回{n}箱。", "{c}从{p}召回{n}箱{x}，原因是检验不合格。"),
-          "{c}从{p}召回{x}", "{c}从{p}召回{x}{n}箱。"),
-    Event("health", "en", ("vaccine", "capsules", "baby food"),
-          ("Tests in {p} failed, so {c} calls back {n} crates of {x}.", "{c} calls back {n} crates of {x} from {p} after failed tests."),
-          "{c} calls back {x} from {p}", "{c} calls back {x} from {p}, {n} crates."),
-    Event("policy", "zh", ("补贴", "关税", "环保规定"),
-          ("{p}议会通过新的{x}，{c}等{n}家企业须执行。", "新的{x}在{p}获得通过，涉及{c}等{n}家企业。"),
-          "{p}通过新{x}，涉及{c}", "{p}通过新{x}，涉及{c}等{n}家企业。"),
-    Event("policy", "en", ("subsidy", "tariff", "emission rule"),
-          ("The council of {p} passed a new {x} that binds {c} and {n} other firms.", "A new {x} was passed in {p}; {c} and {n} other firms must follow it."),
-          "{p} passes new {x} for {c}", "{p} passes new {x} for {c} and {n} other firms."),
-)  # fmt: skip
+    Event(
+        "energy",
+        "zh",
+        ("电池厂", "炼油厂", "储氢站"),
+        ("{c}在{p}的{x}今天投产，年产{n}万吨。", "{p}消息，{c}宣布{x}正式投产，每年可产{n}万吨。"),
+        "{c}{x}在{p}投产",
+        "{c}{x}在{p}投产，年产{n}万吨。",
+    ),
+    Event(
+        "energy",
+        "en",
+        ("battery plant", "refinery", "hydrogen depot"),
+        (
+            "{c} has started its {x} in {p}, good for {n} kilotons a year.",
+            "In {p} the {x} of {c} went into service; it makes {n} kilotons a year.",
+        ),
+        "{c} starts {x} in {p}",
+        "{c} starts {x} in {p}, {n} kilotons a year.",
+    ),
+    Event(
+        "trade",
+        "zh",
+        ("港口", "铁路", "机场"),
+        ("{p}{x}工人罢工，{c}的{n}批货物滞留。", "因罢工，{c}有{n}批货物被困在{p}{x}。"),
+        "{p}{x}罢工，{c}货物滞留",
+        "{p}{x}罢工，{c}有{n}批货物滞留。",
+    ),
+    Event(
+        "trade",
+        "en",
+        ("port", "railway", "airport"),
+        (
+            "Workers at the {x} of {p} are on strike; {n} loads of {c} are stuck.",
+            "A strike at the {p} {x} holds up {n} loads that {c} had sent.",
+        ),
+        "Strike at {p} {x} holds up {c}",
+        "Strike at {p} {x} holds up {n} loads of {c}.",
+    ),
+    Event(
+        "technology",
+        "zh",
+        ("芯片", "卫星", "机器人"),
+        ("{c}在{p}发布新型{x}，成本降低{n}%。", "新型{x}在{p}亮相，{c}称成本下降{n}%。"),
+        "{c}在{p}发布新型{x}",
+        "{c}在{p}发布新型{x}，成本降低{n}%。",
+    ),
+    Event(
+        "technology",
+        "en",
+        ("chip", "satellite", "robot"),
+        ("{c} showed a new {x} in {p} that costs {n}% less.", "A new {x}, {n}% cheaper, was shown in {p} by {c}."),
+        "{c} shows new {x} in {p}",
+        "{c} shows new {x} in {p}, {n}% cheaper.",
+    ),
+    Event(
+        "security",
+        "zh",
+        ("数据库", "邮件系统", "控制系统"),
+        ("{c}{p}分部的{x}遭黑客入侵，{n}台主机停用。", "黑客攻入{c}设在{p}的{x}，{n}台主机被迫停用。"),
+        "{c}{p}{x}遭入侵",
+        "{c}{p}{x}遭入侵，{n}台主机停用。",
+    ),
+    Event(
+        "security",
+        "en",
+        ("database", "mail system", "control system"),
+        (
+            "Intruders broke into the {x} of {c} in {p}; {n} servers are down.",
+            "In {p} the {x} of {c} was broken into and {n} servers were switched off.",
+        ),
+        "{c} {x} in {p} broken into",
+        "{c} {x} in {p} broken into, {n} servers down.",
+    ),
+    Event(
+        "health",
+        "zh",
+        ("疫苗", "胶囊", "奶粉"),
+        ("{p}查出不合格{x}，{c}召回{n}箱。", "{c}从{p}召回{n}箱{x}，原因是检验不合格。"),
+        "{c}从{p}召回{x}",
+        "{c}从{p}召回{x}{n}箱。",
+    ),
+    Event(
+        "health",
+        "en",
+        ("vaccine", "capsules", "baby food"),
+        (
+            "Tests in {p} failed, so {c} calls back {n} crates of {x}.",
+            "{c} calls back {n} crates of {x} from {p} after failed tests.",
+        ),
+        "{c} calls back {x} from {p}",
+        "{c} calls back {x} from {p}, {n} crates.",
+    ),
+    Event(
+        "policy",
+        "zh",
+        ("补贴", "关税", "环保规定"),
+        ("{p}议会通过新的{x}，{c}等{n}家企业须执行。", "新的{x}在{p}获得通过，涉及{c}等{n}家企业。"),
+        "{p}通过新{x}，涉及{c}",
+        "{p}通过新{x}，涉及{c}等{n}家企业。",
+    ),
+    Event(
+        "policy",
+        "en",
+        ("subsidy", "tariff", "emission rule"),
+        (
+            "The council of {p} passed a new {x} that binds {c} and {n} other firms.",
+            "A new {x} was passed in {p}; {c} and {n} other firms must follow it.",
+        ),
+        "{p} passes new {x} for {c}",
+        "{p} passes new {x} for {c} and {n} other firms.",
+    ),
+)
 
 # Worthless: the same companies, places and sources occur, so that none of them gives the decision away.
 WORTHLESS = {
@@ -151,7 +259,8 @@ TRIFLES = {
     "en": ("teapot", "scarf", "cake", "balloon", "pillow", "candle"),
 }
 ID_WORDS = (
-    "amber azure black blue brown coral cream gold green grey indigo ivory lilac olive orange pink plum red rose silver",
+    "amber azure black blue brown coral cream gold green grey "
+    "indigo ivory lilac olive orange pink plum red rose silver",
     "bear crane deer eagle finch fox goose hare heron lark lion lynx mole otter owl raven seal swan tiger wolf",
     "ash beech birch cedar clover elm fern fir grass hazel ivy larch lily maple moss oak pine reed thorn willow",
 )

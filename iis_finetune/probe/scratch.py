@@ -3,10 +3,10 @@
     python -m iis_finetune.probe.scratch SPEC.json
 
 SPEC.json holds
-    config      the model's config.json as an object; `model_type` is needed. `vocab_size` and the token ids are filled in
-                from the tokenizer when that is trained here
-    tokenizer   {"train_on": [FILE or {"file": FILE, "columns": [NAME, ..]}, ..], "vocab_size": N} trains a byte-level BPE
-                with ChatML tokens; {"copy_from": FOLDER} takes the tokenizer of another model
+    config      the model's config.json as an object; `model_type` is needed. `vocab_size` and the token ids are
+                filled in from the tokenizer when that is trained here
+    tokenizer   {"train_on": [FILE or {"file": FILE, "columns": [NAME, ..]}, ..], "vocab_size": N} trains a
+                byte-level BPE with ChatML tokens; {"copy_from": FOLDER} takes the tokenizer of another model
     seed        of the weights (42)          dtype    of the weights (float32)
     to          the folder to make; one that is there is replaced
 Prints {"model", "parameters", "vocab_size"}. The same spec gives the same bytes on one machine and one torch.
@@ -36,9 +36,17 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*", "*.tiktoken",
-    "spiece.model", "sentencepiece*.model", "generation_config.json",
-)  # fmt: skip
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+    "generation_config.json",
+)
 
 
 def texts_of(source: str | dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,77 @@
+"""The committed data: equal to a fresh generation, registered, parseable, and no test item known before the test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+RECORD = ["UUID", "title", "brief", "category", "importance", "credibility"]
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = json.loads((DATA / name).read_text(encoding="utf-8"))
+    return rows
+
+
+def answers_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(row["output"]) for row in rows_of(name)]
+
+
+def test_committed_files_equal_a_fresh_generation() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "make_intelligence_data.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("name", "count"), [("intelligence_train.json", 600), ("intelligence_test.json", 100)])
+def test_half_of_the_rows_are_dropped_and_the_others_are_whole_records(name: str, count: int) -> None:
+    answers = answers_of(name)
+    assert len(answers) == count
+    assert sum(list(answer) == ["UUID"] for answer in answers) == count // 2
+    assert sum(list(answer) == RECORD for answer in answers) == count // 2
+
+
+def test_ratings_are_between_one_and_five() -> None:
+    records = [answer for answer in answers_of("intelligence_train.json") if len(answer) > 1]
+    for field in ("importance", "credibility"):
+        assert {record[field] for record in records} == {1, 2, 3, 4, 5}
+
+
+def test_every_item_holds_the_id_that_its_answer_names() -> None:
+    for name in ("intelligence_train.json", "intelligence_test.json"):
+        for row, answer in zip(rows_of(name), answers_of(name), strict=True):
+            assert f'"{answer["UUID"]}"' in row["input"]
+
+
+def test_no_test_item_stands_in_train_or_in_the_plain_text() -> None:
+    known = "\n".join(row["input"] + row["output"] for row in rows_of("intelligence_train.json"))
+    known += "\n".join(row["text"] for row in rows_of("quickstart_text.json"))
+    for row, answer in zip(rows_of("intelligence_test.json"), answers_of("intelligence_test.json"), strict=True):
+        body = row["input"].split("\n", 2)[2]
+        for mark in (f'"{answer["UUID"]}"', body, answer.get("title", body)):
+            assert mark not in known
+
+
+def test_ids_are_unique_over_train_and_test() -> None:
+    ids = [
+        answer["UUID"] for name in ("intelligence_train.json", "intelligence_test.json") for answer in answers_of(name)
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def test_each_registered_set_names_its_file_and_every_column_it_needs() -> None:
+    registered = json.loads((DATA / "dataset_info.json").read_text(encoding="utf-8"))
+    assert {"intelligence_alpaca", "intelligence_alpaca_test", "quickstart_text"} <= registered.keys()
+    for entry in registered.values():
+        assert set(entry["columns"].values()) == set(rows_of(entry["file_name"])[0])
+
+
+def test_the_data_stay_under_one_megabyte() -> None:
+    assert sum(path.stat().st_size for path in DATA.glob("*.json")) < 1_000_000
