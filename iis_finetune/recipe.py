@@ -113,9 +113,14 @@ def find(name: str, registry: Path = REGISTRY) -> Path:
         return path
     if path.suffix in SUFFIXES or path.suffix == ".json" or len(path.parts) > 1:
         raise ProblemsFound([_not_a_file(path)])
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    raise ProblemsFound([unknown(name, names, registry)])
+
+
+def unknown(name: str, names: Iterable[str], registry: Path) -> Problem:
+    """A name that is no recipe's, with the one it may be meant for."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     fix = f"did you mean '{near[0]}'?" if near else f"recipes here: {', '.join(names) or 'none'}"
-    raise ProblemsFound([Problem(f"no recipe '{name}' in {registry}/", fix, Place(COMMAND_LINE), code=2)])
+    return Problem(f"no recipe '{name}' in {_short(registry)}/", fix, Place(COMMAND_LINE), code=2)
 
 
 def _not_a_file(path: Path) -> Problem:

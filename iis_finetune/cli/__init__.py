@@ -18,7 +18,7 @@ from . import show
 
 def application() -> typer.Typer:
     """Every verb under its name; a verb's module is imported here, its heavy parts when it runs."""
-    from . import after, before, data, life, training
+    from . import after, before, data, fetch, life, training
 
     app = typer.Typer(
         name="iis-finetune",
@@ -31,7 +31,7 @@ def application() -> typer.Typer:
     app.callback()(version)
     for verb in (before.recipes, before.check, before.plan, training.train, life.runs_, life.status, life.watch):
         app.command()(verb)
-    for verb in (life.logs, life.stop, before.schema):
+    for verb in (life.logs, life.stop, before.schema, fetch.download, fetch.models):
         app.command()(verb)
     for verb in (after.evaluate, after.export, after.chat, after.serve, after.report):
         app.command()(verb)

@@ -10,14 +10,14 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from .. import evaluate, launch, models, preflight, process, rules, runs, supervise
+from .. import evaluate, hub, launch, models, preflight, process, rules, runs, supervise
 from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, exit_code
 from ..launch import Prepared
 from ..observe import began, last_lines, raised, tail
 from ..preflight import Examined, Question
 from ..runs import Request, Run
 from ..supervise import Stop
-from . import resuming
+from . import fetch, resuming
 
 LOG_LINES = 15
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -125,8 +125,12 @@ def _make_model(request: Request, examined: Examined, question: Question) -> Non
     if examined.recipe.kit.from_scratch:
         request.tell(phase=f"making {examined.model.name} with random weights")
         _from_scratch(request, examined, question)
-    else:
-        raise ProblemsFound([Problem(f"'{examined.model.name}' is not on disk", "download it first", kind="missing")])
+        return
+    revision = examined.recipe.value("model_revision")
+    order = fetch.of_model(examined.model.name, examined.recipe.kit.source, revision=revision)
+    request.tell(phase=f"downloading {examined.model.name} to {order.folder}")
+    with fetch.Meter(lambda text: request.tell(phase=text)) as meter:
+        hub.fetch(order, question.environment, meter)
 
 
 def _from_scratch(request: Request, examined: Examined, question: Question) -> None:
