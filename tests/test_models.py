@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
 
 
-def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "F32") -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str = "F32") -> None:
     """Zeros in the safetensors layout: length of the header, header, data."""
     header, end = {}, 0
     for name, shape in tensors.items():
