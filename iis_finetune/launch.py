@@ -101,7 +101,7 @@ def yaml_text(document: Mapping[str, Any]) -> str:
     from ruamel.yaml import YAML
 
     writer = YAML(typ="safe", pure=True)
-    writer.version = (1, 1)  # type: ignore[assignment]
+    writer.version = (1, 1)
     writer.default_flow_style = False
     writer.allow_unicode = True
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import pytest
 from iis_finetune import observe
 from iis_finetune.runs import Run
 
-LOGGED = {"current_steps": 3, "total_steps": 9, "loss": 6.2, "lr": 3e-5, "epoch": 0.5, "remaining_time": "1 day, 0:00:07"}
+LOGGED = {"current_steps": 3, "total_steps": 9, "loss": 6.2, "lr": 3e-5, "remaining_time": "1 day, 0:00:07"}
 PRINTED = "{'loss': '6.205', 'grad_norm': '%s', 'learning_rate': '3.333e-05', 'epoch': '0.09375'}"
 
 

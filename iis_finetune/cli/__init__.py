@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -29,13 +30,11 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(version)
-    for verb in (before.recipes, before.check, before.plan, training.train, life.runs_, life.status, life.watch):
+    verbs: list[Callable[..., None]] = [before.recipes, before.check, before.plan, fetch.download, fetch.models]
+    verbs += [training.train, life.runs_, life.status, life.watch, life.logs, life.stop, training.resume]
+    verbs += [after.evaluate, after.export, after.chat, after.serve, after.report, before.schema]
+    for verb in verbs:
         app.command()(verb)
-    for verb in (life.logs, life.stop, before.schema, fetch.download, fetch.models):
-        app.command()(verb)
-    for verb in (after.evaluate, after.export, after.chat, after.serve, after.report):
-        app.command()(verb)
-    app.command("resume")(training.resume)
     app.command("_train", hidden=True)(training.detached)
     app.command("_notify", hidden=True)(training.notice)
     app.add_typer(data.app, name="data")

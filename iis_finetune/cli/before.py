@@ -137,7 +137,7 @@ def _gib(value: float | None) -> str:
 
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
-    show.document(arguments.schema(recipe_files.Kit.model_json_schema()))
+    show.document(arguments.schema(recipe_files.Kit.model_json_schema(), arguments.table()))
 
 
 __all__ = ["check", "models", "plan", "recipes", "schema"]

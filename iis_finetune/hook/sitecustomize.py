@@ -23,6 +23,6 @@ def _next_in_line() -> None:
 
 _next_in_line()
 if os.environ.get("IIS_RUN"):
-    import iis_training_hook
+    import iis_training_hook  # type: ignore[import-not-found] # beside this file, on the training's path only
 
     iis_training_hook.wait_for_trainer()

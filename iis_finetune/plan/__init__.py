@@ -147,7 +147,7 @@ def _needed(inputs: Inputs, workload: Workload) -> float | None:
     return estimate(inputs.model, workload, _limit(inputs.machine)).per_device_gib
 
 
-def _limit(machine: Machine) -> float:
+def _limit(machine: Machine) -> float | None:
     return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
 
 

@@ -15,7 +15,7 @@ PRECISION_KEYS = ("pure_bf16", "bf16", "fp16")
 def precision(draft: Draft, machine: Machine) -> str:
     """Decide the precision and write it as LLaMA-Factory's switches; returns fp32, fp16, bf16 or as-saved."""
     stated = draft.stated(*PRECISION_KEYS)
-    wanted, key = draft.recipe.kit.precision, "kit.precision"
+    wanted, key = str(draft.recipe.kit.precision), "kit.precision"
     if stated and not draft.conflict(stated, "precision"):
         wanted, key = _stated_precision(draft, stated)
     decision, problems = decide_precision(machine, wanted)

@@ -15,9 +15,12 @@ from ..recipe import Recipe
 from ..runs import Workspace
 from . import deep
 from .data import Asked, data_problems
-from .model import model_problems
+from .model import looks_local, model_problems
 
 LLAMAFACTORY = "0.9.5"
+
+
+__all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "looks_local"]
 
 
 @dataclass(frozen=True)
