@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy
 import pytest
+from fake_training import checkpoint
 from safetensors.numpy import save_file
 
 from iis_finetune import runs
 from iis_finetune.runs import Run
-from fake_training import checkpoint
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from fake_training import checkpoint, safetensors
+
 from iis_finetune import process, recover, runs
 from iis_finetune.errors import Problem, ProblemsFound
 from iis_finetune.runs import Run
@@ -125,9 +125,13 @@ def test_a_broken_first_checkpoint_means_the_beginning_not_whatever_lies_there(r
 def test_nan_is_seen_at_its_step_and_the_next_attempt_is_safer(run: Run, mixed: str) -> None:
     given = job(run, at(6, "nan"), FAKE_MIXED=mixed)
     made: list[Mapping[str, Any]] = []
-    given = replace(given, replan=lambda change: made.append(change) or {**given.environment, "FAKE_MIXED": "no"})
+
+    def replan(change: Mapping[str, Any]) -> Mapping[str, str]:
+        made.append(change)
+        return {**given.environment, "FAKE_MIXED": "no"}
+
     began = time.monotonic()
-    assert supervise(given, Stop()) == "finished"
+    assert supervise(replace(given, replan=replan), Stop()) == "finished"
     assert time.monotonic() - began < 20, "the poisoned attempt was not waited for"
     assert made == [{"precision": "fp32"}]
     assert starts(run) == [None, "checkpoint-4"], "checkpoint-6 holds the NaN"
@@ -146,13 +150,16 @@ def test_a_loss_of_exactly_zero_is_trouble(run: Run) -> None:
     assert "exactly 0 for 5 logs" in runs.events(run)[1]["why"]
 
 
-def test_weights_that_end_not_finite_are_no_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_end_not_finite_are_no_result(run: Run) -> None:
     given = job(run)
     run.output.mkdir()
     checkpoint(run.output / "checkpoint-10", 10)
     broken = run.folder.parent / "bin" / "llamafactory-cli"
-    text = "import sys; sys.path.insert(0, {!r}); import fake_training as f; f.main(); f.safetensors(f.Path('output/adapter_model.safetensors'), [float('inf')])"
-    broken.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -c "{text.format(str(FAKE.parent))}" "$@"\n')
+    text = (
+        f"import sys; sys.path.insert(0, {str(FAKE.parent)!r}); import fake_training as f; f.main(); "
+        "f.safetensors(f.Path('output/adapter_model.safetensors'), [float('inf')])"
+    )
+    broken.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -c "{text}" "$@"\n')
     assert supervise(given, Stop()) == "failed"
     assert "not finite" in str(runs.attempts(run)[-1].why)
 
@@ -215,7 +222,11 @@ def test_a_stop_leaves_a_checkpoint_of_the_step_under_way_and_the_next_start_goe
 
 def test_a_stop_at_once_does_not_wait(run: Run) -> None:
     stop = Stop()
-    threading.Timer(1.0, lambda: (setattr(stop, "now", True), setattr(stop, "asked", "SIGQUIT"))).start()
+
+    def quit_now() -> None:
+        stop.asked, stop.now = "SIGQUIT", True
+
+    threading.Timer(1.0, quit_now).start()
     began = time.monotonic()
     assert supervise(job(run, at(5, "stall")), stop) == "stopped"
     assert time.monotonic() - began < 10
@@ -271,3 +282,38 @@ def test_the_final_weights_are_read_even_when_everything_else_is_well(run: Run) 
     run.output.mkdir()
     safetensors(run.output / "adapter_model.safetensors", [1.0, float("nan")])
     assert runs.weight_faults(run.output) == ["adapter_model.safetensors has a value that is not finite in w"]
+
+
+ON_A_SMALL_DISK = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from iis_finetune import supervise
+from iis_finetune.runs import Run
+from iis_finetune.supervise import Job, Stop, disk
+import test_supervise as t
+disk.LOOK_SECONDS = 0
+run = Run(Path({folder!r}) / "0001-a")
+run.folder.mkdir()
+run.arguments.write_text("stage: sft\\n")
+run.decisions.write_text(json.dumps(t.DECIDED))
+print(supervise.supervise(t.job(run, FAKE_BYTES="2000000", FAKE_STEP_SECONDS="0.2"), Stop()))
+print(run.events.read_text())
+"""
+
+
+def test_a_disk_that_fills_up_is_warned_of_then_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    paths = [str(FAKE.parent.parent), str(FAKE.parent)]
+    script = tmp_path / "script.py"
+    script.write_text(ON_A_SMALL_DISK.format(paths=paths, folder=str(folder)))
+    mount = f"mount -t tmpfs -o size=44m none '{folder}' && exec '{sys.executable}' '{script}'"
+    done = process.capture(["unshare", "-rm", "sh", "-c", mount], 60, dict(os.environ))
+    if done is None or "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this computer lets nobody make a file system of their own")
+    ending, *lines = done.stdout.splitlines()
+    events = [json.loads(line) for line in lines if line]
+    assert ending == "stopped", done.stderr
+    assert [each["event"] for each in events] == ["started", "disk low", "stop requested", "stopped"]
+    assert "nearly full" in events[-1]["why"] and events[-1]["checkpoint"].startswith("checkpoint-")
