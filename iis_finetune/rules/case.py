@@ -80,6 +80,10 @@ class Case:
         name = self["metric_for_best_model"] or ("loss" if chooses else None)
         return name.removeprefix("eval_") if name else None
 
+    @property
+    def launcher_is_automatic(self) -> bool:
+        return self.recipe.kit.launcher == "auto" and not self.some("deepspeed", "fsdp")
+
     @cached_property
     def zero_stage(self) -> int | None:
         """The ZeRO stage of this run; None without DeepSpeed, 0 where its configuration does not say."""

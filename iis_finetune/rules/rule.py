@@ -20,7 +20,8 @@ class Rule:
     """`keys` are names with spaces between them, the one to blame first; in `what` and `fix`, `{c[key]}` is a value.
 
     `number` groups rules of one kind in the benchmark's list. `source` is a file of LLaMA-Factory 0.9.5 (or of the
-    package it names) with the line that refuses, or where the effect is made; `date` is when it was looked at.
+    package it names) with the line that refuses, or where the effect is made; `date` is when it was looked at. What is
+    wrong `by_launcher` is the machine's matter when the launcher was chosen for lack of memory.
     """
 
     number: int
@@ -33,11 +34,13 @@ class Rule:
     kind: Kind = "invalid"
     code: Literal[2, 3] | None = None
     purposes: tuple[Purpose, ...] = TRAINING
+    by_launcher: bool = False
     date: str = DATE
 
     def problem(self, case: Case) -> Problem:
         what, fix = self.what.format(c=case), self.fix.format(c=case)
-        return Problem(what, fix, self.place(case), self.severity, self.kind, self.code)
+        kind = "machine" if self.by_launcher and case.launcher_is_automatic else self.kind
+        return Problem(what, fix, self.place(case), self.severity, kind, self.code)
 
     def place(self, case: Case) -> Place:
         """The line of the first of the keys that the recipe states, else the recipe."""

@@ -107,7 +107,7 @@ RULES = (
          "galore_layerwise: false, apollo_layerwise: false", "hparams/parser.py:389"),
     Rule(19, "use_galore use_apollo", lambda c: c.zero_stage is not None and c.some("use_galore", "use_apollo"),
          "GaLore and APOLLO do not go with DeepSpeed",
-         "kit.launcher: ddp, and no deepspeed line", "hparams/parser.py:401"),
+         "kit.launcher: ddp, and no deepspeed line", "hparams/parser.py:401", by_launcher=True),
     Rule(19, "badam_mode use_badam", lambda c: c["use_badam"] and c["badam_mode"] == "ratio" and c.processes > 1,
          "badam_mode ratio works in one process, this run has {c.processes}",
          "badam_mode: layer", "hparams/parser.py:396"),
