@@ -18,7 +18,7 @@ from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run, read_json, write
 from .card import card
-from .checks import TOLERANCES, check_sources, check_target, judge
+from .checks import TOLERANCES, check_files, check_sources, check_target, judge
 
 PROMPTS = launch.KIT / "tables" / "prompts.json"
 NEW_TOKENS = 32
@@ -95,6 +95,9 @@ def prove(
     trained: Trained, merged: Path, arguments: Mapping[str, Any], environment: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Compare a merged folder with base and adapter: what was found, and every reason against the folder."""
+    missing = check_files(trained, merged)
+    if missing:
+        return {}, missing
     spec = {
         "arguments": dict(arguments),
         "adapters": list(trained.weights.adapters),

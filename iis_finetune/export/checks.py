@@ -15,6 +15,7 @@ from ..runs import read_json
 # Largest difference of a logit that rounding explains, for logits up to 10; more for larger ones. Measured 2026-11 on
 # models of 0.1 M to 2 M parameters: 2e-6, 5e-3 and 3e-2.
 TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 TIED = {"lm_head", "embed_tokens"}
 
 
@@ -62,6 +63,14 @@ def _adapter(folder: Path, facts: models.ModelFacts) -> Iterator[Problem]:
         yield Problem(what, "train with pissa_iter: -1, or with pissa_convert: true", place)
 
 
+def check_files(trained: Trained, merged: Path) -> list[Problem]:
+    """Tokenizer files that the base has and the merged folder lacks: transformers would make up an empty tokenizer."""
+    source = Path(trained.weights.model)
+    missing = [name for name in TOKENIZER_FILES if (source / name).is_file() and not (merged / name).is_file()]
+    what = f"tokenizer files are missing: {', '.join(missing)}"
+    return [Problem(what, "export again, or copy them from the base model", Place(str(merged)))] if missing else []
+
+
 def judge(found: Mapping[str, Any], merged: Path) -> list[Problem]:
     """Every reason why the merged folder is not the model that was trained; warnings for what is only unusual."""
     place = Place(str(merged))
@@ -99,13 +108,10 @@ def _answers(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
 
 
 def _tokenizer(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
-    if found["files_missing"]:
-        what = f"tokenizer files are missing: {', '.join(found['files_missing'])}"
-        yield Problem(what, "export again, or copy them from the base model", place)
     if not found["prompts_equal"]:
         yield Problem("the tokenizer cuts the prompts otherwise than the base's", "export again", place)
-    if not found["template_equal"]:
-        what = "the chat template is not the one of the training's template"
+    if not (found["template_equal"] and found["modelfile_equal"]):
+        what = "the chat template, or the Modelfile, is not that of the training's template"
         yield Problem(what, "export again with the template of the training", place)
     if not found["stops_equal"]:
         what = "the token that ends an answer is not the one of the training"

@@ -9,7 +9,7 @@ the adapter left unmerged; the merged folder with plain transformers. Prints one
     texts, equal_texts, near_ties     greedy answers; a near tie differs where the two best tokens are level
     weights                           {compared, largest_difference, tolerance_exceeded: [names]}: files against a merge
     missing, unexpected               tensors that the merged folder lacks or has too many
-    tokenizer                         {prompts_equal, template_equal, stops_equal, files_missing: [names]}
+    tokenizer                         {prompts_equal, template_equal, stops_equal, modelfile_equal}
     stops, generation_stops           token ids that end an answer: in training, and as the folder says
     own_template_equal                whether the folder's chat template writes the prompts as training did
     untied                            whether embedding and output layer differ though config.json says they are tied
@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 # Rounding of one weight when it is saved: half a unit in the last place, relative.
 ROUNDING = {"float32": 1e-6, "float16": 2**-10, "bfloat16": 2**-7}
 
@@ -119,9 +118,8 @@ def compare_tokenizers(spec: dict[str, Any], reference: tuple[Any, Any], ids: li
 
     tokenizer, template = reference
     merged = Path(spec["merged"])
-    source = Path(spec["arguments"]["model_name_or_path"])
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file() and not (merged / name).is_file()]
     theirs = AutoTokenizer.from_pretrained(merged)
+    modelfile = (merged / "Modelfile").read_text(encoding="utf-8") if (merged / "Modelfile").is_file() else None
     own = None
     if theirs.chat_template:
         asked = [[{"role": "user", "content": text}] for text in spec["prompts"]]
@@ -131,7 +129,7 @@ def compare_tokenizers(spec: dict[str, Any], reference: tuple[Any, Any], ids: li
             "prompts_equal": encode(template, theirs, spec["prompts"]) == ids,
             "template_equal": tokenizer.chat_template == theirs.chat_template,
             "stops_equal": tokenizer.eos_token_id == theirs.eos_token_id,
-            "files_missing": names,
+            "modelfile_equal": template.get_ollama_modelfile(tokenizer) == modelfile,
         },
         "own_template_equal": None if own is None else own == ids,
     }
