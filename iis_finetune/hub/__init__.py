@@ -4,11 +4,11 @@
 model says where it came from. `choose_source` and `list_files` ask the hubs and write nothing.
 """
 
-from iis_finetune.hub.fetching import Fetched, fetch
-from iis_finetune.hub.files import RemoteFile, is_model
-from iis_finetune.hub.folder import Installed, Manifest, ManifestFile, installed, is_whole, read_manifest, verify
-from iis_finetune.hub.remote import Choice, Hub, Listing, Patience, Request, choose_source, list_files
-from iis_finetune.hub.transfer import Progress
+from .fetching import Fetched, fetch
+from .files import RemoteFile, is_model
+from .folder import Installed, Manifest, ManifestFile, installed, is_whole, read_manifest, verify
+from .remote import Choice, Hub, Listing, Patience, Request, choose_source, list_files
+from .transfer import Progress
 
 __all__ = [
     "Choice",

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from iis_finetune.errors import Place, Problem, ProblemsFound
-from iis_finetune.hub.files import is_model, weights_faults
-from iis_finetune.hub.folder import (
+from ..errors import Place, Problem, ProblemsFound
+from .files import is_model, weights_faults
+from .folder import (
     INCOMPLETE,
     Cached,
     Manifest,
@@ -23,9 +23,9 @@ from iis_finetune.hub.folder import (
     read_manifest,
     write_manifest,
 )
-from iis_finetune.hub.refusals import on_disk
-from iis_finetune.hub.remote import Choice, Hub, Listing, Request, choose_source, is_offline, open_session
-from iis_finetune.hub.transfer import Job, Progress, Report, fetch_files, wrong_file
+from .refusals import on_disk
+from .remote import Choice, Hub, Listing, Request, choose_source, is_offline, open_session
+from .transfer import Job, Progress, Report, fetch_files, wrong_file
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from iis_finetune.errors import Place, Problem
-from iis_finetune.hub.files import RemoteFile, is_model, needed, weights_faults
+from ..errors import Place, Problem
+from .files import RemoteFile, is_model, needed, weights_faults
 
 MANIFEST = ".iis-finetune.json"
 INCOMPLETE = ".incomplete"

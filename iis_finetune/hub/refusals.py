@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from iis_finetune.errors import Problem
+from ..errors import Problem
 
 if TYPE_CHECKING:
-    from iis_finetune.hub.remote import Hub, Request
+    from .remote import Hub, Request
 
 TABLE = Path(__file__).parent.parent / "tables" / "hub_refusals.toml"
 
@@ -65,7 +65,7 @@ def _table() -> Any:
 
 
 def _near(model: str) -> str:
-    from iis_finetune.arguments.catalogue import MODELS
+    from ..arguments.catalogue import MODELS
 
     rows = json.loads(MODELS.read_text("utf-8"))["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
@@ -75,7 +75,7 @@ def _near(model: str) -> str:
 
 def on_disk(request: Request) -> str:
     """Name the models that can be used without a network."""
-    from iis_finetune.hub.folder import is_whole
+    from .folder import is_whole
 
     root = request.to.parent if request.exact else request.to
     names = sorted(path.name for path in root.glob("*") if is_whole(path))

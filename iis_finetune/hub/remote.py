@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from iis_finetune.arguments import find_model
-from iis_finetune.errors import ProblemsFound
-from iis_finetune.hub.files import RemoteFile, needed
-from iis_finetune.hub.refusals import HubFailure, no_answer, passes, problem_of, refusal
+from ..arguments import find_model
+from ..errors import ProblemsFound
+from .files import RemoteFile, needed
+from .refusals import HubFailure, no_answer, passes, problem_of, refusal
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response, Session

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from iis_finetune.errors import Place, Problem, ProblemsFound
-from iis_finetune.hub.files import RemoteFile
-from iis_finetune.hub.folder import ManifestFile
-from iis_finetune.hub.refusals import HubFailure, passes, problem_of
-from iis_finetune.hub.remote import STREAMS, Hub, Listing, Request, get
+from ..errors import Place, Problem, ProblemsFound
+from .files import RemoteFile
+from .folder import ManifestFile
+from .refusals import HubFailure, passes, problem_of
+from .remote import STREAMS, Hub, Listing, Request, get
 
 if TYPE_CHECKING:
     from hashlib import _Hash

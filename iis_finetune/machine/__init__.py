@@ -1,6 +1,6 @@
 """The machine: found without torch, described by a sourced table, and what it decides, each with its reason."""
 
-from iis_finetune.machine.decide import (
+from .decide import (
     advice,
     build_problems,
     decide_attention,
@@ -9,11 +9,11 @@ from iis_finetune.machine.decide import (
     decide_quantization,
     offload_problems,
 )
-from iis_finetune.machine.detect import detect
-from iis_finetune.machine.environment import decide_environment, dropped_variables, warned_variables
-from iis_finetune.machine.host import package_version
-from iis_finetune.machine.records import HERE, Accelerator, Decision, Device, Machine, Source
-from iis_finetune.machine.table import architecture, profile, rocm_version, wheel
+from .detect import detect
+from .environment import decide_environment, dropped_variables, warned_variables
+from .host import package_version
+from .records import HERE, Accelerator, Decision, Device, Machine, Source
+from .table import architecture, profile, rocm_version, wheel
 
 __all__ = [
     "HERE",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from iis_finetune.errors import Place, Problem
-from iis_finetune.machine.host import package_version
-from iis_finetune.machine.records import Decision, Machine, Source
-from iis_finetune.machine.table import architecture, numbers, rocm_version
+from ..errors import Place, Problem
+from .host import package_version
+from .records import Decision, Machine, Source
+from .table import architecture, numbers, rocm_version
 
 Decided = tuple[Decision, list[Problem]]
 

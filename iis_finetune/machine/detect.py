@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from iis_finetune.errors import Problem
-from iis_finetune.machine import devices as drivers
-from iis_finetune.machine import host, table
-from iis_finetune.machine.records import HERE, Accelerator, Device, Machine
+from ..errors import Problem
+from . import devices as drivers
+from . import host, table
+from .records import HERE, Accelerator, Device, Machine
 
 LeftOut = list[tuple[Device, str]]
 # ROCr filters first, and HIP counts what ROCr leaves; HIP takes CUDA's variable only where its own is not set

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from iis_finetune.errors import Problem
-from iis_finetune.machine import table
-from iis_finetune.machine.records import Device
+from ..errors import Problem
+from . import table
+from .records import Device
 
 AMD, AMD_PCI = 4098, "0x1002"
 NVIDIA_SMI_SECONDS = 20  # without the persistence daemon the driver starts for each call, which takes seconds
@@ -128,7 +128,7 @@ def nvidia_devices(root: Path) -> tuple[list[Device], str | None, list[Problem]]
 
 
 def _nvidia_smi(fields: tuple[str, ...]) -> list[list[str]]:
-    from iis_finetune import process
+    from .. import process
 
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     done = process.capture(command, NVIDIA_SMI_SECONDS)

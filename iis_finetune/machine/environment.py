@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from iis_finetune.errors import Place, Problem
-from iis_finetune.machine.records import Decision, Machine
-from iis_finetune.machine.table import variables
+from ..errors import Place, Problem
+from .records import Decision, Machine
+from .table import variables
 
 GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; more only adds switching
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from iis_finetune.machine.devices import number_in, text_of
+from .devices import number_in, text_of
 
 CONTAINER_MARKS = ("docker", "kubepods", "containerd", "lxc", "libpod")
 

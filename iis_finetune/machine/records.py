@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from iis_finetune.errors import Problem
+from ..errors import Problem
 
 Vendor = Literal["amd", "nvidia"]
 Accelerator = Literal["rocm", "cuda", "cpu"]

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from iis_finetune.errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from iis_finetune.machine.records import Device, Machine
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from .records import Device, Machine
 
 Row = Mapping[str, Any]
 

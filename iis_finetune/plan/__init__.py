@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arguments import check, table
 from ..errors import Problem, in_file_order
-from ..machine import Decision, Machine, decide_environment
+from ..machine import Decision, Machine, architecture, decide_environment
 from ..models import Base, ModelFacts, needs_view, view_path
 from ..recipe import Recipe
 from ..runs import Workspace
@@ -103,7 +103,9 @@ def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:
         draft.decisions.append(Decision("base", inputs.base.recipe.name, "recipe", "named by kit.base"))
         if inputs.base.adapter:
             draft.arguments["adapter_name_or_path"] = str(inputs.base.adapter)
-    of = folder if needs_view(inputs.model, precision) else None
+    # A full training keeps FP32 weights under bf16 or fp16 autocast: rounding them first would only lose digits.
+    whole = draft.arguments.get("finetuning_type") == "full" and precision != "fp32"
+    of = folder if needs_view(inputs.model, precision) and not whole else None
     path = view_path(folder, precision, inputs.workspace.models) if of else folder
     draft.arguments["model_name_or_path"] = _placed(path, inputs.workspace)
     if of:
@@ -122,6 +124,7 @@ def _placed(path: Path, workspace: Workspace) -> str:
 def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> Any:
     """A function of launcher and processes that says what the memory estimate needs to know."""
     values = draft.arguments
+    kernels = architecture(inputs.machine.arch).get("sdpa_kernels", {})
 
     def of(launcher: str, processes: int) -> Workload:
         return Workload(
@@ -129,6 +132,9 @@ def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> A
             method=values.get("finetuning_type") or "lora",
             lora_rank=values.get("lora_rank") or 8,
             lora_target=values.get("lora_target") or "all",
+            lora_dropout=values.get("lora_dropout") or 0.0,
+            trainable_layers=abs(values.get("freeze_trainable_layers") or 2),
+            fused_attention=kernels.get("value") != "math",
             micro_batch_size=values.get("per_device_train_batch_size") or 1,
             cutoff_len=values.get("cutoff_len") or 2048,
             gradient_checkpointing=not values.get("disable_gradient_checkpointing"),

@@ -83,7 +83,9 @@ def _write(draft: Draft, launcher: Launcher) -> None:
 def deepspeed_config(launcher: str) -> dict[str, Any]:
     """The ZeRO configuration of a launcher; `auto` values are filled in by transformers."""
     stage = SHARDED[launcher]
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    # DeepSpeed's own bucket of 5e8 elements is 1.9 GiB in fp32, allocated whole; LoRA gradients need a tenth at most.
+    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True, **buckets}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if launcher.endswith("offload"):
