@@ -174,7 +174,7 @@ def test_verbs_before_training_import_nothing_heavy(project: Path) -> None:
 def test_a_bug_of_ours_is_one_sentence_and_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken() -> None:
+    def broken(_asked: object) -> None:
         raise RuntimeError("planted")
 
     monkeypatch.setattr(cli, "application", broken)

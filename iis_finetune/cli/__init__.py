@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -16,11 +17,35 @@ from .. import __version__
 from ..errors import BUG, INPUT, INTERRUPTED, KitError, ProblemsFound
 from . import show
 
+VERBS = {
+    # verb: where its function is, what `--help` says of it. Only the module of the verb that is asked for is imported.
+    "recipes": ("before.recipes", "List the recipes, with model, method and memory need."),
+    "check": ("before.check", "Every problem of a recipe, before anything starts."),
+    "plan": ("before.plan", "What would run: arguments, environment, memory, and why."),
+    "doctor": ("doctor.doctor", "This machine: what is wrong with it, and the fix."),
+    "download": ("fetch.download", "Fetch a base model, resumable and verified."),
+    "models": ("fetch.models", "The base models on disk."),
+    "data": ("data.app", "Register and check your own data sets."),
+    "train": ("training.train", "Check, fetch what is missing, train, watch."),
+    "runs": ("life.runs_", "List the runs, or delete one."),
+    "status": ("life.status", "One run: state, step, loss, processes, events."),
+    "watch": ("life.watch", "Follow a run; Ctrl-C leaves it alone."),
+    "logs": ("life.logs", "What LLaMA-Factory printed."),
+    "stop": ("life.stop", "End a run with a checkpoint."),
+    "resume": ("training.resume", "Go on from the newest good checkpoint."),
+    "evaluate": ("after.evaluate", "Base against tuned on held-out rows."),
+    "export": ("after.export", "Merge the adapter, and prove that it is the same model."),
+    "chat": ("after.chat", "Talk to the tuned model."),
+    "serve": ("after.serve", "An OpenAI-style server of the tuned model."),
+    "report": ("after.report", "One page about a run, or several."),
+    "schema": ("before.schema", "The JSON schema of recipes, for editors."),
+    "_train": ("training.detached", ""),
+    "_notify": ("training.notice", ""),
+}
 
-def application() -> typer.Typer:
-    """Every verb under its name; a verb's module is imported here, its heavy parts when it runs."""
-    from . import after, before, data, fetch, life, training
 
+def application(asked: Collection[str]) -> typer.Typer:
+    """Every verb under its name; those that are not asked for are names only, so that start-up stays short."""
     app = typer.Typer(
         name="iis-finetune",
         help="Fine-tune language models with LLaMA-Factory on the hardware you own.",
@@ -30,15 +55,18 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(version)
-    verbs: list[Callable[..., None]] = [before.recipes, before.check, before.plan, fetch.download, fetch.models]
-    verbs += [training.train, life.runs_, life.status, life.watch, life.logs, life.stop, training.resume]
-    verbs += [after.evaluate, after.export, after.chat, after.serve, after.report, before.schema]
-    for verb in verbs:
-        app.command()(verb)
-    app.command("_train", hidden=True)(training.detached)
-    app.command("_notify", hidden=True)(training.notice)
-    app.add_typer(data.app, name="data")
+    for verb, (place, text) in VERBS.items():
+        module, _, name = place.partition(".")
+        found = getattr(import_module(f".{module}", __name__), name) if verb in asked else _not_asked
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb)
+        else:
+            app.command(verb, help=None if verb in asked else text, hidden=verb.startswith("_"))(found)
     return app
+
+
+def _not_asked() -> None:
+    """Stands for a verb in the list of `--help`."""
 
 
 def _print_version(asked: bool) -> None:
@@ -63,7 +91,7 @@ def main() -> None:
 
 def _code() -> int:
     try:
-        return int(application()(standalone_mode=False) or 0)
+        return int(application(sys.argv[1:2])(standalone_mode=False) or 0)
     except KitError as error:
         return _report(error)
     except (typer.Abort, KeyboardInterrupt):

@@ -39,10 +39,10 @@ _KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
 def _row(path: Path) -> dict[str, Any]:
     """What a recipe is; one that cannot be read says so in its description."""
     try:
-        recipe, _ = recipe_files.read(str(path))
+        examined = preflight.examine(question(str(path), None, rows=False))
     except ProblemsFound as found:
         return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
-    examined = preflight.examine(question(str(path), None, "cpu", rows=False))
+    recipe = examined.recipe
     return {
         "recipe": path.stem,
         "model": recipe.value("model_name_or_path") or recipe.kit.base,
