@@ -31,6 +31,10 @@ class Asked:
         return Path(str(self.recipe.value("dataset_dir") or self.folder))
 
     @property
+    def template(self) -> arguments.Template | None:
+        return arguments.find_template(str(self.arguments.get("template") or ""))
+
+    @property
     def stage(self) -> str:
         return str(self.recipe.value("stage", "sft"))
 
@@ -52,7 +56,13 @@ def data_problems(asked: Asked, rows: bool) -> tuple[list[Problem], int | None]:
 
 
 def _rows(asked: Asked, source: Source, key: str) -> tuple[int | None, list[Problem]]:
-    options = dataset.RowOptions(asked.stage, max_samples=asked.arguments.get("max_samples"))
+    template = asked.template
+    options = dataset.RowOptions(
+        asked.stage,
+        max_samples=asked.arguments.get("max_samples"),
+        special_words=tuple(template.tokens) if template else (),
+        multimodal=bool(template and template.multimodal),
+    )
     report = dataset.check_rows(source, options)
     place = asked.recipe.place(key)
     problems = [replace(each, where=each.where or place) for each in report.problems]
@@ -61,7 +71,7 @@ def _rows(asked: Asked, source: Source, key: str) -> tuple[int | None, list[Prob
 
 def _truncation(asked: Asked, source: Source, rows: dataset.RowOptions) -> list[Problem]:
     """What would be cut, counted with the recipe's own template and tokenizer where they are on disk."""
-    template = arguments.find_template(str(asked.arguments.get("template") or ""))
+    template = asked.template
     tokenizer = asked.model.folder / "tokenizer.json" if asked.model.folder else None
     cutoff = asked.arguments.get("cutoff_len") or DEFAULT_CUTOFF
     if template is None or tokenizer is None or not tokenizer.is_file() or not isinstance(cutoff, int):
@@ -73,6 +83,6 @@ def _truncation(asked: Asked, source: Source, rows: dataset.RowOptions) -> list[
         asked.arguments.get("default_system"),
         bool(asked.arguments.get("enable_thinking", True)),
         bool(asked.arguments.get("mask_history")),
-        bool(asked.arguments.get("packing") or asked.arguments.get("neat_packing") or asked.stage == "pt"),
+        bool(asked.arguments.get("packing", asked.stage == "pt") or asked.arguments.get("neat_packing")),
     )
     return list(dataset.check_truncation(source, tokenizer, options).problems)
