@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import arguments, dataset
+from .. import dataset
+from ..arguments import Template, find_template
 from ..dataset import Source
 from ..errors import Problem
 from ..models import ModelFacts
@@ -31,8 +32,8 @@ class Asked:
         return Path(str(self.recipe.value("dataset_dir") or self.folder))
 
     @property
-    def template(self) -> arguments.Template | None:
-        return arguments.find_template(str(self.arguments.get("template") or ""))
+    def template(self) -> Template | None:
+        return find_template(str(self.arguments.get("template") or ""))
 
     @property
     def stage(self) -> str:
