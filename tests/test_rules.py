@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 from rule_cases import ELSEWHERE, FAULTS, TRAIN, Fault
 
 from iis_finetune import launch, machine, models, preflight, rules
@@ -20,6 +21,7 @@ from iis_finetune.rules.check import RULES
 from iis_finetune.runs import Workspace
 
 TABLE = frozen_table()
+TINY_SPEC: dict[str, Any] = {"config": TINY, "seed": 1}
 
 
 def change_config(folder: Path, **values: Any) -> None:
@@ -50,6 +52,7 @@ def make_adapter(folder: Path, width: int) -> None:
 
 def make_world(folder: Path, tiny: Path) -> Path:
     """The models and data sets that the cases name."""
+    (folder / "models").mkdir(parents=True)
     for name in ("tiny", "llama", "gpt2", "gptq", "bf16", "cut", "weightless", "wordless"):
         shutil.copytree(tiny, folder / "models" / name)
     change_config(folder / "models/llama", model_type="llama", architectures=["LlamaForCausalLM"])
