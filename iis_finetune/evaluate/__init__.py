@@ -156,9 +156,17 @@ def _losses(job: Job, sides: tuple[Side | None, Side], given: Material) -> list[
     ours, rows = tuned or [], list(given.slices.values())
     found = compare({"loss": base} if base else None, {"loss": ours}, ["loss"])[0]
     means = [weighted(values, rows) if values else None for values in (base, ours)]
-    exponents = [None if value is None else math.exp(min(value, 700.0)) for value in means]
-    perplexity = Comparison("perplexity", False, found.rows, exponents[0], exponents[1])
-    return [replace(found, base=means[0], tuned=means[1]), perplexity]
+    return [replace(found, base=means[0], tuned=means[1]), _perplexity(found, means)]
+
+
+def _perplexity(loss: Comparison, means: Sequence[float | None]) -> Comparison:
+    """e to the loss; its interval follows from the loss's, which it grows with."""
+    base, tuned = (None if value is None else math.exp(min(value, 700.0)) for value in means)
+    low, difference, high = (
+        None if base is None or value is None else base * math.expm1(value)
+        for value in (loss.low, loss.difference, loss.high)
+    )
+    return Comparison("perplexity", False, loss.rows, base, tuned, difference, low, high, loss.verdict)
 
 
 __all__ = [

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+ROOM = 1.3  # times its weights is what a model takes while it answers short prompts
 # Rounding of one weight when it is saved: half a unit in the last place, relative.
 ROUNDING = {"float32": 1e-6, "float16": 2**-10, "bfloat16": 2**-7}
 
@@ -152,24 +153,31 @@ def load_merged(spec: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return model.eval(), names
 
 
-def compare_logits(model: Any, theirs: Any, ids: list[list[int]]) -> dict[str, float]:
+def ask(model: Any, ids: list[list[int]], spec: dict[str, Any], stops: list[int]) -> tuple[list[Any], list[list[int]]]:
+    """Logits and greedy answers to every prompt; on the accelerator while they are made, where the model fits."""
+    if torch.cuda.is_available():
+        size = sum(each.numel() * each.element_size() for each in model.parameters())
+        if torch.cuda.mem_get_info()[0] > ROOM * size:
+            model.to("cuda")
+    asked = [logits_of(model, each) for each in ids], [answer(model, each, spec, stops) for each in ids]
+    model.to("cpu")
+    return asked
+
+
+def compare_logits(mine: list[Any], theirs: list[Any]) -> dict[str, float]:
     difference = largest = 0.0
-    for each in ids:
-        mine, other = logits_of(model, each), logits_of(theirs, each)
-        largest = max(largest, mine.abs().max().item())
-        width = min(mine.shape[-1], other.shape[-1])
-        difference = max(difference, (mine[:, :width] - other[:, :width]).abs().max().item())
+    for one, other in zip(mine, theirs, strict=True):
+        largest = max(largest, one.abs().max().item())
+        width = min(one.shape[-1], other.shape[-1])
+        difference = max(difference, (one[:, :width] - other[:, :width]).abs().max().item())
     return {"logit_difference": difference, "largest_logit": largest}
 
 
-def compare_answers(
-    models: tuple[Any, Any], ids: list[list[int]], spec: dict[str, Any], stops: list[int]
-) -> dict[str, int]:
+def compare_answers(model: Any, ids: list[list[int]], answers: tuple[Any, Any], tolerance: float) -> dict[str, int]:
     """How many greedy answers are equal."""
-    model, theirs = models
-    pairs = [(each, (answer(model, each, spec, stops), answer(theirs, each, spec, stops))) for each in ids]
+    pairs = zip(ids, zip(*answers, strict=True), strict=True)
     differing = [(each, pair) for each, pair in pairs if pair[0] != pair[1]]
-    ties = sum(near_tie(model, each, pair, spec["tolerance"]) for each, pair in differing)
+    ties = sum(near_tie(model, each, pair, tolerance) for each, pair in differing)
     return {"texts": len(ids), "equal_texts": len(ids) - len(differing), "near_ties": ties}
 
 
@@ -179,18 +187,20 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
     ids = encode(template, tokenizer, spec["prompts"])
     words = tokenizer.convert_tokens_to_ids(list(template.stop_words))
     stops = list(dict.fromkeys([tokenizer.eos_token_id, *(word for word in words if isinstance(word, int))]))
+    logits, answers = ask(model, ids, spec, stops)
     theirs, names = load_merged(spec)
-    logits = compare_logits(model, theirs, ids)
-    spec = {**spec, "tolerance": spec["tolerance"] * max(1.0, logits["largest_logit"] / 10)}
+    other_logits, other_answers = ask(theirs, ids, spec, stops)
+    found = compare_logits(logits, other_logits)
+    tolerance = spec["tolerance"] * max(1.0, found["largest_logit"] / 10)
+    equal = compare_answers(model, ids, (answers, other_answers), tolerance)
     generation = theirs.generation_config.eos_token_id
-    answers = compare_answers((model, theirs), ids, spec, stops)
     whole = model.merge_and_unload() if spec["adapters"] else model
     return {
-        **logits,
-        **answers,
+        **found,
+        **equal,
         **names,
         **compare_tokenizers(spec, (tokenizer, template), ids),
-        "tolerance": spec["tolerance"],
+        "tolerance": tolerance,
         "weights": compare_weights(whole, Path(spec["merged"]), spec["dtype"]),
         "stops": stops,
         "generation_stops": generation if isinstance(generation, list) else [generation],

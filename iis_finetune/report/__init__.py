@@ -86,9 +86,17 @@ def facts(run: Run) -> dict[str, Any]:
         "time": _duration(seconds) if seconds else None,
         "attempts": len(tried) or None,
         "peak memory, GB": max(peaks, default=None),
-        "parameters": loaded.get("parameters"),
-        "memory when loaded": loaded.get("memory"),
+        "trained parameters": _count(loaded, "trainable"),
+        "fixed parameters": _count(loaded, "frozen"),
+        "attention": loaded.get("attention"),
+        "device memory, GiB": loaded.get("device_memory_gib"),
     }
+
+
+def _count(loaded: Mapping[str, Any], which: str) -> str | None:
+    """How many parameters, by dtype: `16,384 float32`."""
+    counts = (loaded.get("parameters") or {}).get(which) or {}
+    return ", ".join(f"{count:,} {dtype}" for dtype, count in counts.items()) or None
 
 
 def _duration(seconds: float) -> str:
