@@ -9,7 +9,6 @@ import pty
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -67,7 +66,7 @@ def train(folder: Path, *words: str, first: tuple[str, ...] = ("train", "tiny"))
 def newest(folder: Path) -> Run:
     where = folder / "runs"
     until(lambda: bool(list(where.glob("0*/attempts.jsonl"))), "a run")
-    return Run(sorted(where.glob("0*"))[-1])
+    return Run(max(where.glob("0*")))
 
 
 def step_of(run: Run) -> int:
@@ -135,3 +134,142 @@ def test_a_killed_run_ends_byte_identical(place: Path, undisturbed: str) -> None
     assert [attempt.ending for attempt in runs.attempts(run)] == ["interrupted", "finished"]
     assert runs.attempts(run)[1].from_checkpoint in ("checkpoint-8", "checkpoint-12")
     assert adapter(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_three_kills_one_of_them_during_a_save_end_byte_identical(place: Path, undisturbed: str) -> None:
+    run = train(place)
+    kill_at(run, 5)
+    until(lambda: (run.output / "checkpoint-12").is_dir() or not living(run), "a save")
+    process.send(process.tree(trainer(run)), signal.SIGKILL)
+    until(lambda: len(runs.attempts(run)) == 3 or not living(run), "the third attempt")
+    kill_at(run, 17)
+    assert ended(run) == "finished", runs.events(run)
+    assert len(runs.attempts(run)) == 4 and adapter(run) == undisturbed
+
+
+@pytest.mark.extended
+def test_ten_kills_at_random_moments_end_byte_identical(place: Path, undisturbed: str) -> None:
+    chance = random.Random(7)
+    run = train(place)
+    for number in range(10):
+        before = len(runs.attempts(run))
+        if number % 5 == 4:  # within a save
+            there = len(run.checkpoints())
+            until(lambda: len(run.checkpoints()) > there or not living(run), "a save")  # noqa: B023
+        else:
+            at = step_of(run)
+            until(lambda: step_of(run) > at or not living(run), "a step")  # noqa: B023
+            time.sleep(chance.uniform(0, 1.5))
+        process.send(process.tree(trainer(run)), signal.SIGKILL)
+        until(lambda: len(runs.attempts(run)) > before or not living(run), "the next attempt")  # noqa: B023
+        if not living(run):
+            break
+    if runs.state(run) == "failed":  # three kills in a row hit before a checkpoint: the user starts it again
+        run = train(place, first=("resume", "last"))
+    assert ended(run) == "finished", runs.events(run)
+    assert adapter(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_kill_of_everything_and_a_resume_by_hand_end_byte_identical(place: Path, undisturbed: str) -> None:
+    run = train(place)
+    until(lambda: step_of(run) >= 10, "step 10")
+    supervisor = runs.attempts(run)[-1].supervisor
+    process.send(process.tree(supervisor), signal.SIGKILL)
+    assert runs.state(run) == "interrupted"
+    assert command(["resume", "last", "--background"], place).returncode == 0
+    until(lambda: living(run) or len(runs.attempts(run)) > 1, "the resume")
+    assert ended(run) == "finished" and adapter(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_training_whose_supervisor_is_killed_saves_and_ends_by_itself(place: Path, undisturbed: str) -> None:
+    run = train(place)
+    until(lambda: step_of(run) >= 6, "step 6")
+    who = trainer(run)
+    process.send([runs.attempts(run)[-1].supervisor], signal.SIGKILL)
+    until(lambda: not process.alive(who), "the end of the training")
+    assert runs.state(run) == "interrupted" and runs.faults(run.checkpoints()[-1]) == []
+    assert command(["resume", "last", "--background"], place).returncode == 0
+    until(lambda: living(run) or len(runs.attempts(run)) > 1, "the resume")
+    assert ended(run) == "finished" and adapter(run) == undisturbed
+
+
+def stop_and_resume(place: Path, step: int) -> Run:
+    run = train(place)
+    until(lambda: step_of(run) >= step, f"step {step}")
+    stopped = command(["stop", "last"], place)
+    assert stopped.returncode == 0 and "stopped with checkpoint-" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert runs.state(run) == "stopped" and not process.tree(trainer(run))
+    resumed = command(["resume", "last"], place)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    return run
+
+
+@pytest.mark.slow
+def test_a_stop_and_a_resume_end_byte_identical(place: Path, undisturbed: str) -> None:
+    assert adapter(stop_and_resume(place, 9)) == undisturbed
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("step", [1, 8, 18])
+def test_stops_at_three_points_end_byte_identical(place: Path, undisturbed: str, step: int) -> None:
+    assert adapter(stop_and_resume(place, step)) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_stop_of_two_processes_is_complete_and_resumes_byte_identical(place: Path) -> None:
+    whole = train(place, "kit.devices=2")
+    assert ended(whole) == "finished", whole.log.read_text()[-2000:]
+    run = train(place, "kit.devices=2")
+    until(lambda: step_of(run) >= 9, "step 9")
+    assert command(["stop", "last"], place).returncode == 0
+    newest_checkpoint = run.checkpoints()[-1]
+    assert runs.faults(newest_checkpoint, 2) == []
+    assert command(["resume", "last"], place).returncode == 0
+    assert runs.attempts(run)[-1].from_checkpoint == newest_checkpoint.name
+    assert adapter(run) == adapter(whole)
+
+
+def hung_up(folder: Path, words: list[str]) -> None:
+    """Start a command on a terminal of its own, wait for training, then close the terminal."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvpe(words[0], words, environment)
+    run = newest(folder)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while step_of(run) < 3 and time.monotonic() < deadline:
+        try:
+            os.read(terminal, 65536)  # a terminal that nobody reads from would stop who writes to it
+        except OSError:
+            break  # it has already gone to the background
+        time.sleep(0.02)
+    until(lambda: step_of(run) >= 3 or not living(run), "step 3")
+    os.close(terminal)
+    os.waitpid(pid, 0)
+
+
+WAYS = {
+    "foreground": [sys.executable, "-m", "iis_finetune", "train", "tiny"],
+    "background": [sys.executable, "-m", "iis_finetune", "train", "tiny", "--background"],
+    "train_nohup.sh": ["bash", "scripts/train_nohup.sh", "tiny"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_closed_terminal_ends_nothing(place: Path, way: str, processes: int) -> None:
+    (place / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "train_nohup.sh", place / "scripts")
+    installed = place / ".venv" / "bin" / "iis-finetune"
+    installed.parent.mkdir(parents=True)
+    installed.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m iis_finetune "$@"\n')
+    installed.chmod(0o755)
+    hung_up(place, [*WAYS[way], *WORDS, f"kit.devices={processes}"])
+    run = newest(place)
+    assert ended(run) == "finished", run.log.read_text()[-2000:]
+    assert len(runs.attempts(run)) == 1 and "recovering" not in events(run)
