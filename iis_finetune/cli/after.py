@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -66,31 +66,27 @@ def evaluate(
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = _run(run, checkpoint)
-    declared = evaluation.Declared(tuple((labels or "").split(",")) if labels else (), label_field)
     stop = Stop()
     stop.install()
-    wanted = evaluation.Wanted(
-        _data(found, data),
-        _environment(found),
-        stop,
-        checkpoint,
-        _baseline(baseline),
-        declared,
-        part_rows=part,
-    )
-    try:
-        scores = evaluation.evaluate(found, wanted)
-    except RunFailed as failed:
-        if stop.asked != "SIGINT":
-            raise
-        show.aside(str(failed))
-        raise typer.Exit(INTERRUPTED) from None
+    declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
+    named, environment = _data(found, data), _environment(found)
+    wanted = evaluation.Wanted(named, environment, stop, checkpoint, _baseline(baseline), declared, part_rows=part)
+    scores = _evaluated(found, wanted)
     if as_json:
         show.document(scores)
         return
-    for text in evaluation.summary_lines(found):
+    for text in [*evaluation.summary_lines(found), f"next: iis-finetune export {found.number:04d}"]:
         show.line(text)
-    show.line(f"next: iis-finetune export {found.number:04d}")
+
+
+def _evaluated(run: Run, wanted: evaluation.Wanted) -> dict[str, Any]:
+    try:
+        return evaluation.evaluate(run, wanted)
+    except RunFailed as failed:
+        if wanted.stop.asked != "SIGINT":
+            raise
+        show.aside(str(failed))
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _run(name: str, checkpoint: int | None) -> Run:
