@@ -3,15 +3,17 @@
 `look` gives the facts; the `check_*` functions return Problems; `precision_view` and `shrink` make other models of it.
 """
 
-from .base import Base, base_of, published
+from .base import WHOLE, Base, base_of, published
 from .facts import ModelFacts, Shapes, find_folder, from_config, look
 from .folder_check import added_tokens, check_folder
 from .match import check_adapter, check_additional_target, check_targets, check_template
+from .scratch import facts_of, scratch_spec
 from .shrink import shrink
 from .view import DTYPES, needs_view, precision_view, view_path
 
 __all__ = [
     "DTYPES",
+    "WHOLE",
     "Base",
     "ModelFacts",
     "Shapes",
@@ -22,12 +24,14 @@ __all__ = [
     "check_folder",
     "check_targets",
     "check_template",
+    "facts_of",
     "find_folder",
     "from_config",
     "look",
     "needs_view",
     "precision_view",
     "published",
+    "scratch_spec",
     "shrink",
     "view_path",
 ]
