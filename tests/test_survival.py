@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 from conftest import ROOT
 from conftest import run as command
+from safetensors.numpy import load_file, save_file
 
 from iis_finetune import process, runs
 from iis_finetune.observe import signs
@@ -273,3 +275,49 @@ def test_a_closed_terminal_ends_nothing(place: Path, way: str, processes: int) -
     run = newest(place)
     assert ended(run) == "finished", run.log.read_text()[-2000:]
     assert len(runs.attempts(run)) == 1 and "recovering" not in events(run)
+
+
+def poison(source: Path, target: Path) -> None:
+    """A copy in fp16 in which the token `~` passes 65,504 inside the first MLP; in fp32 it is an ordinary number.
+
+    One dimension of the hidden state belongs to that token alone: no other embedding and no layer writes to it, and
+    the first MLP multiplies it by 5,000 twice.
+    """
+    target.mkdir()
+    for path in source.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, target)
+    tensors = load_file(source / "model.safetensors")
+    token = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]["~"]
+    for name, values in tensors.items():
+        if "embed_tokens" in name:
+            values[:, -1] = 0
+            values[token] = 0
+            values[token, -1] = 1
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            values[-1] = 0
+        elif "layers.0.mlp" in name:
+            values[:, -1] = 5000
+    save_file({name: values.astype(numpy.float16) for name, values in tensors.items()}, target / "model.safetensors")
+    config = json.loads((target / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (target / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+
+
+@pytest.mark.slow
+def test_nan_in_fp16_is_seen_at_its_step_and_the_run_ends_in_fp32(place: Path, tiny_model: Path) -> None:
+    poison(tiny_model, place / "models" / "poisoned")
+    data = place / "data" / "many.json"
+    rows = json.loads(data.read_text())
+    for number in range(288, 300):
+        rows[number]["instruction"] += " ~"
+    data.write_text(json.dumps(rows))
+    words = ("model_name_or_path=models/poisoned", "kit.precision=as-saved", "save_steps=1", "disable_shuffling=true")
+    run = train(place, *words)
+    assert ended(run) == "finished", run.log.read_text()[-3000:]
+    trouble = next(event for event in runs.events(run) if event["event"] == "not finite")
+    first, second = runs.attempts(run)
+    assert second.changed == {"precision": "fp32"} and second.from_checkpoint == f"checkpoint-{trouble['step'] - 1}"
+    loaded = json.loads(run.loaded.read_text())["parameters"]
+    assert set(loaded["frozen"]) == {"float32"}
+    assert runs.weight_faults(run.output) == [] and first.ending == "interrupted"

@@ -152,7 +152,7 @@ def _outcome(request: Request, made: Run, stop: Stop) -> int:
         request.tell(finished=made.name)
         return FINE
     if state == "stopped":
-        request.tell(stopped=made.name)
+        request.tell(stopped=made.name, why=_why(made))
         return INTERRUPTED if stop.asked == "SIGINT" else RUN_FAILED
     problem = _failure(made)
     request.tell(failed=made.name, lines=last_lines(made.log, LOG_LINES), log=str(made.log), problem=problem.as_json())
@@ -164,7 +164,14 @@ def _failure(made: Run) -> Problem:
     known = rules.explain(tail(made.log), Place(str(made.log)))
     if known:
         return known
+    if began(made):
+        why, _, advice = (_why(made) or "no reason in the log").partition("; ")
+        return Problem(f"{made.name} failed: {why}", advice or f"see {made.log}", Place(str(made.log)))
+    why = raised(made.log) or _why(made) or "no reason in the log"
+    return Problem(f"LLaMA-Factory refuses to start {made.name}: {why}", f"see {made.log}", Place(str(made.arguments)))
+
+
+def _why(made: Run) -> str | None:
+    """The supervisor's last word on a run."""
     tried = runs.attempts(made)
-    why = raised(made.log) or (tried[-1].why if tried else None) or "no reason in the log"
-    what = f"{made.name} failed: {why}" if began(made) else f"LLaMA-Factory refuses to start {made.name}: {why}"
-    return Problem(what, f"see {made.log}", Place(str(made.arguments)))
+    return tried[-1].why if tried else None

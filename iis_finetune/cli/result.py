@@ -18,8 +18,8 @@ def tell(told: dict[str, Any], folder: Path) -> None:
     elif "evaluated" in told:
         _evaluated(Run(folder / told["evaluated"]))
     elif "stopped" in told:
-        show.line(f"{told['stopped']}: stopped")
-        show.line("next: iis-finetune runs")
+        show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
+        show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")
     elif "problems" in told:
         show.problems([problem(each) for each in told["problems"]], nothing_started=False)
     elif "failed" in told:
