@@ -20,7 +20,7 @@ from .disk import Disk
 from .job import Facts, Job
 from .stop import Stop
 
-FIRST_TREE_SECONDS, TREE_SECONDS = 5.0, 30.0
+FIRST_TREE_SECONDS, FIRST_TREES, TREE_SECONDS = 5.0, 12, 30.0
 DUMP_SECONDS = 3.0
 LOG_BYTES = 262_144
 KILLED = ("exitcode  : -9", "Signal 9 (SIGKILL)")  # torchrun's report of a worker
@@ -58,6 +58,7 @@ class Trial:
     requested: str | None = None
     seen: Seen | None = None
     looked_at: float = float("-inf")
+    looks: int = 0
     killed_before: int | None = field(default_factory=killed_for_memory)
 
     @property
@@ -71,10 +72,10 @@ class Trial:
 
     def know_workers(self, now: float) -> None:
         """Keep the list of workers up to date: once their parent is gone, nothing else leads to them."""
-        first = not self.attempt.workers
-        if now - self.looked_at < (FIRST_TREE_SECONDS if first else TREE_SECONDS) or not self.attempt.process:
+        pause = FIRST_TREE_SECONDS if self.looks < FIRST_TREES else TREE_SECONDS
+        if now - self.looked_at < pause or not self.attempt.process:
             return
-        self.looked_at = now
+        self.looked_at, self.looks = now, self.looks + 1
         workers = tuple(who for who in self.alive() if who != self.attempt.process)
         if set(workers) - set(self.attempt.workers):
             self.attempt = replace(self.attempt, workers=workers)
