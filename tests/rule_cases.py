@@ -243,7 +243,6 @@ FAULTS = (
     Fault(69, {"use_apollo": True, "finetuning_type": "full", "optim": "adafactor"}, "optim", "adafactor", {"optim": "adamw_torch"}, needs=PACKAGE),
     Fault(69, {"use_galore": True, "galore_layerwise": True, "finetuning_type": "full", "optim": "adamw_torch", "gradient_accumulation_steps": 2}, "gradient_accumulation_steps", "accumulate", {"gradient_accumulation_steps": 1}, needs=PACKAGE),
     Fault(70, {"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type", "min_lr", {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
-    Fault(70, {"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type", "how long the decay", {"lr_scheduler_kwargs": {"num_decay_steps": 1}}),
     Fault(70, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-6}}, "lr_scheduler_kwargs", "does not take", gone("lr_scheduler_kwargs")),
     Fault(71, {"resume_from_checkpoint": "output/checkpoint-7"}, "resume_from_checkpoint", "does not exist", gone("resume_from_checkpoint")),
     Fault(72, RM, "stage", "starts over", {"stage": "sft", "dataset": "little"}, WARNS),

@@ -15,10 +15,8 @@ from ..recipe import Recipe
 from ..runs import Workspace
 from . import deep
 from .data import Asked, data_problems
+from .here import LLAMAFACTORY, here_problems
 from .model import looks_local, model_problems
-
-LLAMAFACTORY = "0.9.5"
-
 
 __all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "looks_local"]
 
@@ -56,10 +54,10 @@ def examine(question: Question) -> Examined:
     planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base))
     problems += [*base_problems, *planned.problems, *model_problems(recipe, model, planned.arguments)]
     of_data, rows = data_problems(Asked(recipe, planned.arguments, model, question.workspace.data), question.rows)
-    case = _case(recipe, host, model, planned)
-    problems += [*of_data, *rules.check(replace(case, rows=rows)), *_of_base(base, question)]
+    case = replace(_case(recipe, host, model, planned), rows=rows)
+    problems += [*of_data, *rules.check(case), *_of_base(base, question)]
     if host.here:
-        problems += [*host.problems, *_installed(), *_launcher(planned), *_packages(case)]
+        problems += here_problems(case, planned, question.workspace.runs, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
     return Examined(recipe, host, planned, base, model, tuple(in_file_order(problems)))
 
@@ -93,35 +91,3 @@ def _case(recipe: Recipe, host: Machine, model: ModelFacts, planned: Plan) -> ru
     stated, _ = arguments.check(recipe.entries.values(), known)
     launcher = next(each.value for each in planned.decisions if each.name == "launcher")
     return rules.Case(recipe, stated, known, host, model, planned.processes, str(launcher), planned.precision)
-
-
-def _packages(case: rules.Case) -> list[Problem]:
-    versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
-    problems = rules.check_packages(case, versions)
-    if case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization:
-        place = case.recipe.place("quantization_bit")
-        problems += [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
-    return problems
-
-
-def _installed() -> list[Problem]:
-    found = machine.package_version("llamafactory")
-    if found is None:
-        return [
-            Problem(
-                "LLaMA-Factory is not installed",
-                f"make setup, or pip install llamafactory=={LLAMAFACTORY}",
-                kind="missing",
-            )
-        ]
-    return []
-
-
-def _launcher(planned: Plan) -> list[Problem]:
-    """LLaMA-Factory cuts its torchrun command at spaces, its own path included."""
-    import sys
-
-    if planned.processes > 1 and " " in sys.prefix:
-        what = f"the path '{sys.prefix}' has a space: LLaMA-Factory cannot start {planned.processes} processes from it"
-        return [Problem(what, "move the project to a path without spaces, or kit.devices=1", kind="machine", code=2)]
-    return []

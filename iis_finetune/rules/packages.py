@@ -19,6 +19,7 @@ RANGES = {
     "trl": ("0.18.0", "0.24.0"),
 }
 TRIO = ("torch", "torchvision", "torchaudio")
+ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
 # report_to -> package; transformers 5.6.0 integrations/integration_utils.py, 2026-11-21
 TRACKERS = {
     "azure_ml": "azureml-core", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet-ml",
@@ -106,7 +107,7 @@ def _needs(case: Case) -> list[Need]:
 
 def packages_of(case: Case) -> tuple[str, ...]:
     """The packages whose installed versions `check_packages` wants to know."""
-    return tuple(dict.fromkeys([*RANGES, *TRIO, *(need.package for need in _needs(case))]))
+    return tuple(dict.fromkeys([*ALWAYS, *(need.package for need in _needs(case))]))
 
 
 def check_packages(case: Case, versions: Versions) -> list[Problem]:
@@ -120,7 +121,12 @@ def check_packages(case: Case, versions: Versions) -> list[Problem]:
             wanted = f"'{need.package}>={need.at_least}'" if need.at_least else need.package
             what = f"'{key}' needs the package {need.package}, which {state}"
             problems.append(Problem(what, f"pip install {wanted}", case.recipe.place(key), kind="missing"))
-    return [*problems, *_ranges(versions), *_trio(versions, case.machine.torchaudio_placeholder)]
+    return [*problems, *check_always(versions, case.machine.torchaudio_placeholder)]
+
+
+def check_always(versions: Versions, placeholder: bool | None) -> list[Problem]:
+    """What LLaMA-Factory refuses to start with, whatever the recipe; `placeholder` as in Machine."""
+    return [*_ranges(versions), *_trio(versions, placeholder)]
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -124,12 +124,6 @@ RULES = (
          "lr_scheduler_type {c[lr_scheduler_type]} wants one of min_lr and min_lr_rate; this fails after the model is "
          "loaded",
          "lr_scheduler_kwargs: {{min_lr_rate: 0.1}}", "transformers 5.6.0 optimization.py:377"),
-    Rule(70, "lr_scheduler_type lr_scheduler_kwargs",
-         lambda c: c.trains and c["lr_scheduler_type"] == "warmup_stable_decay"
-         and "num_decay_steps" not in schedule_arguments(c),
-         "lr_scheduler_type warmup_stable_decay wants to know how long the decay is; this fails after the model is "
-         "loaded",
-         "lr_scheduler_kwargs: {{num_decay_steps: 100}}", "transformers 5.6.0 optimization.py:508"),
     Rule(70, "lr_scheduler_kwargs", lambda c: c.trains and foreign_schedule_argument(c),
          "lr_scheduler_kwargs has a name that {c[lr_scheduler_type]} does not take; this fails after the model is "
          "loaded",

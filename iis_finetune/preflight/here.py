@@ -1,0 +1,64 @@
+"""What this computer lacks for a plan: packages, the launcher's program, disk for the checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from .. import machine, rules
+from ..errors import Problem
+from ..plan import Plan
+from ..rules import Case
+
+LLAMAFACTORY = "0.9.5"
+GIB = 2**30
+
+
+def here_problems(case: Case, planned: Plan, runs: Path, environment: Mapping[str, str]) -> list[Problem]:
+    """What is missing on the machine that the kit runs on; a named profile has none of this."""
+    launcher = _launcher(planned, environment)
+    return [*case.machine.problems, *_installed(), *launcher, *_packages(case), *_disk(case, runs)]
+
+
+def _installed() -> list[Problem]:
+    if machine.package_version("llamafactory") is not None:
+        return []
+    fix = f"make setup, or pip install llamafactory=={LLAMAFACTORY}"
+    return [Problem("LLaMA-Factory is not installed", fix, kind="missing")]
+
+
+def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
+    """LLaMA-Factory cuts its torchrun command at spaces, its own path included, and looks for torchrun on PATH."""
+    if "FORCE_TORCHRUN" not in planned.environment:
+        return []
+    if " " in sys.prefix:
+        what = f"the path '{sys.prefix}' has a space: LLaMA-Factory cannot start {planned.processes} processes from it"
+        return [Problem(what, "move the project to a path without spaces, or kit.devices=1", kind="machine", code=2)]
+    path = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    if shutil.which("torchrun", path=path) or machine.package_version("torch") is None:
+        return []
+    return [Problem("torchrun is not on PATH, and several processes need it", "make setup", kind="missing")]
+
+
+def _packages(case: Case) -> list[Problem]:
+    versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
+    problems = rules.check_packages(case, versions)
+    if case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization:
+        place = case.recipe.place("quantization_bit")
+        problems += [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
+    return problems
+
+
+def _disk(case: Case, runs: Path) -> list[Problem]:
+    """Whether the checkpoints fit: a full disk ends a run at a save, after hours."""
+    needed = rules.disk_bytes(case)
+    folder = next(each for each in (runs, *runs.parents) if each.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed is None or needed <= free:
+        return []
+    what = f"the checkpoints need about {needed / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} GiB free"
+    fix = "save_total_limit: 1, or save_only_model: true, or IIS_RUNS=FOLDER on a larger disk"
+    return [Problem(what, fix, case.recipe.place("save_total_limit"), kind="machine")]
