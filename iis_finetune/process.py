@@ -89,6 +89,14 @@ def start(launch: Launch) -> Child:
         )
 
 
+def ended(child: Child, seconds: float) -> int | None:
+    """A child's exit code; None when it has not ended in that time: the kernel may hold even a killed one."""
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def attached(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
     """Run a program on this terminal until it ends (chat, serve); its exit code."""
     with subprocess.Popen(list(command), env=dict(environment), cwd=folder) as child:

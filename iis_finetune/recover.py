@@ -10,7 +10,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-Cause = Literal["not finite", "out of memory", "stall", "killed", "crash", "disk full", "refused"]
+Cause = Literal[
+    "not finite",
+    "out of memory",
+    "no memory to load",
+    "stall",
+    "killed",
+    "crash",
+    "disk full",
+    "refused",
+    "stuck",
+]
 
 TABLE = Path(__file__).parent / "tables" / "recovery.toml"
 ATTEMPTS_WITHOUT_PROGRESS = 3

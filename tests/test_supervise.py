@@ -186,6 +186,11 @@ def test_out_of_memory_at_micro_batch_one_says_what_else_would_help(run: Run) ->
     assert "cutoff_len" in str(runs.attempts(run)[-1].why)
 
 
+def test_out_of_memory_before_the_first_step_is_not_the_batchs_fault(run: Run) -> None:
+    assert supervise(job(run, at(0, "oom")), Stop()) == "failed"
+    assert "does not fit" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 1
+
+
 def test_a_change_that_cannot_be_planned_ends_the_run_with_its_reason(run: Run) -> None:
     def refuse(_change: Mapping[str, Any]) -> Mapping[str, str]:
         raise ProblemsFound([Problem("40 GiB are needed", "a smaller model", kind="machine")])

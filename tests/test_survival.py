@@ -201,6 +201,8 @@ def test_a_training_whose_supervisor_is_killed_saves_and_ends_by_itself(place: P
 def stop_and_resume(place: Path, step: int) -> Run:
     run = train(place)
     until(lambda: step_of(run) >= step, f"step {step}")
+    process.send([trainer(run)], signal.SIGUSR1)
+    until(lambda: any("training_step" in path.read_text() for path in run.stacks()), "the stacks of a living training")
     stopped = command(["stop", "last"], place)
     assert stopped.returncode == 0 and "stopped with checkpoint-" in stopped.stdout, stopped.stdout + stopped.stderr
     assert runs.state(run) == "stopped" and not process.tree(trainer(run))

@@ -14,14 +14,14 @@ from typing import Any
 
 from .. import launch, process, runs
 from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
-from ..recover import Failure, cause_in
+from ..recover import Cause, Failure, cause_in
 from ..runs import Attempt, Ending, Run
 from .disk import Disk
 from .job import Facts, Job
 from .stop import Stop
 
 FIRST_TREE_SECONDS, FIRST_TREES, TREE_SECONDS = 5.0, 12, 30.0
-DUMP_SECONDS = 3.0
+DUMP_SECONDS, EXIT_SECONDS = 3.0, 60.0
 LOG_BYTES = 262_144
 KILLED = ("exitcode  : -9", "Signal 9 (SIGKILL)")  # torchrun's report of a worker
 
@@ -123,7 +123,7 @@ def try_once(job: Job, facts: Facts, start: Start, stop: Stop) -> Outcome:
     child = _launch(trial, start)
     _watch(trial, child)
     trial.kill()
-    trial.attempt = replace(trial.attempt, returncode=child.wait())
+    trial.attempt = replace(trial.attempt, returncode=process.ended(child, EXIT_SECONDS))
     return _judge(trial)
 
 
@@ -171,37 +171,53 @@ def _judge(trial: Trial) -> Outcome:
         if not wrong:
             return Outcome(attempt, "finished", None)
         return Outcome(attempt, None, None, Failure("not finite", trial.watcher.step, "; ".join(wrong)))
-    if trial.stop.asked:
-        return Outcome(attempt, "stopped", f"asked to stop ({trial.stop.asked})")
-    if not trial.seen:
-        if trial.requested:
-            return Outcome(attempt, "stopped", trial.requested)
-        if attempt.returncode == -signal.SIGTERM or (attempt.returncode == 0 and run.stop_at_step.exists()):
-            return Outcome(attempt, "stopped", "SIGTERM from outside")
+    asked = _asked(trial)
+    if asked:
+        return Outcome(attempt, "stopped", asked)
     return Outcome(attempt, None, None, _failure(trial))
+
+
+def _asked(trial: Trial) -> str | None:
+    """Who asked for this end; None when it came by itself."""
+    code = trial.attempt.returncode
+    if trial.stop.asked:
+        return f"asked to stop ({trial.stop.asked})"
+    if trial.seen or code is None:
+        return None
+    if trial.requested:
+        return trial.requested
+    saved = code == 0 and trial.run.stop_at_step.exists()
+    return "SIGTERM from outside" if saved or code == -signal.SIGTERM else None
 
 
 def _failure(trial: Trial) -> Failure:
     run, code, step = trial.run, trial.attempt.returncode, trial.watcher.step
+    if code is None:
+        return Failure("stuck", step, "the training cannot be ended")
     if trial.seen:
         return Failure(trial.seen.trouble, trial.seen.step, trial.seen.what)
     log = tail(run.log, LOG_BYTES, trial.watcher.begin)
     named = cause_in(log)
     if named:
-        return Failure(named[0], step, named[1])
+        return Failure(_memory(trial) if named[0] == "out of memory" else named[0], step, named[1])
     if code == -signal.SIGKILL or any(text in log for text in KILLED):
         return Failure(*_killed(trial, step))
     why = raised(run.log, trial.watcher.begin) or _code(code)
     return Failure("crash" if began(run) else "refused", step, why)
 
 
-def _killed(trial: Trial, step: int | None) -> tuple[Any, int | None, str]:
+def _killed(trial: Trial, step: int | None) -> tuple[Cause, int | None, str]:
     """The kernel kills for memory with the same signal that anyone can send; its counters tell which it was."""
     before, now = trial.killed_before, killed_for_memory()
     pids = [who.pid for who in (trial.attempt.process, *trial.attempt.workers) if who]
     if (before is not None and now is not None and now > before) or named_in_kernel_log(pids):
-        return "out of memory", step, "the kernel killed the training: the computer's memory is full"
+        return _memory(trial), step, "the kernel killed the training: the computer's memory is full"
     return "killed", step, "killed by SIGKILL from outside"
+
+
+def _memory(trial: Trial) -> Cause:
+    """A smaller micro-batch helps only once the model is loaded."""
+    return "out of memory" if began(trial.run, trial.watcher.begin) else "no memory to load"
 
 
 def _code(code: int | None) -> str:
