@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ Accelerator = Literal["cpu", "cuda", "rocm"]
 
 TABLE = Path(__file__).parent / "tables" / "wheels.toml"
 PLACEHOLDER = Path(__file__).parent / "hook" / "torchaudio_placeholder"
+LOADER = Path(__file__).parent / "probe" / "trio.py"
 RECORD = "iis-finetune-setup.json"
 TRIO = ("torch", "torchvision", "torchaudio")
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
@@ -93,3 +95,46 @@ def record_of(environment: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def write_record(environment: Path, record: Mapping[str, Any]) -> None:
+    """Write what set-up did, last and whole: its presence means that everything before it was done."""
+    temporary = environment / (RECORD + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(environment / RECORD)
+
+
+def load_command(python: str, name: str) -> list[str]:
+    """The child that imports one of the trio; -P keeps the kit's own file names out of its imports."""
+    return [python, "-P", str(LOADER), name]
+
+
+def load_error(returncode: int | None, printed: str) -> str | None:
+    """Why one of the trio could not load: the last line it died with; None when it loaded."""
+    if returncode == 0:
+        return None
+    ended = "it did not end in time" if returncode is None else f"it ended with {returncode}"
+    return (printed.strip().splitlines() or [ended])[-1]
+
+
+@dataclass(frozen=True)
+class Cure:
+    """What makes a trio that cannot load harmless to text models.
+
+    A torchvision that cannot load is removed, because LLaMA-Factory does not start beside it; `torchvision_is_foreign`:
+    it lies outside this environment and is not ours to remove. The text-only placeholder covers a torchaudio.
+    """
+
+    remove_torchvision: bool
+    torchvision_is_foreign: bool
+    torchaudio_placeholder: bool
+
+
+def cure_of(errors: Mapping[str, str | None], torchvision_folder: str, environment: Path) -> Cure:
+    """Decide, from what each of the trio died with and the folder that torchvision lies in (empty: nowhere)."""
+    broken = bool(errors["torchvision"] and torchvision_folder)
+    own = broken and Path(torchvision_folder).resolve().is_relative_to(environment.resolve())
+    return Cure(own, broken and not own, bool(errors["torchaudio"]))

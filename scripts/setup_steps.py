@@ -12,14 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from setup_plan import ROOT, Plan, SetUpFailed, TorchSource, say, where_torch_comes_from
 
-from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO
+from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, cure_of, load_command, load_error, write_record
 
 STARTED = "iis-finetune-setup.started.json"
 TRIO_CONSTRAINTS = "iis-finetune-torch.txt"
@@ -190,10 +190,9 @@ def install_packages(steps: Steps, plan: Plan) -> None:
 
 def load_errors(steps: Steps) -> dict[str, str | None]:
     """For each of the trio: None when it loads, else the last line it died with. A child each: one may crash."""
-    probe = str(ROOT / "iis_finetune" / "probe" / "trio.py")
     children = {
         name: subprocess.Popen(
-            [steps.python, probe, name],
+            load_command(steps.python, name),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -201,11 +200,8 @@ def load_errors(steps: Steps) -> dict[str, str | None]:
         )
         for name in TRIO
     }
-    errors: dict[str, str | None] = {}
-    for name, child in children.items():
-        last = (child.communicate()[1].strip().splitlines() or [f"it ended with {child.returncode}"])[-1]
-        errors[name] = last if child.returncode else None
-    return errors
+    printed = {name: child.communicate()[1] for name, child in children.items()}
+    return {name: load_error(child.returncode, printed[name]) for name, child in children.items()}
 
 
 def check_and_cure(steps: Steps) -> dict[str, Any]:
@@ -219,21 +215,20 @@ def check_and_cure(steps: Steps) -> dict[str, Any]:
             "  fix: check the driver and its libraries; ACCEL=cpu makes an environment without them"
         )
     here = steps.ask("import importlib.metadata as m; print(m.distribution('torchvision').locate_file(''))")
-    in_venv = here.startswith(str(steps.venv.absolute()))
-    removed = bool(errors["torchvision"] and in_venv)
-    if removed:
+    cure = cure_of(errors, here, steps.venv)
+    if cure.remove_torchvision:
         say(f"torchvision cannot load ({errors['torchvision']}): removed, text models do not need it")
         command = [steps.python, "-m", "pip", "uninstall", "--yes", "torchvision"]
         steps.run("torchvision removed", command, "remove it by hand")
-    elif errors["torchvision"] and here:
+    elif cure.torchvision_is_foreign:
         raise SetUpFailed(
             f"the torchvision beside the kept torch cannot load, and LLaMA-Factory does not start with it\n"
             f"  it said: {errors['torchvision']}\n"
             f"  fix: in that environment, pip uninstall torchvision (text models do not need it); it lies in {here}"
         )
-    if errors["torchaudio"]:
+    if cure.torchaudio_placeholder:
         say(f"torchaudio cannot load ({errors['torchaudio']}): training gets a text-only placeholder in its place")
-    return {"torchvision_removed": removed, "torchaudio_placeholder": bool(errors["torchaudio"])}
+    return {"torchvision_removed": cure.remove_torchvision, "torchaudio_placeholder": cure.torchaudio_placeholder}
 
 
 def start_llamafactory(steps: Steps, *, placeholder: bool) -> None:
@@ -267,13 +262,3 @@ def set_up(venv: Path, plan: Plan) -> dict[str, Any]:
     }
     write_record(venv, record)
     return record
-
-
-def write_record(venv: Path, record: Mapping[str, Any]) -> None:
-    """Last and whole: its presence means that everything before it was done."""
-    temporary = venv / (RECORD + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(venv / RECORD)

@@ -27,7 +27,7 @@ import setup_plan
 import setup_steps
 from ruamel.yaml import YAML
 
-from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Devices, Wheels, choose, read_table, record_of
+from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Devices, Wheels, choose, read_table, record_of, write_record
 
 ROOT = Path(__file__).parent.parent
 TABLE = read_table()
@@ -213,7 +213,7 @@ def finished(venv: Path, plan: setup_plan.Plan) -> None:
     (venv / "bin" / "python").touch()
     (venv / setup_steps.STARTED).write_text(json.dumps(plan.identity(venv)))
     record = {"request": asdict(plan.request), "inputs_sha256": plan.inputs_sha256}
-    setup_steps.write_record(venv, record)
+    write_record(venv, record)
 
 
 @pytest.fixture
