@@ -1,0 +1,39 @@
+"""Look at this machine, propose what to mend, and make the repairs that are safe."""
+
+from __future__ import annotations
+
+from . import builds, hardware
+from .check import Check, Subject
+from .install import InstallPlan, Mended, install_plan, mend
+from .trial import Tried, problems_of, risk, together, trials
+
+__all__ = [
+    "Check",
+    "InstallPlan",
+    "Mended",
+    "Subject",
+    "Tried",
+    "examine",
+    "install_plan",
+    "mend",
+    "problems_of",
+    "risk",
+    "together",
+    "trials",
+]
+
+
+def examine(subject: Subject, quick: bool = False) -> list[Check]:
+    """Every check that concerns this machine, without root; `quick` leaves out starting LLaMA-Factory."""
+    looked = [
+        hardware.devices(subject),
+        hardware.iommu(subject),
+        hardware.numa(subject),
+        builds.torch(subject),
+        builds.companions(subject),
+        builds.llamafactory(subject, quick),
+        hardware.variables(subject),
+        *(hardware.disk(folder) for folder in (subject.workspace.models, subject.workspace.runs)),
+        hardware.shared_memory(subject),
+    ]
+    return [check for check in looked if check is not None]

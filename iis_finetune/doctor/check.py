@@ -1,0 +1,51 @@
+"""What is looked at, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Problem, Severity, errors_of
+from ..machine import Machine
+from ..recipe import Recipe
+from ..runs import Workspace
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The machine, the environment and the folders to examine; `recipe` adds its `kit.env`.
+
+    `root` is the file tree that the machine was detected in, `packages` the folders of installed packages (sys.path).
+    """
+
+    machine: Machine
+    environment: Mapping[str, str]
+    workspace: Workspace
+    recipe: Recipe | None = None
+    root: Path = Path("/")
+    packages: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: its name, what was found in a few words, what is wrong with it."""
+
+    name: str
+    found: str
+    problems: Sequence[Problem] = ()
+
+    @property
+    def state(self) -> str:
+        """`fine`, `warning` or `error`."""
+        return "error" if errors_of(self.problems) else "warning" if self.problems else "fine"
+
+    def as_json(self) -> dict[str, Any]:
+        problems = [problem.as_json() for problem in self.problems]
+        return {"check": self.name, "state": self.state, "found": self.found, "problems": problems}
+
+
+def problem(what: str, fix: str, severity: Severity = "warning") -> Problem:
+    """A problem of the machine, not of what the user wrote."""
+    return Problem(what, fix, severity=severity, kind="machine")

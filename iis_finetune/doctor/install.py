@@ -1,0 +1,121 @@
+"""What to install for a machine, and the repairs that are safe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import process
+from ..errors import Problem, ProblemsFound
+from ..machine import Machine, wheel
+from ..wheels import RECORD, TRIO, cure_of, load_command, load_error, read_table, record_of, write_record
+from .check import problem
+
+SECONDS = 300.0  # for pip, and for importing torch from a cold disk
+MIRROR = "IIS_TORCH_INDEX"
+
+
+@dataclass(frozen=True)
+class InstallPlan:
+    """The pip lines for a machine, in order, and how sure they are; `confirmed`: somebody here ran that build."""
+
+    machine: str
+    commands: tuple[str, ...]
+    confirmed: bool
+    source: str
+    note: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPlan:
+    """The trio from its index first, so that nothing can replace it; raises ProblemsFound when no build is known."""
+    row = wheel(machine)
+    if row is None:
+        fix = "use a torch of your own: make setup TORCH=keep, or train on the CPU: make setup ACCEL=cpu"
+        raise ProblemsFound([problem(f"no published build of torch is known for {machine.device}", fix, "error")])
+    found = next(each for each in read_table() if (each.index, each.torch) == (row["index"], row["torch"]))
+    trio = " ".join(found.requirements())
+    commands = [f"pip install {trio} --index-url {found.index_at(environment.get(MIRROR))}"]
+    commands += [f"pip install -c constraints.txt -e '.[train]' {trio}"]  # named again: pip then keeps them
+    if len(machine.devices) > 1:
+        build = "DS_BUILD_OPS=0 pip install -c constraints.txt --no-build-isolation deepspeed"
+        commands += ["pip install setuptools wheel", build]
+    return InstallPlan(machine.title, tuple(commands), found.confirmed, found.source, found.note)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What `mend` did, in sentences, and what it could not do."""
+
+    done: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def mend(environment: Mapping[str, str]) -> Mended:
+    """Cure a torchvision and a torchaudio that cannot load, as set-up does; a torch that cannot is for the user."""
+    prefix = Path(sys.prefix)
+    if record_of(prefix) is None and (prefix / RECORD.replace(".json", ".started.json")).exists():
+        return Mended((), (problem(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error"),))
+    errors, where = load_errors(environment), _folder_of("torchvision")
+    if errors["torch"]:
+        fix = "iis-finetune doctor --install-plan, then install what it shows"
+        return Mended((), (problem(f"torch cannot be loaded: {errors['torch']}", fix, "error"),))
+    cure = cure_of(errors, where, prefix)
+    done, problems = [], _uninstall(environment) if cure.remove_torchvision else []
+    if cure.remove_torchvision and not problems:
+        done.append(f"torchvision, which cannot be loaded ({errors['torchvision']}), is removed: text needs none")
+    if cure.torchvision_is_foreign:
+        what = f"the torchvision in {where} cannot be loaded and does not belong to this environment"
+        problems.append(problem(what, "pip uninstall torchvision, in the environment that it belongs to", "error"))
+    if _note(prefix, bool(done), cure.torchaudio_placeholder):
+        covered = f"is covered by a text-only placeholder ({errors['torchaudio']})"
+        done.append(f"torchaudio {covered if cure.torchaudio_placeholder else 'loads: no placeholder any more'}")
+    return Mended(tuple(done), tuple(problems))
+
+
+def load_errors(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """For each of torch, torchvision, torchaudio: None when it loads in a child, else its last words."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(name: str) -> str | None:
+        done = process.capture(load_command(sys.executable, name), SECONDS, environment)
+        return load_error(done.returncode, done.stderr) if done else f"{sys.executable} is gone"
+
+    with ThreadPoolExecutor(len(TRIO)) as pool:
+        return dict(zip(TRIO, pool.map(ask, TRIO), strict=True))
+
+
+def _folder_of(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return str(metadata.distribution(package).locate_file(""))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _uninstall(environment: Mapping[str, str]) -> list[Problem]:
+    command = [sys.executable, "-m", "pip", "uninstall", "--yes", "torchvision"]
+    gone = process.capture(command, SECONDS, environment)
+    failed = load_error(gone.returncode, gone.stderr) if gone else "there is no pip"
+    fix = f"remove it yourself: {' '.join(command)} (with uv: uv pip uninstall torchvision)"
+    return [problem(f"torchvision could not be removed: {failed}", fix, "error")] if failed else []
+
+
+def _note(prefix: Path, removed: bool, placeholder: bool) -> bool:
+    """Note the cure where every plan looks for it; true when the placeholder's use changed."""
+    before, file = record_of(prefix) or {}, prefix / RECORD
+    changed = bool(before.get("torchaudio_placeholder")) != placeholder
+    if removed or changed:
+        gone = {"torchvision": None, "torchvision_removed": True} if removed else {}
+        stamp = file.stat().st_mtime_ns if before else None
+        write_record(prefix, {**before, **gone, "torchaudio_placeholder": placeholder})
+        if stamp:  # make compares it with the inputs of set-up, and those are as they were
+            os.utime(file, ns=(stamp, stamp))
+    return changed
