@@ -202,7 +202,7 @@ def stop_and_resume(place: Path, step: int) -> Run:
     run = train(place)
     until(lambda: step_of(run) >= step, f"step {step}")
     process.send([trainer(run)], signal.SIGUSR1)
-    until(lambda: any("training_step" in path.read_text() for path in run.stacks()), "the stacks of a living training")
+    until(lambda: any("_inner_training_loop" in path.read_text() for path in run.stacks()), "the stacks of a living training")
     stopped = command(["stop", "last"], place)
     assert stopped.returncode == 0 and "stopped with checkpoint-" in stopped.stdout, stopped.stdout + stopped.stderr
     assert runs.state(run) == "stopped" and not process.tree(trainer(run))
