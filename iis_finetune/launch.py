@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__, process
+from . import __version__, hub, process
 from .machine import Machine, dropped_variables, package_version
+from .models.fingerprint import fingerprint
 from .plan import Plan
 from .recipe import Recipe
 from .runs import Run, Workspace, create, listed, read_json, state, write
@@ -53,7 +55,8 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
     decided = {**plan.as_json(), "environment": environment, "processes": plan.processes, "precision": plan.precision}
     write(run.decisions, _json(fill(decided, run, workspace)))
     write(run.machine, _json(prepared.machine.as_json()))
-    write(run.provenance, _json(fill(provenance(prepared, workspace), run, workspace)))
+    model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
+    write(run.provenance, _json(provenance(prepared, workspace, model)))
 
 
 def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
@@ -162,15 +165,18 @@ def _devices(environment: Mapping[str, str] | None) -> set[tuple[str, str]]:
     return {(name, each) for name in VISIBLE for each in named.get(name, "").split(",") if each not in ("", "-1")}
 
 
-def provenance(prepared: Prepared, workspace: Workspace) -> dict[str, Any]:
-    """What a result came from: versions, the state of the repository, the data, the model."""
+def provenance(prepared: Prepared, workspace: Workspace, model: Path) -> dict[str, Any]:
+    """What a result came from: versions, the state of the repository, the data, the model and its revision."""
+    fetched = hub.read_manifest(Path(os.path.realpath(model)))
     return {
         "iis_finetune": __version__,
         "python": sys.version.split()[0],
         "packages": {name: package_version(name) for name in PACKAGES},
         "git": _git(workspace.root),
         "data_sha256": dict(prepared.data),
-        "model": prepared.plan.arguments.get("model_name_or_path"),
+        "model": str(model),
+        "model_fingerprint": fingerprint(model),
+        "model_revision": fetched.commit if fetched else None,
     }
 
 

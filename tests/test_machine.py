@@ -546,6 +546,7 @@ def test_a_card_of_today_needs_next_to_nothing() -> None:
 def test_several_cpu_processes_get_the_device_name_that_lets_them_resume() -> None:
     assert values(machine.decide_environment(profile("cpu"), 2)) == {
         "ACCELERATE_TORCH_DEVICE": "cpu",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "8",
     }
