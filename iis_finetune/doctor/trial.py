@@ -181,5 +181,8 @@ def _run(commands: Sequence[list[str]], seconds: float, environment: Mapping[str
         late = {who.pid for who in process.wait_gone(known, seconds)}
     finally:
         process.end([each for who in known for each in process.tree(who)], 2)
-    codes = [None if child.pid in late else child.poll() for child in children]
-    return [(code, log.read_text(errors="replace")) for code, log in zip(codes, logs, strict=True)]
+    codes = [(child.poll(), child.pid) for child in children]  # asked of the killed ones too, or they stay as zombies
+    return [
+        (None if pid in late else code, log.read_text(errors="replace"))
+        for (code, pid), log in zip(codes, logs, strict=True)
+    ]
