@@ -70,4 +70,3 @@ def _post(url: str, body: str) -> str | None:
             return None
     except (OSError, ValueError) as error:  # the address may hold a secret: it is not repeated
         return f"the webhook did not take it: {getattr(error, 'reason', None) or type(error).__name__}"
-

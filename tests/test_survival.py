@@ -202,7 +202,10 @@ def stop_and_resume(place: Path, step: int) -> Run:
     run = train(place)
     until(lambda: step_of(run) >= step, f"step {step}")
     process.send([trainer(run)], signal.SIGUSR1)
-    until(lambda: any("_inner_training_loop" in path.read_text() for path in run.stacks()), "the stacks of a living training")
+    until(
+        lambda: any("_inner_training_loop" in path.read_text() for path in run.stacks()),
+        "the stacks of a living training",
+    )
     stopped = command(["stop", "last"], place)
     assert stopped.returncode == 0 and "stopped with checkpoint-" in stopped.stdout, stopped.stdout + stopped.stderr
     assert runs.state(run) == "stopped" and not process.tree(trainer(run))
@@ -280,22 +283,19 @@ def test_a_closed_terminal_ends_nothing(place: Path, way: str, processes: int) -
 
 
 def poison(source: Path, target: Path) -> None:
-    """A copy in fp16 in which the token `~` passes 65,504 inside the first MLP; in fp32 it is an ordinary number.
+    """A copy in fp16 whose first MLP passes 65,504 from the second step on; in fp32 it is an ordinary model.
 
-    One dimension of the hidden state belongs to that token alone: no other embedding and no layer writes to it, and
-    the first MLP multiplies it by 5,000 twice.
+    No embedding and no layer writes to one dimension of the hidden state, and the first MLP multiplies that dimension
+    by 5,000 twice: all is well until the first step of LoRA has written to it.
     """
     target.mkdir()
     for path in source.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, target)
     tensors = load_file(source / "model.safetensors")
-    token = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]["~"]
     for name, values in tensors.items():
         if "embed_tokens" in name:
             values[:, -1] = 0
-            values[token] = 0
-            values[token, -1] = 1
         elif name.endswith(("o_proj.weight", "down_proj.weight")):
             values[-1] = 0
         elif "layers.0.mlp" in name:
@@ -309,12 +309,7 @@ def poison(source: Path, target: Path) -> None:
 @pytest.mark.slow
 def test_nan_in_fp16_is_seen_at_its_step_and_the_run_ends_in_fp32(place: Path, tiny_model: Path) -> None:
     poison(tiny_model, place / "models" / "poisoned")
-    data = place / "data" / "many.json"
-    rows = json.loads(data.read_text())
-    for number in range(288, 300):
-        rows[number]["instruction"] += " ~"
-    data.write_text(json.dumps(rows))
-    words = ("model_name_or_path=models/poisoned", "kit.precision=as-saved", "save_steps=1", "disable_shuffling=true")
+    words = ("model_name_or_path=models/poisoned", "kit.precision=as-saved", "save_steps=1")
     run = train(place, *words)
     assert ended(run) == "finished", run.log.read_text()[-3000:]
     trouble = next(event for event in runs.events(run) if event["event"] == "not finite")
