@@ -120,6 +120,8 @@ def test_changed_data_and_arguments_are_listed_and_refused_unless_accepted(kit: 
     assert accepted.returncode == 0, accepted.stderr
     run = only(project)
     assert "lora_dropout: 0.3" in run.arguments.read_text()
+    resumed = next(event for event in runs.events(run) if event["event"] == "resumed")
+    assert "lora_dropout" in resumed["changed"] and any(data.name in name for name in resumed["changed"])
     assert runs.attempts(run)[-1].from_checkpoint == "checkpoint-4"
 
 

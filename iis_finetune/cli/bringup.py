@@ -71,12 +71,12 @@ def _go_on(request: Request, made: Run, question: Question, stop: Stop) -> Run:
     asked = runs.read_json(request.asked) or {}
     _made_ready(request, question, stop)
     examined = resuming.examine_run(made, question)
-    resuming.check_footing(made, examined, question, asked.get("accept_changes", False))
+    changed = resuming.check_footing(made, examined, question, asked.get("accept_changes", False))
     resuming.check_devices(examined, question, made)
     resuming.end_orphans(made)
-    resuming.rewrite(made, examined, request, question)
+    resuming.rewrite(made, examined, question, resuming.data_hashes(examined, question))
     request.tell(run=made.name)
-    runs.note(made, "resumed", overrides=list(question.overrides))
+    runs.note(made, "resumed", changed=changed)
     supervise.supervise(resuming.job_of(made, examined, request, question), stop)
     return made
 

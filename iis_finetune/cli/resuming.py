@@ -14,7 +14,7 @@ from .. import recipe as recipes
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, errors_of
 from ..launch import Prepared
 from ..observe import signs
-from ..plan.recovery import Footing, resume_problems, safer_overrides
+from ..plan.recovery import Footing, differences, resume_problems, safer_overrides
 from ..preflight import Examined, Question
 from ..runs import Request, Run
 from ..supervise import Job
@@ -40,8 +40,8 @@ def examine_run(run: Run, question: Question) -> Examined:
     return replace(examined, recipe=recipe, plan=planned)
 
 
-def check_footing(run: Run, examined: Examined, question: Question, accepted: bool) -> None:
-    """Refuse to go on when what the run stands on has changed; raises ProblemsFound with every change."""
+def check_footing(run: Run, examined: Examined, question: Question, accepted: bool) -> list[str]:
+    """What has changed since the run began, by name; raises ProblemsFound with every change that is not accepted."""
     decided, proof = runs.read_json(run.decisions) or {}, runs.read_json(run.provenance) or {}
     if not decided or not proof:
         what = f"{run.name} ended before its plan was written: there is nothing to go on with"
@@ -52,6 +52,7 @@ def check_footing(run: Run, examined: Examined, question: Question, accepted: bo
     problems = resume_problems(old, new, accepted)
     if problems:
         raise ProblemsFound(problems)
+    return [name for name, _, _ in differences(old, new)]
 
 
 def check_devices(examined: Examined, question: Question, but: Run | None = None) -> None:
@@ -104,14 +105,14 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     recipe, _ = recipes.read(str(run.recipe))
     arguments = (runs.read_json(run.decisions) or {}).get("arguments", {})
     asked = replace(question_of(run, question, safer_overrides(recipe, arguments, change)), rows=False)
-    rewrite(run, examine_run(run, asked), request, question)
+    examined = examine_run(run, asked)
+    make_view(request, examined, question)
+    rewrite(run, examined, question, (runs.read_json(run.provenance) or {}).get("data_sha256", {}))
     return environment_of(run, question)
 
 
-def rewrite(run: Run, examined: Examined, request: Request, question: Question) -> None:
-    """Put a new plan into a run's folder, with the data hashes it began with."""
-    make_view(request, examined, question)
-    data = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
+def rewrite(run: Run, examined: Examined, question: Question, data: Mapping[str, str]) -> None:
+    """Put a new plan into a run's folder, with the hashes of the data it is trained on."""
     launch.rewrite(run, Prepared(examined.recipe, examined.plan, examined.machine, data), question.workspace)
 
 
