@@ -81,12 +81,12 @@ def iis(project: Path) -> Command:
     return lambda *words, **options: run(words, options.pop("cwd", project), **options)
 
 
-def run(words: Sequence[str], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """One command in a folder; `extra` are environment variables."""
+def run(words: Sequence[str], folder: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    """One command in a folder, with a limit in seconds; `extra` are environment variables."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
     command = [sys.executable, "-m", "iis_finetune", *words]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

@@ -121,21 +121,21 @@ def test_any_bytes_are_a_sentence(recipe: Path, content: bytes) -> None:
     any_bytes(recipe, content)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @settings(max_examples=MANY // 2, deadline=None, suppress_health_check=QUIET)
 @given(lines, blocks)
 def test_many_other_values_are_sentences(recipe: Path, lines: dict[str, Any], block: dict[str, Any]) -> None:
     a_real_recipe_with_other_values(recipe, lines, block)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @settings(max_examples=MANY // 4, deadline=None, suppress_health_check=QUIET)
 @given(values)
 def test_many_yaml_files_are_sentences(recipe: Path, document: Any) -> None:
     any_yaml(recipe, document)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @settings(max_examples=MANY // 4, deadline=None, suppress_health_check=QUIET)
 @given(st.binary(max_size=300) | text)
 def test_many_files_of_any_bytes_are_sentences(recipe: Path, content: bytes) -> None:
