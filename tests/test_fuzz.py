@@ -19,6 +19,7 @@ from iis_finetune.recipe import Kit, read
 
 TABLE = frozen_table()
 FEW, MANY = 200, 2_000
+PATHS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "tokenized_path", "deepspeed", "export_dir")
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 scalars = st.one_of(
@@ -29,6 +30,7 @@ scalars = st.one_of(
     st.floats(),
     st.floats(0, 2),
     st.text(max_size=20),
+    st.sampled_from(["~nobody/here", "x" * 300, "/" + "y/" * 3000, "z" * 9000]),  # no file can have such a name
     st.sampled_from(["", "auto", "none", "no", "all", "a,b", "models/tiny", "~", "${x}", "2e-4", "1:30", "0x1F", "\0"]),
 )
 values = st.recursive(
@@ -43,7 +45,7 @@ def own_value(key: str) -> st.SearchStrategy[Any]:
     return st.one_of(values, *([st.sampled_from(known)] if known else []))
 
 
-real_keys = st.sampled_from(sorted(TABLE))
+real_keys = st.sampled_from(sorted(TABLE)) | st.sampled_from(PATHS)
 kit_keys = st.sampled_from([name for name in Kit.model_fields if name != "base"])
 lines = st.lists(real_keys.flatmap(lambda key: st.tuples(st.just(key), own_value(key))), min_size=1, max_size=6).map(
     dict

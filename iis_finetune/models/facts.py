@@ -73,11 +73,14 @@ class ModelFacts:
 
 def find_folder(name_or_path: str, models_root: Path) -> Path | None:
     """The folder a model is read from: `models/<name>`, `models/<org>--<name>` or a path; None when there is none."""
-    for folder in (models_root / name_or_path, models_root / name_or_path.replace("/", "--")):
-        if (folder / CONFIG).is_file() and not folder.name.endswith(INCOMPLETE):
-            return folder
-    given = Path(name_or_path).expanduser()
-    return given if given.is_dir() else None
+    try:
+        for folder in (models_root / name_or_path, models_root / name_or_path.replace("/", "--")):
+            if (folder / CONFIG).is_file() and not folder.name.endswith(INCOMPLETE):
+                return folder
+        given = Path(name_or_path).expanduser()
+        return given if given.is_dir() else None
+    except (OSError, RuntimeError):  # too long for a name, or the home of a user that there is not
+        return None
 
 
 def look(name_or_path: str, models_root: Path) -> ModelFacts:

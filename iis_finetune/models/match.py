@@ -89,7 +89,7 @@ def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]
     """Whether an adapter is whole and fits the base: the model it names, its layers, their shapes, its rank."""
     config = read_json(folder / ADAPTER_CONFIG)
     if config is None:
-        whole = (folder / CONFIG).is_file()
+        whole = read_json(folder / CONFIG) is not None
         what = f"{folder} is a whole model, not an adapter" if whole else f"{folder} holds no {ADAPTER_CONFIG}"
         fix = (
             f"model_name_or_path: {folder}" if whole else "give the folder that training wrote, or one checkpoint of it"

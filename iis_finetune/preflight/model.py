@@ -11,6 +11,8 @@ from ..errors import Problem
 from ..models import ModelFacts
 from ..recipe import Recipe
 
+LONGEST_HUB_ID = 200  # two names of 96 letters and a slash; what is longer may be too long for a path as well
+
 
 def model_problems(recipe: Recipe, model: ModelFacts, arguments: Mapping[str, Any]) -> list[Problem]:
     """Is it there and whole; do adapter, targets and template belong to it?"""
@@ -46,4 +48,5 @@ def _folder(recipe: Recipe, model: ModelFacts) -> list[Problem]:
 
 def looks_local(name: str) -> bool:
     """Whether a model name can only be a path: hub ids are `owner/name`."""
-    return name.startswith((".", "/", "~", "models/")) or name.count("/") != 1 or Path(name).exists()
+    written_so = name.startswith((".", "/", "~", "models/")) or name.count("/") != 1
+    return written_so or len(name) > LONGEST_HUB_ID or Path(name).exists()

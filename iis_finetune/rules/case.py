@@ -94,7 +94,7 @@ class Case:
         config = self["deepspeed"]
         if isinstance(config, str):
             try:
-                config = json.loads(Path(config).expanduser().read_bytes())
+                config = json.loads(Path(config).read_bytes())
             except (OSError, ValueError):
                 return 0
         part = config.get("zero_optimization") if isinstance(config, dict) else None
