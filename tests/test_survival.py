@@ -226,7 +226,7 @@ def test_stops_at_three_points_end_byte_identical(place: Path, undisturbed: str,
 
 
 @pytest.mark.slow
-def test_a_stop_of_two_processes_is_complete_and_resumes_byte_identical(place: Path) -> None:
+def test_two_processes_stopped_resumed_or_robbed_of_one_end_byte_identical(place: Path) -> None:
     whole = train(place, "kit.devices=2")
     assert ended(whole) == "finished", whole.log.read_text()[-2000:]
     run = train(place, "kit.devices=2")
@@ -237,6 +237,12 @@ def test_a_stop_of_two_processes_is_complete_and_resumes_byte_identical(place: P
     assert command(["resume", "last"], place).returncode == 0
     assert runs.attempts(run)[-1].from_checkpoint == newest_checkpoint.name
     assert adapter(run) == adapter(whole)
+    killed = train(place, "kit.devices=2")
+    until(lambda: step_of(killed) >= 9 and bool(runs.attempts(killed)[-1].workers), "step 9")
+    one_worker = process.tree(trainer(killed))[-1]
+    process.send([one_worker], signal.SIGKILL)
+    assert ended(killed) == "finished", runs.events(killed)
+    assert runs.events(killed)[1]["cause"] == "killed" and adapter(killed) == adapter(whole)
 
 
 def hung_up(folder: Path, words: list[str]) -> None:
