@@ -24,20 +24,21 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.seen = Signs()
+        self.told: int | None = None
         self.printed = 0.0
         self.bar: Any = None
         self.task: Any = None
 
     def update(self, final: bool = False) -> None:
         now = signs(self.run)
-        if now.step is None or (now.step == self.seen.step and not final):
+        if now.step is None or now.step == self.told:
             return
-        first, self.seen = self.seen.step is None, now
+        first = self.told is None
         if sys.stdout.isatty():
+            self.told = now.step
             self._draw(now)
-        elif first or final or time.monotonic() - self.printed >= PLAIN_SECONDS:
-            self.printed = time.monotonic()
+        elif first or final or now.step == now.total_steps or time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.told, self.printed = now.step, time.monotonic()
             show.line(sentence(now))
 
     def _draw(self, now: Signs) -> None:

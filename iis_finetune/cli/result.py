@@ -39,12 +39,14 @@ def _finished(run: Run) -> None:
     picture = run.output / "training_loss.png"
     if picture.is_file():
         show.line(f"  loss:   {picture}")
+    if "evaluate_after:" not in run.recipe.read_text(encoding="utf-8"):
+        show.line(f"next: iis-finetune evaluate {run.number:04d}")
 
 
 def _evaluated(run: Run) -> None:
     for text in evaluate.summary_lines(run):
         show.line(text)
-    show.line(f"next: iis-finetune status {run.number:04d}")
+    show.line(f"next: iis-finetune export {run.number:04d}")
 
 
 def _failed(told: dict[str, Any]) -> None:
