@@ -4,7 +4,6 @@
 trains to the end. It goes on from `resume_from_checkpoint`, saves every second step, and stops when it is asked to.
 """
 
-# ruff: noqa: T201 - it stands in for a program that prints
 from __future__ import annotations
 
 import json
