@@ -23,7 +23,7 @@ SHARE_LIMIT, MEMORY_LIMIT_MB = 0.01, 80.0
 
 def start(folder: Path, environment: dict[str, str]) -> dict[str, object]:
     """Status of a run that has begun to train."""
-    words = ["train", "pair", "kit.env={OMP_NUM_THREADS: 1}", "--background"]
+    words = ["train", "pair", "kit.env={OMP_NUM_THREADS: 1}", "save_total_limit=2", "--background"]
     subprocess.run([*KIT, *words], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     while True:
         time.sleep(1)

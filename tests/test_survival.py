@@ -245,6 +245,20 @@ def test_two_processes_stopped_resumed_or_robbed_of_one_end_byte_identical(place
     assert runs.events(killed)[1]["cause"] == "killed" and adapter(killed) == adapter(whole)
 
 
+@pytest.mark.slow
+def test_a_run_that_lost_only_its_end_is_not_trained_a_step_too_far(place: Path, undisturbed: str) -> None:
+    """Killed between the last checkpoint and the final weights: transformers would take one more step."""
+    run = train(place)
+    assert ended(run) == "finished"
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (run.output / name).unlink()
+    assert runs.state(run) == "failed"
+    resumed = command(["resume", "last"], place)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert runs.attempts(run)[-1].from_checkpoint == f"checkpoint-{STEPS}"
+    assert adapter(run) == undisturbed and not (run.output / f"checkpoint-{STEPS + 1}").exists()
+
+
 def hung_up(folder: Path, words: list[str]) -> None:
     """Start a command on a terminal of its own, wait for training, then close the terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
