@@ -64,7 +64,7 @@ def wrapped(folder: Path, environment: dict[str, str]) -> tuple[Path, float, flo
     """Run folder, LLaMA-Factory's seconds, the kit's own seconds before it."""
     began = time.time()
     subprocess.run([*KIT, "train", "pair"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-    run = max((folder / "runs").glob("*-pair"))
+    run = max((folder / "runs").glob("[0-9]*-pair"))
     attempt = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
     return run, attempt["ended"] - attempt["started"], attempt["started"] - began
 
