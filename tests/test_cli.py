@@ -189,3 +189,15 @@ def test_a_bug_of_ours_is_one_sentence_and_a_log(
 def test_a_closed_pipe_is_no_error(project: Path) -> None:
     done = run(["--help"], project)
     assert done.returncode == 0
+
+
+def test_a_relative_path_still_leads_there_from_the_run_folder(iis: Command, project: Path) -> None:
+    (project / "zero.json").write_text("{}")
+    made = json.loads(iis("plan", "tiny", "deepspeed=zero.json", "dataset_dir=data", "--json").stdout)
+    assert made["arguments"]["deepspeed"] == str(project / "zero.json")
+    assert made["arguments"]["dataset_dir"] == str(project / "data")
+
+
+def test_keys_of_the_verbs_after_training_do_not_reach_it(iis: Command) -> None:
+    made = json.loads(iis("plan", "tiny", "infer_backend=vllm", "export_size=2", "--json").stdout)
+    assert not {"infer_backend", "export_size"} & set(made["arguments"])

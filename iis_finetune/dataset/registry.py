@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import Place, Problem
+from ..errors import Place, Problem, errors_of
 from .layout import (
     COLUMN_KEYS,
     FILE_TYPES,
@@ -146,23 +146,25 @@ def check_registered(
         return [], problems
     sources = []
     for name in dict.fromkeys(wanted):
-        if name not in registry.entries:
-            problems += (
-                [] if any(p.severity == "error" for p in registry.problems) else [_unknown(name, registry, place)]
-            )
-            continue
-        entry = registry.entries[name]
-        found = list(_entry_problems(registry, entry, "rm" if stage in PAIR_STAGES else stage))
-        problems += found
-        if isinstance(entry.value, dict) and not any(problem.severity == "error" for problem in found):
-            source, missing = _source(registry, entry)
+        if name in registry.entries:
+            source, found = _registered(registry, registry.entries[name], stage)
             sources += [source] if source else []
-            problems += missing
+            problems += found
+        elif not errors_of(registry.problems):  # an entry may stand in the part that cannot be read
+            problems.append(_unknown(name, registry, place))
     if len(set(wanted)) < len(wanted):
         problems.append(
             Problem("a data set is named twice; LLaMA-Factory reads it once", "name it once", place, "warning")
         )
     return sources, problems
+
+
+def _registered(registry: Registry, entry: Entry, stage: str) -> tuple[Source | None, list[Problem]]:
+    found = list(_entry_problems(registry, entry, "rm" if stage in PAIR_STAGES else stage))
+    if not isinstance(entry.value, dict) or errors_of(found):
+        return None, found
+    source, missing = _source(registry, entry)
+    return source, [*found, *missing]
 
 
 def _unknown(name: str, registry: Registry, place: Place) -> Problem:

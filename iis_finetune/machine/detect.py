@@ -27,8 +27,7 @@ def detect(root: Path = Path("/"), environment: Mapping[str, str] | None = None)
     nvidia, driver, problems = drivers.nvidia_devices(root)
     # a device that reports no memory of its own computes in the system's
     nvidia = [one if one.memory_gib else replace(one, memory_gib=memory_gib or 0, integrated=True) for one in nvidia]
-    shown: list[Device] = []
-    left_out: LeftOut = []
+    shown, left_out = list[Device](), LeftOut()
     for found, filters in ((amd, AMD_FILTERS), (nvidia, NVIDIA_FILTERS)):
         kept, hidden, unknown = visible(found, filters, environment)
         shown, left_out, problems = shown + kept, left_out + hidden, problems + unknown

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check, table
+from ..arguments import check, for_verb, table
 from ..errors import Problem, in_file_order
 from ..machine import Decision, Machine, architecture, decide_environment
 from ..models import Base, ModelFacts, needs_view, view_path
@@ -66,8 +66,9 @@ class Plan:
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    values, problems = check(inputs.recipe.entries.values(), table())
-    draft = Draft(inputs.recipe, values, problems=problems)
+    known = table()
+    values, problems = check(inputs.recipe.entries.values(), known)
+    draft = Draft(inputs.recipe, for_verb(values, "train", known), problems=problems)
     precision = training.precision(draft, inputs.machine)
     attention = training.attention(draft, inputs.machine, precision)
     model = _model(draft, inputs, precision)

@@ -21,6 +21,13 @@ from .model import looks_local, model_problems
 __all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "looks_local"]
 
 
+# LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
+PATHS = (
+    *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
+    *("deepspeed", "tokenized_path", "dataset_dir", "media_dir", "export_quantization_dataset", "cache_dir"),
+)
+
+
 @dataclass(frozen=True)
 class Question:
     """What a verb before training asks about: a recipe with overrides, here or on a named machine."""
@@ -48,6 +55,7 @@ class Examined:
 def examine(question: Question) -> Examined:
     """Read, detect, plan and check; raises ProblemsFound only when there is no recipe to speak of."""
     recipe, problems = recipes.read(question.recipe, question.overrides, question.workspace.recipes)
+    recipe = _with_whole_paths(recipe, question.workspace)
     host = machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
     base, base_problems = models.base_of(recipe, question.workspace)
     model = _model(recipe, base, question.workspace)
@@ -66,6 +74,21 @@ def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
     case = _case(examined.recipe, examined.machine, examined.model, examined.plan)
     return deep.ask(case, examined.plan, question.workspace, question.environment)
+
+
+def _with_whole_paths(recipe: Recipe, workspace: Workspace) -> Recipe:
+    """The training runs in its run folder, so a path that is there from here is written out whole."""
+
+    def whole(name: str) -> str:
+        path = workspace.root / name.strip()
+        return str(path) if name.strip() and path.exists() else name
+
+    entries = dict(recipe.entries)
+    for key in PATHS:
+        entry = entries.get(key)
+        if entry and isinstance(entry.value, str):
+            entries[key] = replace(entry, value=",".join(map(whole, entry.value.split(","))))
+    return replace(recipe, entries=entries)
 
 
 def _of_base(base: Base | None, question: Question) -> list[Problem]:
