@@ -1,7 +1,8 @@
 """Inside the training process: say what was loaded, hold it to the plan, stop at a step's end, dump the stacks.
 
 Plain Python without the package: it runs in LLaMA-Factory's processes, on the path by PYTHONPATH alone.
-`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_SUPERVISOR` the process that watches (its
+`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_BASE` the model behind a precision view,
+`IIS_SUPERVISOR` the process that watches (its
 number and its start in clock ticks): without it nobody would ever end the training, so it saves and stops.
 """
 
@@ -68,11 +69,18 @@ def patch(trainer: Any) -> None:
         if rank == 0:
             _write(run / "loaded.json", loaded)
         refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
+        name_the_original(self.model, os.environ.get("IIS_BASE"))
         self.add_callback(stop_callback(trainer.TrainerCallback)(run, rank))
         return original(self, *words, **named)
 
     trainer.Trainer.train = train
     _patch_last_epoch(trainer)
+
+
+def name_the_original(model: Any, base: str | None) -> None:
+    """Have the adapter name the model that was asked for, not the precision view that it was loaded from."""
+    for config in getattr(model, "peft_config", {}).values() if base else ():
+        config.base_model_name_or_path = base
 
 
 def _patch_last_epoch(trainer: Any) -> None:

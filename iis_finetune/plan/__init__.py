@@ -110,6 +110,7 @@ def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:
     path = view_path(folder, precision, inputs.workspace.models) if of else folder
     draft.arguments["model_name_or_path"] = _placed(path, inputs.workspace)
     if of:
+        draft.environment["IIS_BASE"] = _placed(folder, inputs.workspace)  # the adapter is to name it, not the view
         reason = f"the checkpoint holds {inputs.model.dtype}; LLaMA-Factory trains in what the model folder says"
         draft.decisions.append(Decision("precision view", _placed(path, inputs.workspace), "kit default", reason))
     return of

@@ -1,0 +1,101 @@
+"""FP32 is FP32: what the training process holds in memory is what the plan says, or the training does not begin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Command
+
+from iis_finetune import models
+from iis_finetune.hook import iis_training_hook as hook
+
+
+@pytest.fixture
+def bf16_model(tiny_model: Path, project: Path) -> Path:
+    """The tiny model saved in bf16, as nearly every checkpoint on the hubs is."""
+    folder = project / "models" / "half"
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).bfloat16(); model.save_pretrained(sys.argv[2])\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tiny_model), str(folder)], check=True, capture_output=True)
+    assert models.look(str(folder), project / "models").dtype == "bfloat16"
+    return folder
+
+
+def held(project: Path, number: int) -> Any:
+    run = next((project / "runs").glob(f"{number:04d}-*"))
+    return json.loads((run / "loaded.json").read_text())["parameters"]
+
+
+def test_the_precision_of_the_plan_is_in_memory_and_the_original_is_untouched(
+    iis: Command, project: Path, bf16_model: Path
+) -> None:
+    before = (bf16_model / "config.json").read_bytes()
+    words = ["train", "tiny", "model_name_or_path=models/half", "max_steps=1"]
+    assert iis(*words, "kit.precision=fp32").returncode == 0
+    assert set(held(project, 1)["frozen"]) == set(held(project, 1)["trainable"]) == {"float32"}
+    assert iis(*words, "kit.precision=bf16").returncode == 0
+    assert set(held(project, 2)["frozen"]) == {"bfloat16"}
+    assert (bf16_model / "config.json").read_bytes() == before
+    assert (project / "models" / "half@fp32" / "model.safetensors").is_symlink()
+    adapter = json.loads((project / "runs" / "0001-tiny" / "output" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(bf16_model), "the adapter names the original, not the view"
+
+
+def test_another_precision_than_the_plans_stops_the_run_before_its_first_step(
+    iis: Command, project: Path, bf16_model: Path
+) -> None:
+    """Planted: the view's config is turned back to bf16 behind the kit's back."""
+    assert iis("train", "tiny", "model_name_or_path=models/half", "max_steps=1").returncode == 0
+    config = project / "models" / "half@fp32" / "config.json"
+    config.write_text(config.read_text().replace("float32", "bfloat16"))
+    command = ["bash", str(project / "runs" / "0001-tiny" / "command.sh"), f"output_dir={project}/other"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=dict(os.environ))
+    assert done.returncode == 1
+    assert "the plan says fp32" in done.stderr and "bfloat16" in done.stderr
+    assert not list((project / "other").glob("checkpoint-*")) if (project / "other").exists() else True
+    assert "Traceback" not in done.stderr
+
+
+LOADED = {
+    "parameters": {"trainable": {"float32": 10}, "frozen": {"float32": 90}},
+    "mixed_precision": "no",
+    "quantization": None,
+    "distributed": "no",
+}
+MEMORY = {
+    ("fp32", "float32", "no"): None,
+    ("fp32", "bfloat16", "no"): "90 parameters are bfloat16",
+    ("fp32", "float32", "bf16"): "mixed precision is bf16",
+    ("bf16", "bfloat16", "bf16"): None,
+    ("bf16", "float32", "bf16"): "90 parameters are float32",
+    ("bf16", "bfloat16", "no"): "mixed precision is off",
+    ("fp16", "bfloat16", "fp16"): "90 parameters are bfloat16",
+    ("as-saved", "bfloat16", "no"): None,
+}
+
+
+@pytest.mark.parametrize(("case", "said"), MEMORY.items(), ids=str)
+def test_what_counts_as_another_precision(case: tuple[str, str, str], said: str | None) -> None:
+    planned, frozen, mixed = case
+    loaded = {**LOADED, "mixed_precision": mixed, "parameters": {"trainable": {"float32": 10}, "frozen": {frozen: 90}}}
+    if said is None:
+        hook.refuse_another_precision(loaded, planned)
+        return
+    with pytest.raises(SystemExit, match=said):
+        hook.refuse_another_precision(loaded, planned)
+
+
+def test_the_hook_leaves_other_python_processes_alone(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(ROOT / "iis_finetune" / "hook"), "PATH": "/usr/bin:/bin"}
+    code = "import sys; print('iis_training_hook' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
