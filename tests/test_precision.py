@@ -65,6 +65,13 @@ def test_another_precision_than_the_plans_stops_the_run_before_its_first_step(
     assert "Traceback" not in done.stderr
 
 
+def test_a_mismatch_is_a_failed_run_that_says_why(iis: Command, project: Path) -> None:
+    done = iis("train", "tiny", "kit.env={ACCELERATE_MIXED_PRECISION: bf16}")
+    assert done.returncode == 1, done.stderr
+    assert "error: the plan says fp32, but in the training process mixed precision is bf16" in done.stderr
+    assert len((project / "runs" / "0001-tiny" / "attempts.jsonl").read_text().splitlines()) == 1, "not tried again"
+
+
 LOADED = {
     "parameters": {"trainable": {"float32": 10}, "frozen": {"float32": 90}},
     "mixed_precision": "no",

@@ -156,7 +156,8 @@ def _outcome(request: Request, made: Run, stop: Stop) -> int:
         return INTERRUPTED if stop.asked == "SIGINT" else RUN_FAILED
     problem = _failure(made)
     request.tell(failed=made.name, lines=last_lines(made.log, LOG_LINES), log=str(made.log), problem=problem.as_json())
-    return RUN_FAILED if began(made) else exit_code([problem])
+    # With the model in memory LLaMA-Factory has refused nothing: what ends a run from there on is a failure of the run.
+    return RUN_FAILED if began(made) or made.loaded.is_file() else exit_code([problem])
 
 
 def _failure(made: Run) -> Problem:
