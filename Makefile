@@ -32,12 +32,16 @@ train: $(STAMP)  ## RECIPE=... train; BACKGROUND=1 returns at once
 	@$(NEED_RECIPE)
 	@$(KIT) train "$$RECIPE" $(if $(BACKGROUND),--background) $(ARGS)
 
-check plan download: $(STAMP)
+check plan: $(STAMP)
 	@$(NEED_RECIPE)
 	@$(KIT) $@ "$$RECIPE" $(ARGS)
 check:  ## RECIPE=... every problem before anything starts
 plan:  ## RECIPE=... arguments, environment, memory, and why
-download:  ## RECIPE=... fetch the base model
+
+download: RECIPE := $(or $(MODEL),$(RECIPE))
+download: $(STAMP)  ## RECIPE=... or MODEL=owner/name fetch a base model
+	@$(NEED_RECIPE)
+	@$(KIT) $@ "$$RECIPE" $(ARGS)
 
 recipes runs doctor schema: $(STAMP)
 	@$(KIT) $@ $(ARGS)
