@@ -13,9 +13,8 @@ SETUP = $(PYTHON) scripts/setup.py $(if $(ACCEL),--accel $(ACCEL)) $(if $(TORCH)
 	$(if $(ARCH),--arch $(ARCH)) $(if $(EXTRA),--extra $(EXTRA))
 # Through the environment, so that a name with a space or a quote arrives as it is.
 export RECIPE RUN
-NEED_RECIPE = test -n "$$RECIPE" || { echo "say which recipe: make $@ RECIPE=quickstart (make recipes lists them)" >&2; exit 2; }
 
-.PHONY: help setup train check plan download recipes runs status watch logs stop resume evaluate export chat serve report \
+.PHONY: help need-recipe models setup train check plan download recipes runs status watch logs stop resume evaluate export chat serve report \
 	doctor schema lint test test-slow test-all clean
 
 help:  ## this list
@@ -28,25 +27,26 @@ setup:  ## make .venv: torch for this machine, LLaMA-Factory, the kit (ACCEL=aut
 $(STAMP): constraints.txt pyproject.toml $(wildcard scripts/setup*.py) iis_finetune/tables/wheels.toml
 	@$(SETUP)
 
-train: $(STAMP)  ## RECIPE=... train; BACKGROUND=1 returns at once
-	@$(NEED_RECIPE)
+need-recipe:
+	@test -n "$$RECIPE" || { echo "say which recipe: make $(firstword $(MAKECMDGOALS)) RECIPE=quickstart (make recipes lists them)" >&2; exit 2; }
+
+train: need-recipe $(STAMP)  ## RECIPE=... train; BACKGROUND=1 returns at once
 	@$(KIT) train "$$RECIPE" $(if $(BACKGROUND),--background) $(ARGS)
 
-check plan: $(STAMP)
-	@$(NEED_RECIPE)
+check plan: need-recipe $(STAMP)
 	@$(KIT) $@ "$$RECIPE" $(ARGS)
 check:  ## RECIPE=... every problem before anything starts
 plan:  ## RECIPE=... arguments, environment, memory, and why
 
 download: RECIPE := $(or $(MODEL),$(RECIPE))
-download: $(STAMP)  ## RECIPE=... or MODEL=owner/name fetch a base model
-	@$(NEED_RECIPE)
+download: need-recipe $(STAMP)  ## RECIPE=... or MODEL=owner/name fetch a base model
 	@$(KIT) $@ "$$RECIPE" $(ARGS)
 
-recipes runs doctor schema: $(STAMP)
+recipes runs models doctor schema: $(STAMP)
 	@$(KIT) $@ $(ARGS)
 recipes:  ## the recipes here
 runs:  ## the runs here
+models:  ## the base models on disk
 doctor:  ## this machine, and what to mend
 schema:  ## the JSON schema of recipes
 

@@ -158,7 +158,9 @@ def _parse(text: str, path: Path) -> Any:
         raise ProblemsFound([Problem(what, "write it as YAML", Place(str(path)))])
     document = _load(text, path)
     if not isinstance(document, dict):
-        found = "empty" if document is None else f"a {type(document).__name__}"
+        kinds = {list: "a list", str: "one piece of text"}
+        found = next((name for kind, name in kinds.items() if isinstance(document, kind)), "a single value")
+        found = "empty" if document is None else found
         what = f"a recipe is a list of `key: value` lines, this file is {found}"
         raise ProblemsFound(
             [Problem(what, "start from one: iis-finetune recipes --copy NAME FILE", Place(str(path), 1))]
@@ -278,8 +280,10 @@ def _override(text: str) -> tuple[Entry | None, Problem | None]:
     if not separator or not key or key.startswith("-"):
         fix = f"write {key.lstrip('-') or 'key'}=value"
         return None, Problem(f"'{text}' is not an override of the form key=value", fix, place)
+    if not written.strip():
+        return None, Problem(f"'{text}' gives no value", f"write {key}=value; {key}=null unsets it", place)
     try:
-        value = _load(written, Path(COMMAND_LINE)) if written.strip() else None
+        value = _load(written, Path(COMMAND_LINE))
     except ProblemsFound as found:
         return None, Problem(f"the value of {key}: {found.problems[0].what}", found.problems[0].fix, place)
     entry = _entry(key, value, place)
@@ -304,7 +308,8 @@ def _kit_problem(details: Any, entries: Mapping[str, Entry]) -> Problem:
     if details["type"] == "extra_forbidden":
         known = FromScratch.model_fields if len(details["loc"]) > 1 else Kit.model_fields
         near = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
-        fix = f"did you mean '{near[0]}'?" if near else f"kit keys: {', '.join(known)}"
+        prefix = "kit." if place.file == COMMAND_LINE else ""
+        fix = f"did you mean '{prefix}{near[0]}'?" if near else f"kit keys: {', '.join(known)}"
         return Problem(f"unknown key '{dotted}'", fix, place)
     what = f"{dotted} is {details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
     near = difflib.get_close_matches(str(details["input"]), _choices(name), n=1)

@@ -82,8 +82,9 @@ OVERRIDES = {
     "lora_rank": "key=value",
     "--lora_rank=8": "lora_rank=value",
     "=8": "key=value",
+    "learning_rate=": "learning_rate=null unsets it",
     "a=[1": "the value of a",
-    "kit.precison=fp32": "did you mean 'precision'",
+    "kit.precison=fp32": "did you mean 'kit.precision'",
     "kit.precision=fp33": "did you mean 'fp32'",
 }
 
@@ -97,7 +98,7 @@ def test_a_wrong_override_is_a_problem_of_the_command_line(tmp_path: Path, text:
 
 
 def test_an_override_wins_and_is_read_as_yaml(tmp_path: Path) -> None:
-    words = ["lora_rank=16", "kit.precision=bf16", "dataset=[a, b]", "kit.from_scratch=null", "max_steps="]
+    words = ["lora_rank=16", "kit.precision=bf16", "dataset=[a, b]", "kit.from_scratch=null", "max_steps=null"]
     recipe, problems = recipes.read(str(write(tmp_path, GOOD)), words)
     assert problems == []
     assert recipe.value("lora_rank") == 16 and recipe.entries["lora_rank"].source == "override"

@@ -100,11 +100,18 @@ def _code() -> int:
         said = getattr(error, "format_message", error.__str__)()
         show.aside(f"error: {said}\n  where: command line\n  fix:   see `iis-finetune --help`")
         return INPUT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has gone: no trace
-        return 0
+    except (BrokenPipeError, SystemExit) as left:
+        return _left(left)
     except Exception:  # noqa: BLE001 - the last resort: a bug of ours becomes one sentence and a log
         return _bug()
+
+
+def _left(left: BrokenPipeError | SystemExit) -> int:
+    """The code of an exit; a reader of our pipe that has gone (typer exits for that itself) is no failure."""
+    gone = isinstance(left, BrokenPipeError) or isinstance(left.__context__, BrokenPipeError)
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if gone or not isinstance(left, SystemExit) else int(left.code or 0)
 
 
 def _report(error: KitError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,9 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
     if as_json:
         show.document({"recipes": rows})
         return
+    if not rows:
+        what, fix = f"no recipes in {Path.cwd()}/recipes", "go to the project's folder, or give the path of a recipe"
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
     columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
     show.table(columns, [[row[key] for key in _KEYS] for row in rows])
     show.line("\nnext: iis-finetune check RECIPE")
@@ -93,7 +97,8 @@ def check(
         show.problems(found)
         if not exit_code(found):
             show.line(f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}")
-            show.line(f"next: iis-finetune train {recipe}")
+            words = shlex.join([recipe, *(overrides or ()), *(["--on", on] if on else ())])
+            show.line(f"next: iis-finetune {'plan' if on else 'train'} {words}")
     raise typer.Exit(exit_code(found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -99,12 +100,19 @@ def _make_base(request: Request, examined: Examined, question: Question, stop: S
     base = examined.base
     if base is None:
         return
-    request.tell(phase=f"making the base model: recipe {base.recipe.name}")
-    made = _bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
-    if runs.state_after_end(made) != "finished":
-        raise ProblemsFound([_failure(made)])
-    if base.adapter is None and base.recipe.value("finetuning_type") in models.WHOLE:
-        publish(made, Path(base.model))
+    models_root = question.workspace.models
+    models_root.mkdir(parents=True, exist_ok=True)
+    with (models_root / f".{base.recipe.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once make one base: the second waits, then finds it
+        again = resuming.examine(question).base
+        if again is None or again.ready:
+            return
+        request.tell(phase=f"making the base model: recipe {base.recipe.name}")
+        made = _bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
+        if runs.state_after_end(made) != "finished":
+            raise ProblemsFound([_failure(made)])
+        if base.adapter is None and base.recipe.value("finetuning_type") in models.WHOLE:
+            publish(made, Path(base.model))
 
 
 def publish(made: Run, folder: Path) -> None:

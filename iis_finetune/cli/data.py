@@ -19,7 +19,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSONL, CSV, te
 Name = Annotated[str | None, typer.Option("--name", help="Its name in recipes; the file's name otherwise.")]
 Copied = Annotated[bool, typer.Option("--copy", help="Copy the file into data/ instead of naming where it lies.")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Registered names; all of them if none.")]
-Stage = Annotated[str, typer.Option("--stage", help="What it is for: pt, sft, rm, dpo, kto.")]
+Stage = Annotated[
+    str | None, typer.Option("--stage", help="pt, sft, rm, dpo or kto; what the columns are for if not said.")
+]
 Full = Annotated[bool, typer.Option("--full", help="Every row, not the first 200,000.")]
 
 
@@ -34,20 +36,21 @@ def add(file: File, name: Name = None, copy: Copied = False) -> None:
 
 
 @app.command()
-def check(names: Names = None, stage: Stage = "sft", full: Full = False, as_json: AsJson = False) -> None:
+def check(names: Names = None, stage: Stage = None, full: Full = False, as_json: AsJson = False) -> None:
     """Read the rows as LLaMA-Factory would: what stops it, what it drops, what it trains oddly."""
     registry = dataset.read_registry(workspace().data)
     if errors_of(registry.problems):
         raise ProblemsFound(registry.problems)
-    sources, problems = dataset.check_registered(
-        names or list(registry.entries), workspace().data, stage, Place(COMMAND_LINE)
-    )
-    problems = [*registry.problems, *problems]
-    counts = {}
-    for source in sources:
-        report = dataset.check_rows(source, dataset.RowOptions(stage, None if full else 200_000), _meter())
-        counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
-        problems += report.problems
+    problems, counts = list(registry.problems), {}
+    for name in names or registry.entries:
+        entry = registry.entries.get(name)
+        for_stage = stage or dataset.stage_of(entry.value if entry else {})
+        sources, found = dataset.check_registered([name], workspace().data, for_stage, Place(COMMAND_LINE))
+        problems += [each for each in found if each not in problems]
+        for source in sources:
+            report = dataset.check_rows(source, dataset.RowOptions(for_stage, None if full else 200_000), _meter())
+            counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
+            problems += report.problems
     if as_json:
         show.document({"data": counts, "problems": [problem.as_json() for problem in problems]})
     else:

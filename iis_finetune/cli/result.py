@@ -39,8 +39,11 @@ def _finished(run: Run) -> None:
     picture = run.output / "training_loss.png"
     if picture.is_file():
         show.line(f"  loss:   {picture}")
-    if "evaluate_after:" not in run.recipe.read_text(encoding="utf-8"):
-        show.line(f"next: iis-finetune evaluate {run.number:04d}")
+    text = run.recipe.read_text(encoding="utf-8")
+    if "evaluate_after:" not in text:
+        merges = (run.output / "adapter_config.json").is_file()
+        verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
+        show.line(f"next: iis-finetune {verb} {run.number:04d}")
 
 
 def _evaluated(run: Run) -> None:

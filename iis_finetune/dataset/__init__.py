@@ -2,7 +2,7 @@
 
 from .add import Added, add
 from .files import Progress, data_files_hash
-from .layout import Layout, Source
+from .layout import Layout, Source, stage_of
 from .registry import Registry, check_registered, read_registry
 from .rows import RowOptions, RowReport, check_rows
 from .truncation import TruncationOptions, TruncationReport, check_truncation
@@ -23,4 +23,5 @@ __all__ = [
     "check_truncation",
     "data_files_hash",
     "read_registry",
+    "stage_of",
 ]

@@ -73,6 +73,16 @@ def layout_of(entry: Mapping[str, Any]) -> Layout:
     return Layout(entry.get("formatting") or "alpaca", bool(entry.get("ranking")), columns, tags)
 
 
+def stage_of(entry: Any) -> str:
+    """The stage that the columns of a registered data set are for."""
+    layout = layout_of(entry) if isinstance(entry, dict) else Layout()
+    if layout.ranking:
+        return "rm"
+    if layout.columns.kto_tag:
+        return "kto"
+    return "sft" if layout.columns.response or layout.formatting != "alpaca" else "pt"
+
+
 @dataclass(frozen=True)
 class Source:
     """A registered data set: its files here (none for one on a hub), its layout, and where it is registered."""

@@ -49,6 +49,7 @@ class Exported:
 def export(trained: Trained, wanted: Wanted) -> Exported:
     """Merge, compare, then give the folder its name. Raises ProblemsFound with every reason against it, RunFailed."""
     known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
+    known = known if trained.weights.adapters else None  # a whole model replaced the one that the run started from
     before = [*([] if wanted.replace else check_target(wanted.target)), *check_sources(trained, known)]
     if errors_of(before):
         raise ProblemsFound(before)

@@ -165,7 +165,8 @@ def _memory(draft: Draft, inputs: Inputs, workload: Workload) -> MemoryEstimate:
     if need is not None and limit is not None and need > limit:
         largest = max(memory.items, key=lambda item: memory.items[item])
         what = f"{need:.1f} GiB a device are needed, {limit:.1f} are there; the largest part is {largest}"
-        fix = "a smaller cutoff_len or model, kit.precision, quantization_bit: 4, or more devices"
+        fix = "a smaller cutoff_len or model, kit.precision: bf16, or quantization_bit: 4"
+        fix += "" if inputs.machine.accelerator == "cpu" else ", or more devices"
         draft.complain(Problem(what, fix, inputs.recipe.place("model_name_or_path"), kind="machine"))
     return memory
 

@@ -62,7 +62,9 @@ class Draft:
             return False
         there, here = self.recipe.place(name), self.recipe.place(keys[0])
         what = f"'{keys[0]}' and '{name}' ({_position(there)}) both say it"
-        self.problems.append(Problem(what, f"keep one of them: {_position(here)} or {_position(there)}", here))
+        self.problems.append(
+            Problem(what, f"keep one of them: {keys[0]} ({_position(here)}) or {name} ({_position(there)})", here)
+        )
         return True
 
     def complain(self, problem: Problem) -> None:

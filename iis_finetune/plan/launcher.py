@@ -25,6 +25,10 @@ def processes_wanted(draft: Draft, machine: Machine) -> int:
     wanted = draft.recipe.kit.devices
     number = len(wanted) if isinstance(wanted, list) else wanted
     if machine.accelerator == "cpu":
+        if number and number > machine.cpu_count:
+            what = f"{number} processes share {machine.cpu_count} processor threads: each step waits for the slowest"
+            place = draft.recipe.place("kit.devices")
+            draft.complain(Problem(what, f"kit.devices: {machine.cpu_count}, or fewer", place, "warning", "machine"))
         return number or 1
     there = len(machine.devices)
     if number and number > there:

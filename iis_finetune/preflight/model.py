@@ -32,9 +32,14 @@ def model_problems(recipe: Recipe, model: ModelFacts, arguments: Mapping[str, An
 
 
 def _folder(recipe: Recipe, model: ModelFacts) -> list[Problem]:
+    place = recipe.place("model_name_or_path")
+    stated = recipe.value("model_name_or_path")
+    if recipe.kit.base and stated and stated != model.name:
+        there = recipe.place("kit.base")
+        what = f"'model_name_or_path' and 'kit.base' ({there}) name two different bases"
+        return [Problem(what, "keep one of them; kit.base=null unsets the other", place)]
     if recipe.kit.base or (recipe.kit.from_scratch and not model.folder):
         return []  # made first when it is missing
-    place = recipe.place("model_name_or_path")
     if not model.name:
         return [Problem("no model_name_or_path", "name a base model, or kit.base: RECIPE", place)]
     if model.folder:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..process import alive
-from .attempts import attempts
+from .attempts import Attempt, attempts
 from .files import read_json, write
 from .layout import NAME, SMOKE, Request, Run, Workspace
 
@@ -91,9 +91,18 @@ def state(run: Run) -> State:
     tried = attempts(run)
     if not tried:
         return "interrupted"
-    if alive(tried[-1].supervisor):
+    if alive(tried[-1].supervisor) and not _moved_on(run, tried[-1]):
         return "running" if run.trainer_log.is_file() else "starting"
     return state_after_end(run)
+
+
+def _moved_on(run: Run, last: Attempt) -> bool:
+    """Whether the supervisor has gone on to a later run: the base is done when the run that stands on it begins."""
+    if last.ending is None:
+        return False
+    siblings = [Run(path) for path in run.folder.parent.iterdir() if NAME.fullmatch(path.name)]
+    later = [attempts(other) for other in siblings if other.number > run.number]
+    return any(tried and tried[-1].supervisor == last.supervisor for tried in later)
 
 
 def state_after_end(run: Run) -> State:
