@@ -53,6 +53,7 @@ class Template:
         return tuple(dict.fromkeys([*self.stop_words, *named]))
 
 
+@cache
 def find_model(hub_id: str) -> Model | None:
     """The model with this Hugging Face, ModelScope or Openmind id, or this display name, whatever the case."""
     wanted = hub_id.strip().rstrip("/").lower()
@@ -63,6 +64,7 @@ def find_model(hub_id: str) -> Model | None:
     return None
 
 
+@cache
 def find_template(name: str) -> Template | None:
     """The template of exactly this name."""
     row: dict[str, Any] | None = json.loads(TEMPLATES.read_text("utf-8"))["templates"].get(name)

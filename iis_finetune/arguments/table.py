@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,9 +64,16 @@ def table() -> Table:
     return installed_table() or frozen_table()
 
 
+@cache
 def frozen_table() -> Table:
     """The table of LLaMA-Factory 0.9.5 with transformers 5.6.0, shipped with the kit."""
-    return _build(json.loads(FROZEN.read_text("utf-8"))["arguments"])
+    return _build(_frozen()["arguments"])
+
+
+@cache
+def _frozen() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(FROZEN.read_text("utf-8"))
+    return content
 
 
 def installed_table() -> Table | None:
@@ -89,7 +97,7 @@ def _folders() -> dict[str, Path] | None:
 
 
 def _is_frozen_version(folders: Mapping[str, Path]) -> bool:
-    versions = json.loads(FROZEN.read_text("utf-8"))["versions"]
+    versions = _frozen()["versions"]
     # The name of the metadata folder says the version; importlib.metadata would cost 20 ms.
     return all((folders[name].parent / f"{name}-{versions[name]}.dist-info").is_dir() for name in PACKAGES)
 
