@@ -43,7 +43,7 @@ _KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
 def _row(path: Path) -> dict[str, Any]:
     """What a recipe is; one that cannot be read says so in its description."""
     try:
-        examined = preflight.examine(question(str(path), None, rows=False))
+        examined = preflight.look(question(str(path), None))
     except ProblemsFound as found:
         return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
     recipe = examined.recipe

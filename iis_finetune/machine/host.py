@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from .devices import number_in, text_of
@@ -18,15 +19,23 @@ def package_version(name: str, paths: Sequence[str] | None = None) -> str | None
     wanted = _normal(name)
     for folder in sys.path if paths is None else paths:
         try:
-            entries = os.listdir(folder or ".")  # noqa: PTH208 - one call instead of a Path for each of 300 entries
+            changed = os.stat(folder or ".").st_mtime_ns  # noqa: PTH116 - one call, for each package and folder
         except OSError:
             continue
-        for entry in entries:
-            if entry.endswith(".dist-info"):
-                found, _, version = entry.removesuffix(".dist-info").rpartition("-")
-                if _normal(found) == wanted:
-                    return version
+        if wanted in (versions := _versions(folder or ".", changed)):
+            return versions[wanted]
     return None
+
+
+@cache
+def _versions(folder: str, _changed_ns: int) -> dict[str, str]:
+    """Package -> version of one folder as it was when it last changed."""
+    try:
+        entries = os.listdir(folder)  # noqa: PTH208 - one call instead of a Path for each of 300 entries
+    except OSError:
+        return {}
+    parts = (entry.removesuffix(".dist-info").rpartition("-") for entry in entries if entry.endswith(".dist-info"))
+    return {_normal(name): version for name, _, version in parts}
 
 
 def _normal(name: str) -> str:

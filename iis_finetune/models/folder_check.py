@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem
-from ..hub.files import weights_faults
 from .facts import ADAPTER_CONFIG, CONFIG, config_dtype, read_json, shapes_of
 from .headers import Headers, read_headers
 
@@ -64,6 +63,8 @@ def _tokenizer(folder: Path, place: Place) -> list[Problem]:
 
 
 def _weights(folder: Path, reported: set[str], place: Place) -> list[Problem]:
+    from ..hub.files import weights_faults  # 20 ms that a model that is not here yet need not cost
+
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return [_missing(f"{folder} has no weights (model.safetensors)", "fetch the model again, whole", place)]
     faults = [(folder / name, fault) for name, fault in weights_faults(folder)]

@@ -18,7 +18,7 @@ from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems
 from .model import looks_local, model_problems
 
-__all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "looks_local"]
+__all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local"]
 
 
 # LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
@@ -52,22 +52,29 @@ class Examined:
     problems: tuple[Problem, ...]
 
 
-def examine(question: Question) -> Examined:
-    """Read, detect, plan and check; raises ProblemsFound only when there is no recipe to speak of."""
+def look(question: Question) -> Examined:
+    """Read, detect and plan, without the checks; raises ProblemsFound when there is no recipe to speak of."""
     recipe, problems = recipes.read(question.recipe, question.overrides, question.workspace.recipes)
     recipe = _with_whole_paths(recipe, question.workspace)
     host = machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
     base, base_problems = models.base_of(recipe, question.workspace)
     model = _model(recipe, base, question.workspace)
     planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base))
-    problems += [*base_problems, *planned.problems, *model_problems(recipe, model, planned.arguments)]
+    return Examined(recipe, host, planned, base, model, (*problems, *base_problems, *planned.problems))
+
+
+def examine(question: Question) -> Examined:
+    """Look, then check; every problem is in the answer."""
+    seen = look(question)
+    recipe, host, planned, base, model = seen.recipe, seen.machine, seen.plan, seen.base, seen.model
+    problems = [*seen.problems, *model_problems(recipe, model, planned.arguments)]
     of_data, rows = data_problems(Asked(recipe, planned.arguments, model, question.workspace.data), question.rows)
     case = replace(_case(recipe, host, model, planned), rows=rows)
     problems += [*of_data, *rules.check(case), *_of_base(base, question)]
     if host.here:
         problems += here_problems(case, planned, question.workspace.runs, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
-    return Examined(recipe, host, planned, base, model, tuple(in_file_order(problems)))
+    return replace(seen, problems=tuple(in_file_order(problems)))
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
