@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -86,7 +87,11 @@ def version(
 def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
     sys.argv += ["--help"] * (len(sys.argv) == 1)
-    sys.exit(_code())
+    code = _code()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to do: taking the interpreter down would cost every verb 40 ms more
 
 
 def _code() -> int:
