@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, Command, run
+from conftest import RECIPE, Command
 
 from iis_finetune import cli
 
@@ -163,8 +164,6 @@ def test_verbs_before_training_import_nothing_heavy(project: Path) -> None:
         "print(sorted(heavy), code, file=sys.stderr)"
     )
     for words in (["--help"], ["recipes"], ["check", "tiny"], ["plan", "tiny"], ["runs"]):
-        import subprocess
-
         command = [sys.executable, "-c", code, *words]
         environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=True)
@@ -187,8 +186,14 @@ def test_a_bug_of_ours_is_one_sentence_and_a_log(
 
 
 def test_a_closed_pipe_is_no_error(project: Path) -> None:
-    done = run(["--help"], project)
-    assert done.returncode == 0
+    command = [sys.executable, "-m", "iis_finetune", "schema"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=project, env=environment, **pipes) as child:  # type: ignore[call-overload]
+        assert child.stdout.read(1) == b"{"
+        child.stdout.close()
+        said = child.stderr.read()
+    assert child.returncode == 0 and said == b""
 
 
 def test_a_relative_path_still_leads_there_from_the_run_folder(iis: Command, project: Path) -> None:
