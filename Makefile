@@ -13,6 +13,8 @@ SETUP = $(PYTHON) scripts/setup.py $(if $(ACCEL),--accel $(ACCEL)) $(if $(TORCH)
 	$(if $(ARCH),--arch $(ARCH)) $(if $(EXTRA),--extra $(EXTRA))
 # Through the environment, so that a name with a space or a quote arrives as it is.
 export RECIPE RUN
+# Set-up leaves bytecode to the first import (half a minute less): without it each child would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help need-recipe models setup train check plan download recipes runs status watch logs stop resume evaluate export chat serve report \
 	doctor schema lint test test-slow test-all clean
