@@ -127,15 +127,12 @@ def _subject(name: str, checkpoint: int | None = None) -> Subject:
     if Path(name).suffix in recipes.SUFFIXES:
         return _from_file(name)
     run = _run(name, checkpoint)
-    arguments = after.read_arguments(run)
     result = run.output / f"checkpoint-{checkpoint}" if checkpoint is not None else run.output
     if not result.is_dir():
         what = f"{run.name} has no checkpoint {checkpoint}"
         there = ", ".join(str(runs.step_of(path)) for path in run.checkpoints()) or "none"
         raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
-    precision = (runs.read_json(run.decisions) or {}).get("precision", "as-saved")
-    weights = after.tuned_weights(arguments, result.resolve())
-    return Subject(Trained(run.name, arguments, weights, precision), _environment(run), run)
+    return Subject(after.trained_by(run, result), _environment(run), run)
 
 
 def _from_file(name: str) -> Subject:

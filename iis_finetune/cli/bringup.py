@@ -8,10 +8,12 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from .. import evaluate, hub, launch, models, preflight, process, rules, runs, supervise
+from .. import evaluate, hub, launch, machine, models, preflight, process, rules, runs, supervise
 from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, exit_code
 from ..launch import Prepared
 from ..observe import began, last_lines, raised, tail
@@ -24,12 +26,15 @@ LOG_LINES = 15
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def run(request: Request, question: Question, made: Run | None = None) -> int:
-    """Do it all, telling the request's progress file; `made` is a run to go on with. The exit code `train` hands on."""
+Work = Callable[[Request, Question, Stop], int]
+
+
+def run(request: Request, question: Question, work: Work) -> int:
+    """Do the work, telling the request's progress file how it ends. The exit code that `train` hands on."""
     stop = Stop()
     stop.install()
     try:
-        code = _train(request, question, stop, made)
+        code = work(request, question, stop)
     except ProblemsFound as found:
         request.tell(problems=[problem.as_json() for problem in found.problems])
         code = found.exit_code
@@ -44,9 +49,10 @@ def run(request: Request, question: Question, made: Run | None = None) -> int:
     return code
 
 
-def _train(request: Request, question: Question, stop: Stop, made: Run | None) -> int:
-    made = _go_on(request, made, question, stop) if made else _bring_up(request, question, stop)
-    code = _outcome(request, made, stop)
+def train(request: Request, question: Question, stop: Stop, made: Run | None = None) -> int:
+    """Train, or go on with the run that is `made` already, then evaluate if the recipe says so."""
+    made = _go_on(request, made, question, stop) if made else bring_up(request, question, stop)
+    code = outcome(request, made, stop)
     data = preflight.examine(replace(question, rows=False)).recipe.kit.evaluate_after
     if code == FINE and data:
         request.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
@@ -55,12 +61,12 @@ def _train(request: Request, question: Question, stop: Stop, made: Run | None) -
     return code
 
 
-def _bring_up(request: Request, question: Question, stop: Stop) -> Run:
+def bring_up(request: Request, question: Question, stop: Stop) -> Run:
     """A run of the recipe, trained; everything it stands on is made first."""
     examined = _made_ready(request, question, stop)
     resuming.check_devices(examined, question)
     data = resuming.data_hashes(examined, question)
-    prepared = Prepared(examined.recipe, examined.plan, examined.machine, data)
+    prepared = Prepared(examined.recipe, examined.plan, examined.machine, data, question.smoke)
     made = launch.prepare(prepared, question.workspace)
     request.tell(run=made.name)
     supervise.supervise(resuming.job_of(made, examined, request, question), stop)
@@ -108,7 +114,7 @@ def _make_base(request: Request, examined: Examined, question: Question, stop: S
         if again is None or again.ready:
             return
         request.tell(phase=f"making the base model: recipe {base.recipe.name}")
-        made = _bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
+        made = bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
         if runs.state_after_end(made) != "finished":
             raise ProblemsFound([_failure(made)])
         if base.adapter is None and base.recipe.value("finetuning_type") in models.WHOLE:
@@ -132,7 +138,7 @@ def _make_model(request: Request, examined: Examined, question: Question) -> Non
     """Random weights when the recipe says so; anything else comes from a hub."""
     if examined.recipe.kit.from_scratch:
         request.tell(phase=f"making {examined.model.name} with random weights")
-        _from_scratch(request, examined, question)
+        make_scratch(request, models.scratch_spec(examined.recipe, question.workspace), question)
         return
     revision = examined.recipe.value("model_revision")
     order = fetch.of_model(examined.model.name, examined.recipe.kit.source, revision=revision)
@@ -141,11 +147,12 @@ def _make_model(request: Request, examined: Examined, question: Question) -> Non
         hub.fetch(order, question.environment, meter)
 
 
-def _from_scratch(request: Request, examined: Examined, question: Question) -> None:
-    spec = models.scratch_spec(examined.recipe, question.workspace)
+def make_scratch(request: Request, spec: Mapping[str, Any], question: Question) -> None:
+    """A model folder with random weights, made in a child as the spec orders."""
     file = request.folder / "scratch.json"
     runs.write(file, json.dumps(spec, indent=2, ensure_ascii=False) + "\n")
-    environment = launch.child_environment(examined.machine, question.environment, {"PYTHONPATH": ""})
+    host = machine.detect(environment=question.environment)
+    environment = launch.child_environment(host, question.environment, {"PYTHONPATH": ""})
     words = [sys.executable, "-m", "iis_finetune.probe.scratch", str(file)]
     done = process.capture(words, 600, {**environment, "PYTHONPATH": str(launch.KIT.parent)})
     if done is None or done.returncode != 0:
@@ -153,7 +160,7 @@ def _from_scratch(request: Request, examined: Examined, question: Question) -> N
         raise ProblemsFound([Problem(f"the model could not be made: {' '.join(text)}", "see the log", kind="machine")])
 
 
-def _outcome(request: Request, made: Run, stop: Stop) -> int:
+def outcome(request: Request, made: Run, stop: Stop) -> int:
     """Tell how a run ended; what LLaMA-Factory refused before the first step is the user's to change."""
     state = runs.state_after_end(made)
     if state == "finished":

@@ -17,6 +17,12 @@ def tell(told: dict[str, Any], folder: Path) -> None:
         _finished(Run(folder / told["finished"]))
     elif "evaluated" in told:
         _evaluated(Run(folder / told["evaluated"]))
+    elif "smoked" in told:
+        run = Run(folder / told["smoked"])
+        show.line(
+            f"{run.recipe_name} went the whole way: what it stands on, its data, its arguments and its result fit"
+        )
+        show.line(f"next: iis-finetune train {run.recipe_name}")
     elif "stopped" in told:
         show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
         show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")
@@ -40,7 +46,7 @@ def _finished(run: Run) -> None:
     if picture.is_file():
         show.line(f"  loss:   {picture}")
     text = run.recipe.read_text(encoding="utf-8")
-    if "evaluate_after:" not in text:
+    if "evaluate_after:" not in text and not run.smoke:
         merges = (run.output / "adapter_config.json").is_file()
         verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
         show.line(f"next: iis-finetune {verb} {run.number:04d}")

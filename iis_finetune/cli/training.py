@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,25 +15,34 @@ from .. import notify, preflight, process, runs
 from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
 from ..runs import Run
 from . import attach, bringup, resuming, show
+from . import smoke as smoke_run
 from .words import Overrides, RecipeName, RunName, question, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The whole path in a minute or two, on a shrunken model.")]
 Accept = Annotated[bool, typer.Option("--accept-changes", help="Go on although data or arguments have changed.")]
 NAMED_SECONDS = 10.0
 
 
-def train(recipe: RecipeName, overrides: Overrides = None, background: Background = False) -> None:
+def train(
+    recipe: RecipeName, overrides: Overrides = None, background: Background = False, smoke: Smoke = False
+) -> None:
     """Check, fetch what is missing, train, watch; Ctrl-C stops the run."""
     examined = preflight.examine(question(recipe, overrides))
     code = exit_code(examined.problems)
-    show.problems(examined.problems)
-    if code:
+    stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
+    show.problems(examined.problems, nothing_started=bool(stops))
+    if stops:
         raise typer.Exit(code)
+    asked = {"recipe": str(examined.recipe.path.absolute()), "overrides": overrides or [], "smoke": smoke}
+    if smoke:
+        show.line(f"a smoke run of {examined.recipe.name}: its model shrunken, five steps, on the CPU")
+        start(asked, background)
+        return
     resuming.check_devices(examined, question(recipe, overrides))
     for decision in examined.plan.decisions:
         if decision.name in ("precision", "attention", "launcher"):
             show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-    asked = {"recipe": str(examined.recipe.path.absolute()), "overrides": overrides or []}
     start(asked, background)
 
 
@@ -75,7 +85,8 @@ def detached(folder: Path) -> None:
     if not asked:
         raise typer.Exit(INPUT)
     made = runs.find(workspace(), asked["resume"]) if asked.get("resume") else None
-    raise typer.Exit(bringup.run(request, question(asked["recipe"], asked["overrides"]), made))
+    work = smoke_run.run if asked.get("smoke") else partial(bringup.train, made=made)
+    raise typer.Exit(bringup.run(request, question(asked["recipe"], asked["overrides"]), work))
 
 
 def resume(

@@ -8,7 +8,7 @@ from .facts import ModelFacts, Shapes, find_folder, from_config, look
 from .folder_check import added_tokens, check_folder
 from .match import check_adapter, check_additional_target, check_targets, check_template
 from .scratch import facts_of, scratch_spec
-from .shrink import shrink
+from .shrink import shrink, smoke_spec
 from .view import DTYPES, needs_view, precision_view, view_path
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "published",
     "scratch_spec",
     "shrink",
+    "smoke_spec",
     "view_path",
 ]

@@ -45,8 +45,9 @@ def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
         return Base(base, str(folder), None, (folder / "config.json").is_file())
     below, _ = base_of(base, workspace, depth + 1)
     model = below.model if below else str(base.value("model_name_or_path", ""))
-    finished = [run for run in listed(workspace) if run.recipe_name == base.name and state(run) == "finished"]
-    adapter = finished[-1].output if finished and not finished[-1].smoke else None
+    real = [run for run in listed(workspace) if run.recipe_name == base.name and not run.smoke]
+    finished = [run for run in real if state(run) == "finished"]
+    adapter = finished[-1].output if finished else None
     return Base(base, model, adapter, adapter is not None)
 
 

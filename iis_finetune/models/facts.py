@@ -69,6 +69,7 @@ class ModelFacts:
     modules: frozenset[str] = frozenset()
     quantization: str | None = None
     chat_template: bool | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def find_folder(name_or_path: str, models_root: Path) -> Path | None:
@@ -113,6 +114,7 @@ def from_config(facts: ModelFacts, config: dict[str, Any], headers: Headers | No
         linear_layers=linear,
         modules=headers.modules | known,
         quantization=quantization,
+        config=config,
     )
 
 

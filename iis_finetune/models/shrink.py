@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from .facts import ModelFacts
 
 HEAD_DIM = 16  # even, as rotary embeddings need
 LAYERS = 2
@@ -17,6 +20,8 @@ LIMITS = {
     "max_window_layers": LAYERS,
 }
 NOT_KEPT = ("quantization_config", "_name_or_path")
+VOCABULARY = 1600  # of the tokenizer that stands in for one that is not on disk
+READABLE = (".json", ".jsonl", ".txt", ".csv")
 
 
 def shrink(config: Mapping[str, Any], vocabulary_size: int | None = None) -> dict[str, Any]:
@@ -52,3 +57,17 @@ def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("head_dim"):
         sizes["head_dim"] = HEAD_DIM
     return {key: value for key, value in sizes.items() if key in config}
+
+
+def smoke_spec(facts: ModelFacts, special_words: Sequence[str], texts: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """The order for `probe.scratch`: the model shrunken into `folder`, with its own tokenizer when that is on disk.
+
+    Otherwise a small one is made from `texts`, with the template's `special_words` as tokens.
+    """
+    stand_in = facts.folder is None
+    tokenizer: dict[str, Any] = {"copy_from": str(facts.folder)}
+    if stand_in:
+        train_on = [str(path) for path in texts if path.suffix in READABLE]
+        tokenizer = {"train_on": train_on, "vocab_size": VOCABULARY, "special_words": list(special_words)}
+    config = shrink(facts.config, VOCABULARY if stand_in else None)
+    return {"config": config, "tokenizer": tokenizer, "dtype": facts.dtype or "float32", "to": str(folder)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import for_verb, table
-from ..runs import Run
+from ..runs import Run, read_json
 from .training import dataset_names
 
 PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
@@ -81,6 +81,13 @@ def tuned_weights(arguments: Mapping[str, Any], result: Path) -> Weights:
     earlier = _adapters(arguments)
     kept = earlier if arguments.get("create_new_adapter") else earlier[:-1]
     return Weights(str(arguments["model_name_or_path"]), (*kept, str(result)))
+
+
+def trained_by(run: Run, result: Path) -> Trained:
+    """What a run left in `result`, its output folder or one checkpoint of it."""
+    arguments = read_arguments(run)
+    precision = (read_json(run.decisions) or {}).get("precision", "as-saved")
+    return Trained(run.name, arguments, tuned_weights(arguments, result.resolve()), precision)
 
 
 def _adapters(arguments: Mapping[str, Any]) -> list[str]:

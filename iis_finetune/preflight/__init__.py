@@ -38,6 +38,7 @@ class Question:
     environment: Mapping[str, str]
     on: str | None = None
     rows: bool = True
+    smoke: bool = False  # the run it leads to is a smoke run
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ SPEC.json holds
     config      the model's config.json as an object; `model_type` is needed. `vocab_size` and the token ids are
                 filled in from the tokenizer when that is trained here
     tokenizer   {"train_on": [FILE or {"file": FILE, "columns": [NAME, ..]}, ..], "vocab_size": N} trains a
-                byte-level BPE with ChatML tokens; {"copy_from": FOLDER} takes the tokenizer of another model
+                byte-level BPE with ChatML tokens, or with the "special_words" of another template;
+                {"copy_from": FOLDER} takes the tokenizer of another model
     seed        of the weights (42)          dtype    of the weights (float32)
     to          the folder to make; one that is there is replaced
 Prints {"model", "parameters", "vocab_size"}. The same spec gives the same bytes on one machine and one torch.
@@ -76,19 +77,21 @@ def train_tokenizer(spec: dict[str, Any]) -> Any:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    words = spec.get("special_words", [TURN_START, TURN_END])
+    chat = TURN_END in words
     trainer = trainers.BpeTrainer(
         vocab_size=spec["vocab_size"],
         show_progress=False,
-        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
+        special_tokens=list(dict.fromkeys([END_OF_TEXT, *words])),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts + frame, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=TURN_END,
+        eos_token=TURN_END if chat else END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=[TURN_START, TURN_END],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=words,
+        chat_template=CHAT_TEMPLATE if chat else None,
         clean_up_tokenization_spaces=False,
     )
 

@@ -1,0 +1,107 @@
+"""`train --smoke`: a recipe's whole path on this machine's CPU, with its model shrunken to almost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from .. import arguments, dataset, evaluate, export, models, preflight
+from ..errors import FINE, Place, Problem, ProblemsFound
+from ..plan import after
+from ..preflight import Examined, Question
+from ..recipe import Recipe
+from ..runs import Request, Run
+from ..supervise import Stop
+from . import bringup, resuming
+
+FOLDER = "@smoke"
+LONGEST_TOKENS = 512
+SET = {  # what makes it short, whatever the recipe says
+    "max_samples": 16,
+    "max_steps": 5,
+    "logging_steps": 1,
+    "save_steps": 5,
+    "gradient_accumulation_steps": 2,
+    "max_new_tokens": 16,
+}
+# What the recipe may say that a CPU, or a model of random weights, has no use for.
+UNSET = (
+    *("kit.base", "kit.from_scratch", "kit.global_batch_size", "kit.devices", "kit.notify", "kit.evaluate_after"),
+    *("kit.precision", "kit.attention", "kit.launcher", "kit.env"),
+    *("bf16", "fp16", "pure_bf16", "tf32", "flash_attn", "deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
+    *("adapter_name_or_path", "ref_model", "ref_model_adapters", "tokenized_path", "warmup_steps", "report_to"),
+    *("model_revision", "use_unsloth", "enable_liger_kernel", "eval_steps", "save_total_limit"),
+)
+NO_NEED = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"})
+
+
+def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
+    """What a recipe's smoke run changes of it, as overrides."""
+    unset = [f"{key}=null" for key in UNSET if recipe.states(key) or key in recipe.kit_entries]
+    length = min(LONGEST_TOKENS, int(recipe.value("cutoff_len") or LONGEST_TOKENS))
+    batch = min(4, int(recipe.value("per_device_train_batch_size") or 1))
+    given = {**SET, "cutoff_len": length, "per_device_train_batch_size": batch, "model_name_or_path": str(folder)}
+    return (*unset, *(f"{key}={value}" for key, value in given.items()))
+
+
+def without_devices(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which this machine is its CPU alone."""
+    return {**environment, **dict.fromkeys(NO_NEED, "-1")}
+
+
+def run(request: Request, question: Question, stop: Stop) -> int:
+    """Shrink the model, train, evaluate, export and compare; each through the code that the real run takes."""
+    examined = preflight.look(question)
+    folder = _make_model(request, examined, question)
+    words = (*question.overrides, *overrides_of(examined.recipe, folder))
+    small = replace(question, overrides=words, environment=without_devices(question.environment), smoke=True)
+    made = bringup.bring_up(request, small, stop)
+    code = bringup.outcome(request, made, stop)
+    if code != FINE:
+        return code
+    _evaluate(request, made, examined.recipe, small, stop)
+    _export(request, made, small)
+    return code
+
+
+def _make_model(request: Request, examined: Examined, question: Question) -> Path:
+    facts = examined.model
+    if not facts.config:
+        what = f"the shape of '{facts.name}' is not known here: it is neither on disk nor in the built-in table"
+        fix = f"iis-finetune download {facts.name}"
+        raise ProblemsFound([Problem(what, fix, examined.recipe.place("model_name_or_path"), kind="missing")])
+    folder = question.workspace.models / f"{facts.name.replace('/', '--')}{FOLDER}"
+    template = arguments.find_template(str(examined.plan.arguments.get("template")))
+    words = template.tokens if template else ()
+    texts = [file for source in _sources(examined, question) for file in source.files]
+    request.tell(phase=f"shrinking {facts.name} to {folder}")
+    bringup.make_scratch(request, models.smoke_spec(facts, words, texts, folder), question)
+    return folder
+
+
+def _sources(examined: Examined, question: Question) -> list[dataset.Source]:
+    """The recipe's own data sets, as far as they are on disk."""
+    names, stage = examined.plan.arguments.get("dataset") or "", examined.recipe.value("stage", "sft")
+    folder = str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data))
+    return dataset.check_registered(names, folder, stage, Place())[0]
+
+
+def _evaluate(request: Request, made: Run, recipe: Recipe, small: Question, stop: Stop) -> None:
+    """The held-out rows the recipe names; the training's own rows, seen already, serve as well here."""
+    trained_on = after.read_arguments(made).get("dataset") if recipe.value("stage", "sft") in ("sft", "pt") else None
+    data = recipe.kit.evaluate_after or recipe.value("eval_dataset") or trained_on
+    if not data:
+        request.tell(phase="evaluation left out: the recipe names no held-out rows with one answer each")
+        return
+    name = str(data[0] if isinstance(data, list) else data).split(",")[0].strip()
+    request.tell(phase=f"evaluating base and tuned on {name}", run=made.name)
+    evaluate.evaluate(made, evaluate.Wanted(name, resuming.environment_of(made, small), stop))
+
+
+def _export(request: Request, made: Run, small: Question) -> None:
+    request.tell(phase="merging, and comparing the merged model with base and adapter")
+    trained = after.trained_by(made, made.output)
+    wanted = export.Wanted(made.export.absolute(), resuming.environment_of(made, small), run=made, replace=True)
+    export.export(trained, wanted)
+    request.tell(smoked=made.name)
