@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command, run
+from hub_server import Hub
 
 from iis_finetune import runs
 from iis_finetune.runs import Run, Workspace
@@ -125,3 +126,22 @@ def test_ctrl_c_ends_the_run_and_everything_that_it_started(project: Path) -> No
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_a_model_that_is_on_a_hub_only_is_fetched_verified_and_trained(
+    iis: Command, project: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, source: str
+) -> None:
+    served = tmp_path_factory.mktemp("served")
+    shutil.copytree(tiny_model, served / "acme" / "tiny")
+    with Hub(served) as server:
+        words = ("train", "tiny", "model_name_or_path=acme/tiny", f"kit.source={source}", "max_steps=2")
+        done = iis(*words, HOME=str(project), HF_HUB_OFFLINE="0", **server.environment)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    folder = project / "models" / "acme--tiny"
+    assert f"downloading acme/tiny to {project / 'models'}" in done.stdout
+    proof = content(the_run(project).provenance)
+    assert proof["model"].startswith(str(folder)) and proof["model_revision"]
+    assert iis("download", "acme/tiny", "--verify").returncode == 0
