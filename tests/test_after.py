@@ -384,14 +384,15 @@ def test_an_export_that_is_refused_leaves_the_earlier_one(
 
 
 @pytest.mark.slow
-def test_chat_answers_in_the_terminal(trained: Run, project: Path) -> None:
+@pytest.mark.parametrize("end", ["exit\n", ""], ids=["exit", "end of input"])
+def test_chat_answers_in_the_terminal(trained: Run, project: Path, end: str) -> None:
     words = [sys.executable, "-m", "iis_finetune", "chat", "last"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         words,
         cwd=project,
         env=environment,
-        input="新闻 1\nexit\n",
+        input=f"新闻 1\n{end}",
         capture_output=True,
         text=True,
         timeout=300,
@@ -399,6 +400,7 @@ def test_chat_answers_in_the_terminal(trained: Run, project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Assistant: " in done.stdout
+    assert "Traceback" not in done.stderr and "[INFO" not in done.stderr
 
 
 @pytest.fixture

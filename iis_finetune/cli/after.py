@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -177,9 +178,11 @@ def export(
 
 
 def chat(run: RunOrRecipe, checkpoint: Checkpoint = None) -> None:
-    """Talk to the tuned model in this terminal; `exit` ends it."""
+    """Talk to the tuned model in this terminal; `exit` or Ctrl-D ends it."""
     subject = _subject(run, checkpoint)
-    raise typer.Exit(_attached("chat", subject, {}))
+    kit = {"PYTHONPATH": str(launch.KIT.parent), "LLAMAFACTORY_VERBOSITY": "WARN"}
+    words = [sys.executable, "-m", "iis_finetune.probe.chat", "arguments.yaml"]
+    raise typer.Exit(_attached(words, subject, kit))
 
 
 def serve(run: RunOrRecipe, host: Host = "127.0.0.1", port: Port = 8000, checkpoint: Checkpoint = None) -> None:
@@ -191,7 +194,7 @@ def serve(run: RunOrRecipe, host: Host = "127.0.0.1", port: Port = 8000, checkpo
     subject = _subject(run, checkpoint)
     show.line(f"serving {subject.trained.name} at http://{host}:{port}/v1 (Ctrl-C ends it)")
     chosen = after.server_environment(host, port, subject.trained.name)
-    raise typer.Exit(_attached("api", subject, chosen))
+    raise typer.Exit(_attached(launch.program("api", "arguments.yaml"), subject, chosen))
 
 
 def loopback(host: str) -> bool:
@@ -204,11 +207,12 @@ def loopback(host: str) -> bool:
         return False
 
 
-def _attached(word: str, subject: Subject, chosen: Mapping[str, str]) -> int:
+def _attached(words: list[str], subject: Subject, chosen: Mapping[str, str]) -> int:
     with tempfile.TemporaryDirectory(prefix="iis-finetune-") as folder:
         runs.write(Path(folder) / "arguments.yaml", launch.yaml_text(after.converse(subject.trained)))
-        environment = {**after.one_process(subject.environment), **chosen}
-        code = process.attached(launch.program(word, "arguments.yaml"), environment, Path(folder))
+        own = after.one_process(subject.environment)
+        path = ":".join(filter(None, [chosen.get("PYTHONPATH"), own["PYTHONPATH"]]))
+        code = process.attached(words, {**own, **chosen, "PYTHONPATH": path}, Path(folder))
     return RUN_FAILED if code > 0 else 0
 
 
