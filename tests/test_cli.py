@@ -27,6 +27,12 @@ BAD_FILES = {
 }
 
 
+def test_plan_prints_the_tables_advice_without_following_it(iis: Command) -> None:
+    said = iis("plan", "tiny", "--on", "mi50").stdout
+    assert "advice, not followed by itself" in said and "fp16 with sdpa" in said and "(unconfirmed)" in said
+    assert "  IIS_PRECISION=fp32" in said
+
+
 @pytest.mark.parametrize(("content", "words", "line"), BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_bad_recipe_is_a_problem_with_file_and_line_and_nothing_is_started(
     iis: Command, project: Path, content: str | bytes, words: str, line: int | None

@@ -169,3 +169,30 @@ def test_several_processes_on_cpu_are_asked_for_by_devices(tmp_path: Path) -> No
     assert made.environment["NPROC_PER_NODE"] == "2" and made.environment["FORCE_TORCHRUN"] == "1"
     assert made.arguments["ddp_timeout"] > 86_400
     assert made.environment["ACCELERATE_TORCH_DEVICE"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "machine_name", "fix"),
+    [
+        (("kit.precision=fp32",), "rtx4090", "kit.precision: bf16 ("),
+        (("finetuning_type=full",), "rx7900xtxx2", "finetuning_type: lora ("),
+        (("kit.launcher=ddp",), "mi50x2", "kit.launcher: zero3 ("),
+        (("per_device_train_batch_size=64",), "rtx4090", "per_device_train_batch_size: 1 ("),
+        (
+            ("per_device_train_batch_size=64",),
+            "rx6800xt",
+            "a smaller model, or more devices; no single change is enough",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_the_changes_that_were_computed_to_fit(
+    overrides: tuple[str, ...], machine_name: str, fix: str
+) -> None:
+    made = make("qwen7b_lora", machine_name, *overrides, "kit.global_batch_size=64")
+    needed = [problem for problem in made.problems if "GiB a device are needed" in problem.what]
+    assert len(needed) == 1 and fix in needed[0].fix, needed
+    for remedy in needed[0].fix.split(" or ") if needed[0].fix.endswith(" GiB)") else ():
+        words, _, gib = remedy.partition(" (")
+        again = make("qwen7b_lora", machine_name, *overrides, "kit.global_batch_size=64", words.replace(": ", "="))
+        assert again.memory.per_device_gib == pytest.approx(float(gib.split()[0]), abs=0.06), remedy
+        assert not [problem for problem in again.problems if "GiB a device are needed" in problem.what], remedy

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import arguments, models, preflight
+from .. import arguments, machine, models, preflight
 from .. import recipe as recipe_files
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
 from ..plan import Plan
@@ -110,12 +111,12 @@ def plan(recipe: RecipeName, overrides: Overrides = None, on: On = None, as_json
         show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
     else:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
-        _plan_text(examined.plan)
+        _plan_text(examined.plan, machine.advice(examined.machine, examined.plan.processes))
         show.problems(examined.problems)
     raise typer.Exit(exit_code(examined.problems))
 
 
-def _plan_text(made: Plan) -> None:
+def _plan_text(made: Plan, advice: Sequence[str]) -> None:
     show.line("\narguments")
     show.line("".join(f"  {key}: {_scalar(value)}\n" for key, value in made.arguments.items()))
     show.line("environment")
@@ -125,6 +126,9 @@ def _plan_text(made: Plan) -> None:
     for item, gib in made.memory.items.items():
         show.line(f"  {item:28} {gib:8.2f}")
     show.line(f"  {'sum':28} {_gib(made.memory.per_device_gib)} of {_gib(made.memory.limit_gib).strip()}\n")
+    if advice:
+        show.line("advice, not followed by itself")
+        show.line("".join(f"  {each}\n" for each in advice))
     show.line("decisions")
     show.table(
         ("  name", "value", "source", "reason"),

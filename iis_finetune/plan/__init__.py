@@ -17,6 +17,7 @@ from . import launcher as launchers
 from . import training
 from .draft import Draft
 from .memory import MemoryEstimate, Workload, estimate
+from .remedies import remedies
 
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 HOOK = "{kit}/hook"
@@ -165,8 +166,7 @@ def _memory(draft: Draft, inputs: Inputs, workload: Workload) -> MemoryEstimate:
     if need is not None and limit is not None and need > limit:
         largest = max(memory.items, key=lambda item: memory.items[item])
         what = f"{need:.1f} GiB a device are needed, {limit:.1f} are there; the largest part is {largest}"
-        fix = "a smaller cutoff_len or model, kit.precision: bf16, or quantization_bit: 4"
-        fix += "" if inputs.machine.accelerator == "cpu" else ", or more devices"
+        fix = remedies(workload, inputs.machine, limit, lambda changed: _needed(inputs, changed))
         draft.complain(Problem(what, fix, inputs.recipe.place("model_name_or_path"), kind="machine"))
     return memory
 
