@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import COMMAND_LINE, Place, Problem, ProblemsFound
 
@@ -34,6 +35,12 @@ class FromScratch(BaseModel):
     text: str = Field(description="data set, as registered, that the tokenizer is trained on")
 
 
+def _numbers(given: Any) -> Any:
+    """`0,1`, as the variables of the vendors have it, is a list."""
+    named = isinstance(given, str) and re.fullmatch(r"\d+(,\d+)+", given)
+    return [int(each) for each in given.split(",")] if named else given
+
+
 class Kit(BaseModel):
     """The `kit:` block: what LLaMA-Factory cannot decide."""
 
@@ -53,7 +60,9 @@ class Kit(BaseModel):
     )
     base: str | None = Field(None, description="recipe whose result is this one's base; run first when it is missing")
     evaluate_after: str | None = Field(None, description="data set that base and tuned answer after training")
-    devices: int | list[int] | None = Field(None, description="how many devices, or which")
+    devices: Annotated[int | list[int] | None, BeforeValidator(_numbers)] = Field(
+        None, description="how many devices, or which: 2, or [0, 1]"
+    )
     env: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="environment variables of the training processes"
     )
@@ -112,7 +121,7 @@ def find(name: str, registry: Path = REGISTRY) -> Path:
     if path.is_file():
         return path
     if path.suffix in SUFFIXES or path.suffix == ".json" or len(path.parts) > 1:
-        raise ProblemsFound([_not_a_file(path)])
+        raise ProblemsFound([_not_a_file(path, names)])
     raise ProblemsFound([unknown(name, names, registry)])
 
 
@@ -123,9 +132,11 @@ def unknown(name: str, names: Iterable[str], registry: Path) -> Problem:
     return Problem(f"no recipe '{name}' in {_short(registry)}/", fix, Place(COMMAND_LINE), code=2)
 
 
-def _not_a_file(path: Path) -> Problem:
+def _not_a_file(path: Path, names: Mapping[str, Path]) -> Problem:
     what = f"'{path}' is a folder, not a recipe" if path.is_dir() else f"the recipe file '{path}' does not exist"
-    return Problem(what, "give a name from `iis-finetune recipes` or the path of a YAML file", Place(COMMAND_LINE))
+    near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.7)
+    fix = f"did you mean '{near[0]}'?" if near else "give a name from `iis-finetune recipes` or the path of a YAML file"
+    return Problem(what, fix, Place(COMMAND_LINE))
 
 
 def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) -> tuple[Recipe, list[Problem]]:
@@ -136,12 +147,15 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     path = _short(find(name, registry))
     text = _text(path)
     entries, kit_entries, problems = _entries(_parse(text, path), str(path), text.splitlines())
-    for text in overrides:
+    for text in re.sub(r"\0=\0", "=", "\0".join(overrides)).split("\0") if overrides else ():  # `lora_rank = 8`
         override, problem = _override(text)
-        if problem:
-            problems.append(problem)
-        elif override:
-            (kit_entries if override.key.startswith("kit.") else entries)[override.key] = override
+        problems += [problem] if problem else []
+        if override:
+            into = kit_entries if override.key.startswith("kit.") else entries
+            if override.key in into and into[override.key].source == "override":
+                what, fix = f"{override.key} is given twice", "remove one of the two: the last one counts"
+                problems.append(Problem(what, fix, override.place, "warning"))
+            into[override.key] = override
     kit, kit_problems = _kit(kit_entries)
     return Recipe(path.stem, path, entries, kit, kit_entries), problems + kit_problems
 
@@ -296,14 +310,21 @@ def _kit(entries: Mapping[str, Entry]) -> tuple[Kit, list[Problem]]:
     try:
         return Kit.model_validate(values), []
     except ValidationError as error:
-        problems = [_kit_problem(details, entries) for details in error.errors()]
+        first = {_dotted(details): details for details in reversed(error.errors())}  # a union has one for each kind
+        problems = [_kit_problem(details, entries) for details in reversed(first.values())]
         bad = {str(details["loc"][0]) for details in error.errors()}
         return Kit.model_validate({key: value for key, value in values.items() if key not in bad}), problems
 
 
+def _dotted(details: Any) -> str:
+    """The key as a person writes it; behind a union pydantic adds the kind that it tried."""
+    where = details["loc"] if details["loc"][0] in ("env", "from_scratch") else details["loc"][:1]
+    return "kit." + ".".join(str(part) for part in where)
+
+
 def _kit_problem(details: Any, entries: Mapping[str, Entry]) -> Problem:
     name = f"kit.{details['loc'][0]}"
-    dotted = "kit." + ".".join(str(part) for part in details["loc"])
+    dotted = _dotted(details)
     place = entries[name].place
     if details["type"] == "extra_forbidden":
         known = FromScratch.model_fields if len(details["loc"]) > 1 else Kit.model_fields

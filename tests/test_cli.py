@@ -33,6 +33,29 @@ def test_plan_prints_the_tables_advice_without_following_it(iis: Command) -> Non
     assert "  IIS_PRECISION=fp32" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("check", "tiny", "--lora_rank", "8"), "fix:   without dashes: lora_rank=VALUE"),
+        (("check", "tiny", "--backgroud"), "see `iis-finetune check --help`"),
+        (("trian", "tiny"), "Did you mean 'train'?\n"),
+        (("check", "tiny.yaml"), "did you mean 'tiny'?"),
+        (("check", "tiny", "lora_rank=4", "lora_rank=8"), "lora_rank is given twice"),
+        (("check", "tiny", "kit.devices=two"), "\n1 error"),
+        (("check", "tiny", "kitt=1"), "did you mean 'kit'?"),
+    ],
+    ids=str,
+)
+def test_a_slip_of_the_fingers_gets_the_words_that_were_meant(iis: Command, words: tuple[str, ...], said: str) -> None:
+    done = iis(*words)
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_spaces_around_an_equals_sign_are_taken_for_what_they_mean(iis: Command) -> None:
+    made = json.loads(iis("plan", "tiny", "lora_rank", "=", "4", "max_steps=2", "--json").stdout)
+    assert (made["arguments"]["lora_rank"], made["arguments"]["max_steps"]) == (4, 2)
+
+
 @pytest.mark.parametrize(("content", "words", "line"), BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_bad_recipe_is_a_problem_with_file_and_line_and_nothing_is_started(
     iis: Command, project: Path, content: str | bytes, words: str, line: int | None

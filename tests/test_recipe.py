@@ -127,3 +127,10 @@ def test_a_recipe_is_found_by_name_by_path_and_never_guessed(tmp_path: Path) -> 
 def test_a_json_recipe_is_refused_because_llamafactory_cannot_read_it(tmp_path: Path) -> None:
     with pytest.raises(ProblemsFound, match="JSON"):
         recipes.read(str(write(tmp_path, "{}", "r.json")))
+
+
+def test_devices_can_be_written_as_the_vendors_variables_have_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kit: {devices: [0, 1]}\nstage: sft\n")
+    for words in ((), ("kit.devices=0,1",)):
+        recipe, problems = recipes.read(str(tmp_path / "a.yaml"), words)
+        assert not problems and recipe.kit.devices == [0, 1]

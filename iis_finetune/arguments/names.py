@@ -49,7 +49,7 @@ def _foreign(what: str, name: str, place: Place) -> Problem | None:
 
 
 def _slip(what: str, name: str, known: Collection[str], place: Place) -> Problem:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(name, sorted({*known, "kit"}), n=1, cutoff=0.7)
     if near:
         return Problem(what, f"did you mean '{near[0]}'?", place)
     return Problem(what, "remove the line; `iis-finetune schema` lists every argument", place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Collection
@@ -102,13 +103,25 @@ def _code() -> int:
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except TyperException as error:
-        said = getattr(error, "format_message", error.__str__)()
-        show.aside(f"error: {said}\n  where: command line\n  fix:   see `iis-finetune --help`")
-        return INPUT
+        return _misused(getattr(error, "format_message", error.__str__)())
     except (BrokenPipeError, SystemExit) as left:
         return _left(left)
     except Exception:  # noqa: BLE001 - the last resort: a bug of ours becomes one sentence and a log
         return _bug()
+
+
+def _misused(said: str) -> int:
+    """What typer has against the words, without our hidden verbs, and where to look."""
+    from ..arguments import table
+
+    said = re.sub(r", '_\w+'", "", said)
+    option = re.match(r"No such option: --([\w-]+)", said)
+    name = option[1].replace("-", "_") if option else ""
+    verb = f" {sys.argv[1]}" if sys.argv[1:] and sys.argv[1] in VERBS else ""
+    known = name in table() if option else False
+    fix = f"without dashes: {name}=VALUE" if known else f"see `iis-finetune{verb} --help`"
+    show.aside(f"error: {said}\n  where: command line\n  fix:   {fix}")
+    return INPUT
 
 
 def _left(left: BrokenPipeError | SystemExit) -> int:
