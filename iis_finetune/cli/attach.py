@@ -17,6 +17,8 @@ from .words import workspace
 
 POLL_SECONDS = 0.3
 PLAIN_SECONDS = 10.0
+SILENT_SECONDS = 30.0
+LONGEST_LINE = 150
 
 
 class Meter:
@@ -25,12 +27,14 @@ class Meter:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.told: int | None = None
-        self.printed = 0.0
+        self.printed = time.monotonic()
         self.bar: Any = None
         self.task: Any = None
 
     def update(self, final: bool = False) -> None:
         now = signs(self.run)
+        if now.step is None:
+            self._before_the_first_step()
         if now.step is None or now.step == self.told:
             return
         first = self.told is None
@@ -40,6 +44,12 @@ class Meter:
         elif first or final or now.step == now.total_steps or time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.told, self.printed = now.step, time.monotonic()
             show.line(sentence(now))
+
+    def _before_the_first_step(self) -> None:
+        """Loading a large model takes minutes: what LLaMA-Factory said last shows that it is at work."""
+        if time.monotonic() - self.printed >= SILENT_SECONDS:
+            self.printed = time.monotonic()
+            show.line(f"no step yet; the log's end: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
 
     def _draw(self, now: Signs) -> None:
         if self.bar is None:
