@@ -7,9 +7,9 @@ import json
 import multiprocessing
 import random
 import resource
-import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,13 @@ def train_tokenizer(folder: Path) -> Path:
 def measure(work: str, folder: Path, cutoff: int) -> dict[str, Any]:
     """One check in this process: seconds, peak memory and what it found."""
     (source,), _ = dataset.check_registered("rows", folder, "sft", Place())
-    options = dataset.RowOptions("sft", limit=None)
+    options = dataset.Options("sft", limit=None)
     start, cpu = time.perf_counter(), time.process_time()
     if work == "rows":
         report: Any = dataset.check_rows(source, options)
         found = f"{report.kept} kept"
     else:
-        template = find_template("qwen")
-        if template is None:
-            sys.exit("template qwen is not known")
-        asked = dataset.TruncationOptions(options, template, cutoff)
+        asked = replace(options, template=find_template("qwen"), cutoff_len=cutoff)
         report = dataset.check_truncation(source, folder / "tokenizer.json", asked)
         found = f"{report.tokenised} tokenised, {sum(report.counts.values())} cut"
     seconds = time.perf_counter() - start

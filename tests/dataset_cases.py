@@ -177,6 +177,7 @@ TALKS = [
     Case("only empty lists", lines({"conversations": []}), STOPS, "no messages", 1, entry=SHAREGPT),
     Case("a null list", lines(TALK, {"conversations": None}), STOPS, "not a list of messages", 2, entry=SHAREGPT),
     Case("a null text", lines(TALK, talk(("human", None), ("gpt", "b"))), STOPS, "message from user", 2, entry=SHAREGPT),
+    Case("a role that is a list", lines({"conversations": [{"from": ["human"], "value": "a"}]}), STOPS, "none of the roles", 1, entry=SHAREGPT),
     Case("a text made of parts", lines(talk(("human", [{"type": "text"}]), ("gpt", [{"type": "text"}]))), STOPS, "message from user", 1, entry=SHAREGPT),
     Case("a message without a role", lines(TALK, {"conversations": [{"value": "a"}, {"from": "gpt", "value": "b"}]}), 1, "'None'", 2, entry=SHAREGPT),
     Case("role and content without tags", lines(chat(("user", "a"), ("assistant", "b"))), STOPS, "no message has",

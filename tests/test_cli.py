@@ -174,6 +174,31 @@ def test_own_data_is_registered_and_trains_by_its_name(iis: Command, project: Pa
     assert iis("check", "tiny", "dataset=mine").returncode == 0
 
 
+@pytest.mark.parametrize("words", [("check", "tiny", "dataset=many"), ("data", "check", "many")], ids=" ".join)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_full_reads_every_row_and_a_terminal_sees_a_bar_when_that_takes_long(
+    words: tuple[str, ...],
+    terminal: bool,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = ['{"instruction": "a", "input": "", "output": "b"}'] * 4001 + ['{"instruction": "a", "input": ""}']
+    (project / "data" / "many.jsonl").write_text("\n".join(rows))
+    (project / "data" / "dataset_info.json").write_text('{"many": {"file_name": "many.jsonl"}}')
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("iis_finetune.dataset.LIMIT", 4001)
+    monkeypatch.setattr("iis_finetune.cli.show.METER_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    said = []
+    for full in ((), ("--full",)):
+        monkeypatch.setattr(sys, "argv", ["iis-finetune", *words, *full])
+        assert cli._code() == 0
+        said.append(capsys.readouterr().err)
+    assert ["1 of 4002 rows are dropped" in each for each in said] == [False, True]
+    assert ["reading rows" in each for each in said] == [terminal, terminal]
+
+
 def test_any_llamafactory_yaml_anywhere_is_a_recipe(
     iis: Command, project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_cases import CASES, GOOD, STOPS, Case, alpaca, array, chat, lines, pair, talk
+from dataset_cases import CASES, GOOD, STOPS, TALK, Case, alpaca, array, chat, lines, pair, talk
 
 from iis_finetune import dataset
 from iis_finetune.arguments import Template, find_template
 from iis_finetune.errors import Place, Problem, ProblemsFound, errors_of
 
 RECIPE = Place("recipes/mine.yaml", 9, "dataset")
-SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 
 def register(folder: Path, entry: dict[str, Any], body: bytes = lines(GOOD), name: str = "data.jsonl") -> Path:
@@ -32,7 +31,7 @@ def checked(case: Case, folder: Path) -> tuple[dataset.RowReport | None, list[Pr
     sources, problems = dataset.check_registered("mine", folder, stage, RECIPE)
     if not sources:
         return None, problems
-    options = dataset.RowOptions(case.stage, generate=case.generate, special_words=SPECIAL)
+    options = dataset.Options(case.stage, generate=case.generate, template=find_template("qwen"))
     report = dataset.check_rows(sources[0], options)
     return report, [*problems, *report.problems]
 
@@ -56,8 +55,8 @@ def test_rows_after_the_limit_are_not_read_and_the_report_says_so(tmp_path: Path
     (source,), _ = dataset.check_registered(
         "mine", register(tmp_path, {}, lines(*[GOOD] * 30, alpaca(None))), "sft", RECIPE
     )
-    assert dataset.check_rows(source, dataset.RowOptions("sft", limit=30)).complete is False
-    whole = dataset.check_rows(source, dataset.RowOptions("sft", limit=31))
+    assert dataset.check_rows(source, dataset.Options("sft", limit=30)).complete is False
+    whole = dataset.check_rows(source, dataset.Options("sft", limit=31))
     assert (whole.complete, whole.rows, whole.kept, whole.dropped) == (True, 31, 30, 1)
 
 
@@ -65,7 +64,7 @@ def test_rows_after_max_samples_are_neither_kept_nor_dropped(tmp_path: Path) -> 
     (source,), _ = dataset.check_registered(
         "mine", register(tmp_path, {}, lines(*[GOOD] * 3, alpaca(None))), "sft", RECIPE
     )
-    report = dataset.check_rows(source, dataset.RowOptions("sft", max_samples=2))
+    report = dataset.check_rows(source, dataset.Options("sft", max_samples=2))
     assert (report.rows, report.kept, report.dropped, report.problems) == (4, 2, 0, ())
 
 
@@ -76,7 +75,7 @@ def test_an_array_is_read_in_pieces_that_cut_rows_anywhere(tmp_path: Path, monke
     (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, array(*rows), "data.json"), "sft", RECIPE)
     for characters in (64, 257, 1 << 22):
         monkeypatch.setattr("iis_finetune.dataset.files.CHUNK_CHARACTERS", characters)
-        report = dataset.check_rows(source, dataset.RowOptions("sft"))
+        report = dataset.check_rows(source, dataset.Options("sft"))
         assert (report.rows, report.kept, report.problems) == (200, 200, ())
 
 
@@ -84,7 +83,7 @@ def test_a_fault_in_an_array_is_given_with_its_line(tmp_path: Path) -> None:
     (source,), _ = dataset.check_registered(
         "mine", register(tmp_path, {}, array(GOOD, GOOD, alpaca(None)), "data.json"), "sft", RECIPE
     )
-    (problem,) = dataset.check_rows(source, dataset.RowOptions("sft")).problems
+    (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
     assert problem.where == Place(str(tmp_path / "data.json"), 12, "row 3")
     assert problem.severity == "warning"
 
@@ -99,14 +98,14 @@ def test_parquet_and_arrow_files_are_read(tmp_path: Path) -> None:
     for name in ("data.parquet", "data.arrow"):
         body = (tmp_path / name).read_bytes()
         (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, body, name), "sft", RECIPE)
-        report = dataset.check_rows(source, dataset.RowOptions("sft"))
+        report = dataset.check_rows(source, dataset.Options("sft"))
         assert (report.kept, report.dropped) == (1, 1)
 
 
 def test_progress_ends_no_higher_than_one(tmp_path: Path) -> None:
     (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, lines(*[GOOD] * 5000)), "sft", RECIPE)
     seen: list[float] = []
-    dataset.check_rows(source, dataset.RowOptions("sft"), seen.append)
+    dataset.check_rows(source, dataset.Options("sft"), seen.append)
     assert len(seen) == 2 and 0 < seen[0] < seen[1] <= 1
 
 
@@ -242,7 +241,7 @@ def test_a_folder_of_one_type_is_one_source_whose_columns_the_first_file_fixes(t
     (tmp_path / "many" / "a.json").write_bytes(lines(GOOD))
     (tmp_path / "many" / "b.jsonl").write_bytes(lines(GOOD, alpaca(extra=1)))
     (source,), problems = dataset.check_registered("mine", tmp_path, "sft", RECIPE)
-    (problem,) = dataset.check_rows(source, dataset.RowOptions("sft")).problems
+    (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
     assert problems == [] and "'extra' is first filled" in problem.what and problem.where.file == str(source.files[1])
     assert list(dataset.data_files_hash(source)) == [str(file) for file in source.files]
 
@@ -272,9 +271,9 @@ def test_a_file_of_each_format_is_registered_and_then_checks_clean(
 ) -> None:
     (tmp_path / file).write_bytes(body)
     added = dataset.add(tmp_path / file, tmp_path / "data")
-    assert (added.name, added.format, added.stage, added.entry["columns"]) == ("a", format_, stage, columns)
+    assert (added.name, added.format.name, added.format.stage, added.entry["columns"]) == ("a", format_, stage, columns)
     (source,), problems = dataset.check_registered("a", tmp_path / "data", stage, RECIPE)
-    report = dataset.check_rows(source, dataset.RowOptions(stage))
+    report = dataset.check_rows(source, dataset.Options(stage))
     assert (problems, report.problems, report.dropped) == ([], (), 0)
 
 
@@ -329,6 +328,7 @@ def test_a_file_inside_the_data_folder_is_relative_one_elsewhere_absolute_and_a_
         ("a.jsonl", lines(alpaca("中文回答")).decode().encode("gbk"), "GBK", "iconv -f GBK -t UTF-8"),
         ("a.xlsx", b"PK", "cannot load '.xlsx'", ".csv"),
         ("a.json", array(alpaca(1)), "no valid sample", "answer"),
+        ("a.json", array(TALK, {"conversations": True}), "not a list of messages", "give the row its messages"),
         ("mine.json", array(GOOD), "registered already", "--name"),
     ],
 )
@@ -340,8 +340,8 @@ def test_a_file_that_cannot_be_used_is_refused_and_nothing_is_written(
     (tmp_path / file).write_bytes(body)
     with pytest.raises(ProblemsFound) as refused:
         dataset.add(tmp_path / file, data, copy=True)
-    (problem,) = refused.value.problems
-    assert what in problem.what and fix in problem.fix and refused.value.exit_code == 2
+    (problem,) = [each for each in refused.value.problems if what in each.what]
+    assert fix in problem.fix and refused.value.exit_code == 2
     assert (data / "dataset_info.json").read_bytes() == before and not (data / file).exists()
 
 
@@ -353,9 +353,12 @@ def test_a_copy_never_replaces_a_file_of_the_data_folder(tmp_path: Path) -> None
     assert (data / "a.jsonl").read_bytes() == lines(GOOD)
 
 
-def test_a_file_that_is_not_there_and_a_name_with_a_comma_are_refused(tmp_path: Path) -> None:
+def test_a_folder_a_file_that_is_not_there_and_a_name_with_a_comma_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemsFound, match="is not there"):
         dataset.add(tmp_path / "a.json", tmp_path)
+    with pytest.raises(ProblemsFound, match="is a folder") as refused:
+        dataset.add(tmp_path, tmp_path)
+    assert "name one file of it" in refused.value.problems[0].fix and refused.value.exit_code == 2
     (tmp_path / "a.json").write_bytes(array(GOOD))
     with pytest.raises(ProblemsFound, match="cannot name"):
         dataset.add(tmp_path / "a.json", tmp_path, name="a,b")
@@ -402,7 +405,7 @@ def test_what_is_lost_follows_llamafactorys_rule(
 ) -> None:
     rows = register(tmp_path, {}, lines(alpaca("b" * answer, "a" * question)))
     (source,), _ = dataset.check_registered("mine", rows, "sft", RECIPE)
-    options = dataset.TruncationOptions(dataset.RowOptions("sft"), template(), cutoff)
+    options = dataset.Options("sft", template=template(), cutoff_len=cutoff)
     report = dataset.check_truncation(source, tokenizer, options)
     assert report.counts == ({kind: 1} if kind else {})
     assert len(report.problems) == (kind is not None)
@@ -414,9 +417,9 @@ def test_what_is_lost_follows_llamafactorys_rule(
 def test_only_rows_that_could_be_too_long_are_tokenised(tokenizer: Path, tmp_path: Path) -> None:
     rows = register(tmp_path, {}, lines(*[GOOD] * 7, alpaca("b" * 400), alpaca("文" * 100), alpaca(None)))
     (source,), _ = dataset.check_registered("mine", rows, "sft", RECIPE)
-    options = dataset.TruncationOptions(dataset.RowOptions("sft"), template(), 400)
+    options = dataset.Options("sft", template=template(), cutoff_len=400)
     report = dataset.check_truncation(source, tokenizer, options)
-    assert (report.rows, report.tokenised, report.complete) == (9, 2, True)
+    assert (report.rows, report.tokenised) == (9, 2)
 
 
 def test_later_turns_that_are_lost_are_told_from_answers_cut_short(tokenizer: Path, tmp_path: Path) -> None:
@@ -425,7 +428,7 @@ def test_later_turns_that_are_lost_are_told_from_answers_cut_short(tokenizer: Pa
     for row, left, kind in ((talk(*first * 6), 0, "turns_lost"), (cut_short, 100, "answer_shortened")):
         rows = register(tmp_path, {"formatting": "sharegpt"}, lines(row))
         (source,), _ = dataset.check_registered("mine", rows, "sft", RECIPE)
-        options = dataset.TruncationOptions(dataset.RowOptions("sft"), template(), AROUND + 40 + AFTER + left)
+        options = dataset.Options("sft", template=template(), cutoff_len=AROUND + 40 + AFTER + left)
         assert dataset.check_truncation(source, tokenizer, options).counts == {kind: 1}
 
 
@@ -433,7 +436,7 @@ def test_a_pair_is_cut_by_its_longer_answer(tokenizer: Path, tmp_path: Path) -> 
     columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
     rows = register(tmp_path, {"ranking": True, "columns": columns}, lines(pair("good", "b" * 900)))
     (source,), _ = dataset.check_registered("mine", rows, "dpo", RECIPE)
-    options = dataset.TruncationOptions(dataset.RowOptions("dpo"), template(), 300)
+    options = dataset.Options("dpo", template=template(), cutoff_len=300)
     assert dataset.check_truncation(source, tokenizer, options).counts == {"answer_shortened": 1}
 
 
@@ -443,7 +446,7 @@ def test_texts_that_fill_no_block_are_an_error_and_long_ones_are_cut_without_pac
     rows = register(tmp_path, {"columns": {"prompt": "text"}}, lines(*[{"text": "a" * 30}] * 4))
     (source,), _ = dataset.check_registered("mine", rows, "pt", RECIPE)
     for cutoff, packing, found in ((124, True, 0), (125, True, 1), (31, False, 0), (30, False, 1)):
-        options = dataset.TruncationOptions(dataset.RowOptions("pt"), template(), cutoff, packing=packing)
+        options = dataset.Options("pt", template=template(), cutoff_len=cutoff, packing=packing)
         assert len(dataset.check_truncation(source, tokenizer, options).problems) == found, cutoff
 
 
@@ -457,4 +460,4 @@ def test_whatever_the_bytes_a_check_ends_with_problems_and_no_trace(tmp_path: Pa
         suffix = random.choice([".json", ".jsonl", ".csv", ".txt", ".parquet", ".arrow"])
         folder = register(tmp_path, {"formatting": random.choice(["alpaca", "sharegpt"])}, bytes(body), f"data{suffix}")
         sources, _ = dataset.check_registered("mine", folder, "sft", RECIPE)
-        assert dataset.check_rows(sources[0], dataset.RowOptions("sft")).rows >= 0, number
+        assert dataset.check_rows(sources[0], dataset.Options("sft")).rows >= 0, number

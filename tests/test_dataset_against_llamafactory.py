@@ -87,7 +87,7 @@ def test_what_is_cut_is_what_llamafactory_cuts(
     (source,), _ = dataset.check_registered("row", folder, "sft", Place())
     words = find_template(template)
     assert words
-    options = dataset.TruncationOptions(dataset.RowOptions("sft"), words, cutoff)
+    options = dataset.Options("sft", template=words, cutoff_len=cutoff)
     report = dataset.check_truncation(source, folder / "tokenizer.json", options)
     whole, labels = verdicts[f"{template}, {row}, 4096"]
     cut, cut_labels = verdicts[f"{template}, {row}, {cutoff}"]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import arguments, machine, models, preflight
+from .. import arguments, dataset, machine, models, preflight
 from .. import recipe as recipe_files
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
 from ..plan import Plan
 from . import show
-from .words import AsJson, On, Overrides, RecipeName, question, workspace
+from .words import AsJson, Full, On, Overrides, RecipeName, question, workspace
 
 Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
@@ -78,11 +79,17 @@ def _copy(name: str, file: str) -> None:
 
 
 def check(
-    recipe: RecipeName, overrides: Overrides = None, on: On = None, deep: Deep = False, as_json: AsJson = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    deep: Deep = False,
+    full: Full = False,
+    as_json: AsJson = False,
 ) -> None:
     """Every problem of a recipe, before anything starts."""
-    asked = question(recipe, overrides, on)
-    examined = preflight.examine(asked)
+    with show.meter("reading rows") as progress:
+        asked = replace(question(recipe, overrides, on), limit=None if full else dataset.LIMIT, progress=progress)
+        examined = preflight.examine(asked)
     found = list(examined.problems)
     if deep:
         found += preflight.ask_llamafactory(examined, asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from .. import dataset
 from ..errors import COMMAND_LINE, Place, ProblemsFound, errors_of, exit_code
 from . import show
-from .words import AsJson, workspace
+from .words import AsJson, Full, workspace
 
 app = typer.Typer(help="Register and check your own data sets.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,7 +21,6 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Re
 Stage = Annotated[
     str | None, typer.Option("--stage", help="pt, sft, rm, dpo or kto; what the columns are for if not said.")
 ]
-Full = Annotated[bool, typer.Option("--full", help="Every row, not the first 200,000.")]
 
 
 @app.command()
@@ -30,8 +28,9 @@ def add(file: File, name: Name = None, copy: Copied = False) -> None:
     """Register a data set: its format is recognised, dataset_info.json gets its entry."""
     workspace().data.mkdir(exist_ok=True)
     added = dataset.add(file, workspace().data, name, copy)
-    show.problems(added.problems)
-    show.line(f"registered '{added.name}' in {added.registry}: {added.format} format, {added.report.kept} usable rows")
+    show.problems(added.report.problems)
+    found = f"{added.format.name} format, {added.report.kept} usable rows"
+    show.line(f"registered '{added.name}' in {added.registry}: {found}")
     show.line(f"next: iis-finetune train RECIPE dataset={added.name}")
 
 
@@ -48,7 +47,9 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
         sources, found = dataset.check_registered([name], workspace().data, for_stage, Place(COMMAND_LINE))
         problems += [each for each in found if each not in problems]
         for source in sources:
-            report = dataset.check_rows(source, dataset.RowOptions(for_stage, None if full else 200_000), _meter())
+            options = dataset.Options(for_stage, None if full else dataset.LIMIT)
+            with show.meter("reading rows") as progress:
+                report = dataset.check_rows(source, options, progress)
             counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
             problems += report.problems
     if as_json:
@@ -58,8 +59,3 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
             show.line(f"{name}: {count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped")
         show.problems(problems, nothing_started=False)
     raise typer.Exit(exit_code(problems))
-
-
-def _meter() -> dataset.Progress | None:
-    """A bar for files that take a while, on a terminal only."""
-    return show.meter() if sys.stderr.isatty() else None

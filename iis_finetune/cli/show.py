@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import Problem, errors_of
 
+METER_AFTER_SECONDS = 1.0
 COLOURS = {"error": "red", "warning": "yellow"}
 
 
@@ -105,18 +108,30 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
-def meter() -> Callable[[float], None]:
-    """A bar on stderr; the function that it returns takes the share that is done (0 to 1)."""
+@contextmanager
+def meter(what: str) -> Iterator[Callable[[float], None] | None]:
+    """On a terminal, a bar on stderr for what takes a while; what it yields is told the share that is done (0 to 1)."""
+    bars: list[Any] = []
+    began = time.monotonic()
+
+    def move(share: float) -> None:
+        if not bars and time.monotonic() - began > METER_AFTER_SECONDS:
+            bars.append(_bar(what))
+        for bar in bars:
+            bar.update(bar.task_ids[0], completed=share)
+
+    try:
+        yield move if sys.stderr.isatty() else None
+    finally:
+        for bar in bars:
+            bar.stop()
+
+
+def _bar(what: str) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
     bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task("reading rows", total=1.0)
-
-    def move(share: float) -> None:
-        bar.start()
-        bar.update(task, completed=share)
-        if share >= 1:
-            bar.stop()
-
-    return move
+    bar.add_task(what, total=1.0)
+    bar.start()
+    return bar

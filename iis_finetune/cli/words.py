@@ -19,6 +19,7 @@ Overrides = Annotated[
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`.")]
 On = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Plan for another machine: mi50x2, h200, cpu.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, not the first 200,000 only.")]
 
 
 def workspace() -> Workspace:

@@ -13,31 +13,26 @@ from typing import Any
 
 from ..errors import Place, Problem, ProblemsFound, errors_of
 from ..runs import write
-from .cases import CASES
-from .convert import Fault
 from .files import read_rows
-from .formats import NEEDED, recognise
-from .layout import FILE_TYPES, REGISTRY_FILE, Source, layout_of
+from .findings import Fault
+from .formats import NEEDED, Format, recognise
+from .layout import FILE_TYPES, Source, layout_of
+from .options import Options
 from .registry import Registry, read_registry
-from .rows import RowOptions, RowReport, check_rows
+from .rows import RowReport, check_rows
 
 LOOKED_AT = 2000  # rows that decide the format
 
 
 @dataclass(frozen=True)
 class Added:
-    """What was registered; `problems` are warnings about its rows, `stage` the one that its format is for."""
+    """What was registered: its name, the format recognised, its entry; the report's problems are warnings."""
 
     name: str
-    format: str
-    stage: str
+    format: Format
     entry: Mapping[str, Any]
     registry: Path
     report: RowReport
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        return self.report.problems
 
 
 def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False) -> Added:
@@ -45,7 +40,9 @@ def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False)
 
     Raises ProblemsFound, with nothing written, when the file cannot be used, is not recognised or its name is taken.
     """
-    registry = _registry(data_dir)
+    registry = read_registry(data_dir)
+    if registry.file.exists() and not registry.entries and errors_of(registry.problems):
+        raise ProblemsFound(registry.problems)
     name = name or re.sub(r"[^\w-]+", "_", file.stem)
     _check_name(name, file, registry)
     rows, seen = _look(file)
@@ -54,52 +51,42 @@ def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False)
         columns = ", ".join(seen) or "none"
         raise _refused(f"the format is not recognised; the columns are: {columns}", f"needed are {NEEDED}", file)
     entry = {"file_name": _file_name(file, data_dir, copy), **found.entry}
-    report = check_rows(Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry)), RowOptions(found.stage))
+    report = check_rows(Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry)), Options(found.stage))
     if errors_of(report.problems):
         raise ProblemsFound(report.problems)
     if copy:
         _copy(file, data_dir / file.name)
     _write(registry, name, entry)
-    return Added(name, found.name, found.stage, entry, registry.file, report)
+    return Added(name, found, entry, registry.file, report)
 
 
 def _refused(what: str, fix: str, file: Path) -> ProblemsFound:
     return ProblemsFound([Problem(what, fix, Place(str(file)))])
 
 
-def _registry(data_dir: Path) -> Registry:
-    if not (data_dir / REGISTRY_FILE).exists():
-        return Registry(data_dir / REGISTRY_FILE, "", {})
-    registry = read_registry(data_dir)
-    if not registry.text:
-        raise ProblemsFound(registry.problems)
-    if broken := [problem for problem in errors_of(registry.problems) if not registry.entries]:
-        raise ProblemsFound(broken)
-    return registry
-
-
 def _check_name(name: str, file: Path, registry: Registry) -> None:
+    allowed = ", ".join(f".{suffix}" for suffix in FILE_TYPES)
+    if file.is_dir():
+        what, fix = f"{file} is a folder", f"name one file of it: {allowed}; a folder of files is an entry by hand"
+        raise _refused(what, f"{fix} in {registry.file}, its path as file_name", file)
     if not file.is_file():
         raise ProblemsFound([Problem(f"{file} is not there", "name a file", Place(str(file)), kind="missing", code=2)])
     if file.suffix[1:] not in FILE_TYPES:
-        allowed = ", ".join(f".{suffix}" for suffix in FILE_TYPES)
         raise _refused(f"LLaMA-Factory cannot load '{file.suffix}' files", f"convert it to one of {allowed}", file)
     if not re.fullmatch(r"[\w.-]+", name):
         raise _refused(f"'{name}' cannot name a data set", "use letters, digits, _ and -", file)
     if name in registry.entries:
         what, fix = f"a data set '{name}' is registered already", "give another name: --name NAME"
-        raise ProblemsFound([Problem(what, fix, registry.place(name))])
+        raise ProblemsFound([registry.entries[name].problem(what, fix)])
 
 
-def _look(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _look(file: Path) -> tuple[list[dict[Any, Any]], list[str]]:
     """The first rows, and the columns that any of them has."""
     rows, seen = [], dict[str, None]()
     for row in islice(read_rows(file, FILE_TYPES[file.suffix[1:]]), LOOKED_AT):
         if isinstance(row.value, Fault):
-            _, what, fix = CASES[row.value.case]
-            words = {"detail": row.value.detail, "file": str(file)}
-            place = Place(str(file), row.line, f"row {row.number}")
-            raise ProblemsFound([Problem(what.format(**words), fix.format(**words), place)])
+            what, fix = row.value.sentence(str(file))
+            raise ProblemsFound([Problem(what, fix, Place(str(file), row.line, f"row {row.number}"))])
         if isinstance(row.value, dict):
             rows.append(row.value)
             seen |= dict.fromkeys(row.value)

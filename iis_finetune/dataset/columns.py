@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .convert import Fault
-from .files import Row
+from .findings import Fault, Row
 
 KINDS = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "object"}
 # Strings that pyarrow's JSON reader takes for points in time when a column holds nothing else (26.0).

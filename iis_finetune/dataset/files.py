@@ -8,9 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-from .convert import Fault
+from .findings import Fault, Row
 from .layout import Source
 
 Progress = Callable[[float], None]
@@ -29,15 +29,6 @@ CSV_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?
 CSV_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 
 
-class Row(NamedTuple):
-    """A row, or the fault found in its place; `first_table` tells whether it takes part in fixing the columns."""
-
-    number: int
-    line: int | None
-    value: Any
-    first_table: bool = True
-
-
 def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> Iterator[Row]:
     """The rows of one file, numbered from 1; never raises for what the file holds, but yields a Fault as value."""
     with path.open("rb") as file:
@@ -45,8 +36,8 @@ def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> I
     if file_type in {"json", "csv", "text"} and head.startswith((b"\xff\xfe", b"\xfe\xff")):
         yield Row(1, 1, Fault("encoding", "UTF-16"))
         return
-    readers = {"json": json_reader(head), "csv": csv_rows, "text": text_rows, "parquet": parquet_rows}
-    rows = readers.get(file_type, arrow_rows)(path)
+    readers = {"json": json_reader(head), "csv": csv_rows, "text": text_rows}
+    rows = readers.get(file_type, table_rows)(path)
     try:
         yield from _reporting(rows, path, progress) if progress else rows
     except UnicodeDecodeError:
@@ -75,7 +66,7 @@ def json_reader(head: bytes) -> Callable[[Path], Iterator[Row]]:
         json.loads(bare.split(b"\n", 1)[0])
     except ValueError:
         try:
-            json.JSONDecoder().raw_decode(bare.decode("utf-8", "ignore"))
+            JSON.raw_decode(bare.decode("utf-8", "ignore"))
         except ValueError:
             return json_lines
         return json_values
@@ -109,8 +100,7 @@ def json_lines(path: Path) -> Iterator[Row]:
 def _second_look(line: bytes) -> Any:
     """A line the fast parser refused: the value if LLaMA-Factory takes it all the same, else the fault."""
     try:
-        text = line.removeprefix(BOM).decode("utf-8")
-        value = json.loads(text)
+        value = json.loads(line.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError:
         return Fault("encoding", guess_encoding(line))
     except json.JSONDecodeError as error:
@@ -123,65 +113,65 @@ def _second_look(line: bytes) -> Any:
 
 def json_array(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8") as file:
-        window = _Window(file)
-        if window.peek() == "\ufeff":
+        window, number = _Window(file), 0
+        if not window.takes("["):
             yield Row(1, 1, Fault("bom"))
             return
-        window.at += 1
-        number, after = 0, window.peek()
-        while after != "]" or (number and window.text[window.at - 1] == ","):
-            row = window.row(number + 1)
+        more = not window.takes("]")
+        while more:
+            row = window.row(number := number + 1)
             yield row._replace(value={"text": row.value}) if isinstance(row.value, str) else row
-            number, after = row.number, window.peek()
-            if isinstance(row.value, Fault):
-                return
-            if after not in {",", "]"}:
-                yield Row(number, window.line, Fault("json", "a comma or the closing ] is missing after this row"))
-                return
-            window.at += after == ","
-            after = window.peek()
+            more = not isinstance(row.value, Fault) and window.takes(",")
+        if number and not isinstance(row.value, Fault) and not window.takes("]"):
+            yield Row(number, window.line, Fault("json", "a comma or the closing ] is missing after this row"))
 
 
 def json_values(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8") as file:
-        window, number = _Window(file), 0
-        while window.peek():
-            number += 1
-            row = window.row(number)
+        window, number, fine = _Window(file), 0, True
+        while fine and window.peek():
+            row = window.row(number := number + 1)
             yield row
-            if isinstance(row.value, Fault):
-                return
+            fine = not isinstance(row.value, Fault)
 
 
 class _Window:
     """A sliding window over a JSON text, so that a file of any size is decoded value by value."""
 
     def __init__(self, file: TextIO):
-        self.file, self.text, self.at, self.line = file, file.read(CHUNK_CHARACTERS), 0, 1
+        self.file, self.text, self.at, self.line = file, "", 0, 1
 
     def peek(self) -> str:
         """The next character that is no space, or nothing at the end."""
         while True:
-            start = SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
-            self.line += self.text.count("\n", self.at, start)
-            self.at = start
-            if start < len(self.text) or not self._more(CHUNK_CHARACTERS):
-                return self.text[start : start + 1] if start < len(self.text) else self.text[self.at : self.at + 1]
+            self._move(SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self._more(CHUNK_CHARACTERS):
+                return self.text[self.at : self.at + 1]
+
+    def takes(self, mark: str) -> bool:
+        found = self.peek() == mark
+        self.at += found
+        return found
 
     def row(self, number: int) -> Row:
+        self.peek()
         while True:
+            line = self.line
             try:
                 value, end = JSON.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 if self._is_cut(error) and self._more(max(CHUNK_CHARACTERS, len(self.text) - self.at)):
                     continue
-                line = self.line + self.text.count("\n", self.at, error.pos)
-                return Row(number, line, Fault("json", error.msg))
+                self._move(error.pos)
+                return Row(number, self.line, Fault("json", error.msg))
             except RecursionError:
-                return Row(number, self.line, Fault("json", "nested too deeply"))
-            line, self.line = self.line, self.line + self.text.count("\n", self.at, end)
-            self.at = end
+                return Row(number, line, Fault("json", "nested too deeply"))
+            self._move(end)
             return Row(number, line, value)
+
+    def _move(self, at: int) -> None:
+        self.line += self.text.count("\n", self.at, at)
+        self.at = at
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether the decoder may have stopped only because the window ends there."""
@@ -236,34 +226,30 @@ def _csv_value(cell: str, kind: str) -> str | float | bool | None:
     return float(cell) if kind == "number" else CSV_TRUTH[cell] if kind == "truth" else cell
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowInvalid  # type: ignore[import-untyped]
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+def table_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file."""
+    from pyarrow import ArrowInvalid, memory_map  # type: ignore[import-untyped]
 
     try:
-        yield from _numbered(ParquetFile(path).iter_batches(1000))
+        with memory_map(str(path)) as file:
+            values = (value for batch in _batches(file, path.suffix) for value in batch.to_pylist())
+            for number, value in enumerate(values, 1):
+                yield Row(number, None, value)
     except (ArrowInvalid, OSError) as error:
         yield Row(1, None, Fault("unreadable", str(error).splitlines()[0][:120]))
 
 
-def arrow_rows(path: Path) -> Iterator[Row]:
+def _batches(file: Any, suffix: str) -> Iterator[Any]:
     import pyarrow as arrow
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
+    if suffix == ".parquet":
+        return ParquetFile(file).iter_batches(1000)  # type: ignore[no-any-return]
     try:
-        with arrow.memory_map(str(path)) as file:
-            try:
-                batches: Any = arrow.ipc.open_stream(file)
-            except arrow.ArrowInvalid:
-                opened = arrow.ipc.open_file(file)
-                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
-            yield from _numbered(batches)
-    except (arrow.ArrowInvalid, OSError) as error:
-        yield Row(1, None, Fault("unreadable", str(error).splitlines()[0][:120]))
-
-
-def _numbered(batches: Any) -> Iterator[Row]:
-    values = (value for batch in batches for value in batch.to_pylist())
-    return (Row(number, None, value) for number, value in enumerate(values, 1))
+        return iter(arrow.ipc.open_stream(file))
+    except arrow.ArrowInvalid:
+        opened = arrow.ipc.open_file(file)
+        return (opened.get_batch(index) for index in range(opened.num_record_batches))
 
 
 def encoding_fault(path: Path) -> Row:

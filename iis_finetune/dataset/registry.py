@@ -8,26 +8,26 @@ import json
 import locale
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Place, Problem, errors_of
+from ..errors import Place, Problem, Severity, errors_of
 from .layout import (
     COLUMN_KEYS,
+    COLUMNS,
     FILE_TYPES,
     FORMATTINGS,
     HUB_KEYS,
     OPTION_KEYS,
     REGISTRY_FILE,
     SOURCE_KEYS,
-    TAG_KEYS,
+    TAGS,
     Source,
     layout_of,
 )
 
 SPACE = re.compile(r"\s*")
-KEY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
 CLOUD_PREFIXES = ("s3://", "gs://", "gcs://")
 PAIR_STAGES = {"rm", "dpo"}
 # What an entry must map for a stage when it maps columns at all, with what LLaMA-Factory 0.9.5 does without it.
@@ -43,12 +43,23 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set of the registry; `lines` is where each of its keys first stands."""
+    """One data set of the registry; `start` and `end` say where its name and its value stand in the file's text."""
 
+    file: Path
+    text: str
     name: str
     value: Any
-    line: int
-    lines: Mapping[str, int] = field(default_factory=dict)
+    start: int
+    end: int
+
+    def place(self, key: str = "") -> Place:
+        """The line of one of its keys, or of the entry when it has no such key."""
+        found = re.compile(rf'"{re.escape(key)}"\s*:').search(self.text, self.start + 1, self.end) if key else None
+        line = self.text.count("\n", 0, found.start() if found else self.start) + 1
+        return Place(str(self.file), line, f"{self.name}.{key}" if found else self.name)
+
+    def problem(self, what: str, fix: str, key: str = "", severity: Severity = "error") -> Problem:
+        return Problem(what, fix, self.place(key), severity)
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,6 @@ class Registry:
     text: str
     entries: Mapping[str, Entry]
     problems: tuple[Problem, ...] = ()
-
-    def place(self, name: str, key: str = "") -> Place:
-        """The line of an entry's key, or of the entry when it has no such key."""
-        entry = self.entries[name]
-        if key in entry.lines:
-            return Place(str(self.file), entry.lines[key], f"{name}.{key}")
-        return Place(str(self.file), entry.line, name)
 
 
 def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
@@ -82,13 +86,13 @@ def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
         return Registry(file, "", {}, (Problem(f"{file.name} is not UTF-8", "save it as UTF-8", place),))
     problems = _encoding_problems(file, raw, encoding or locale.getpreferredencoding(False))
     try:
-        entries = list(_entries(text))
+        entries = list(_entries(file, text))
     except json.JSONDecodeError as error:
         place = Place(str(file), error.lineno)
         broken = Problem(f"{file.name} is not JSON: {error.msg}", f"mend column {error.colno} of this line", place)
         return Registry(file, text, {}, (*problems, broken))
     by_name = {entry.name: entry for entry in entries}
-    return Registry(file, text, by_name, (*problems, *_repeated(file, entries)))
+    return Registry(file, text, by_name, (*problems, *_repeated(entries)))
 
 
 def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
@@ -100,34 +104,32 @@ def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
     return [Problem(what, "run: export PYTHONUTF8=1", Place(str(file), line))]
 
 
-def _repeated(file: Path, entries: list[Entry]) -> list[Problem]:
-    last = {entry.name: entry.line for entry in entries}
+def _repeated(entries: list[Entry]) -> list[Problem]:
+    last = {entry.name: entry for entry in entries}
+    what, fix = "data set '{}' is registered twice", "remove this entry: the last one counts"
     return [
-        Problem(
-            f"data set '{entry.name}' is registered twice", "remove this entry: the last one counts", place, "warning"
-        )
+        entry.problem(what.format(entry.name), fix, severity="warning")
         for entry in entries
-        if entry.line != last[entry.name]
-        for place in [Place(str(file), entry.line, entry.name)]
+        if entry is not last[entry.name]
     ]
 
 
-def _entries(text: str) -> Iterator[Entry]:
-    """The members of the outer object, with their lines; raises JSONDecodeError."""
+def _entries(file: Path, text: str) -> Iterator[Entry]:
+    """The members of the outer object; raises JSONDecodeError."""
     if not isinstance(json.loads(text), dict):
         raise json.JSONDecodeError("not an object of data sets", text, 0)
-    decoder, at = json.JSONDecoder(), text.index("{") + 1
-    while text[at := SPACE.match(text, at).end()] != "}":  # type: ignore[union-attr]
-        at = SPACE.match(text, at + (text[at] == ",")).end()  # type: ignore[union-attr]
+    decoder, at = json.JSONDecoder(), _skipped(text, text.index("{") + 1)
+    while text[at] != "}":
         start = at
         name, at = decoder.raw_decode(text, at)
-        at = SPACE.match(text, text.index(":", at) + 1).end()  # type: ignore[union-attr]
-        value, end = decoder.raw_decode(text, at)
-        lines: dict[str, int] = {}
-        for key in KEY.finditer(text, at, end):
-            lines.setdefault(key[1], text.count("\n", 0, key.start()) + 1)
-        yield Entry(name, value, text.count("\n", 0, start) + 1, lines)
-        at = end
+        value, end = decoder.raw_decode(text, _skipped(text, text.index(":", at) + 1))
+        yield Entry(file, text, name, value, start, end)
+        at = _skipped(text, end)
+        at = _skipped(text, at + (text[at] == ","))
+
+
+def _skipped(text: str, at: int) -> int:
+    return SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
 def check_registered(
@@ -147,7 +149,7 @@ def check_registered(
     sources = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:
-            source, found = _registered(registry, registry.entries[name], stage)
+            source, found = _registered(registry.entries[name], stage)
             sources += [source] if source else []
             problems += found
         elif not errors_of(registry.problems):  # an entry may stand in the part that cannot be read
@@ -159,12 +161,18 @@ def check_registered(
     return sources, problems
 
 
-def _registered(registry: Registry, entry: Entry, stage: str) -> tuple[Source | None, list[Problem]]:
-    found = list(_entry_problems(registry, entry, "rm" if stage in PAIR_STAGES else stage))
-    if not isinstance(entry.value, dict) or errors_of(found):
-        return None, found
-    source, missing = _source(registry, entry)
-    return source, [*found, *missing]
+def _registered(entry: Entry, stage: str) -> tuple[Source | None, list[Problem]]:
+    """The files of an entry, unless it lies on a hub or in a cloud or there is something wrong with it."""
+    value = entry.value
+    problems = list(_entry_problems(entry, "rm" if stage in PAIR_STAGES else stage))
+    if errors_of(problems) or any(key in value for key in (*HUB_KEYS, "cloud_file_name")):
+        return None, problems
+    path = entry.file.parent / value["file_name"]
+    files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
+    if wrong := _file_problem(path, files):
+        return None, [*problems, replace(wrong, where=entry.place("file_name"))]
+    file_type = FILE_TYPES[files[0].suffix[1:]]
+    return Source(entry.name, files, file_type, layout_of(value), entry.place("file_name")), problems
 
 
 def _unknown(name: str, registry: Registry, place: Place) -> Problem:
@@ -176,35 +184,48 @@ def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     return Problem(f"data set '{name}' is not in {registry.file}", fix, place, kind="missing", code=2)
 
 
-def _entry_problems(registry: Registry, entry: Entry, stage: str) -> Iterator[Problem]:
+def _entry_problems(entry: Entry, stage: str) -> Iterator[Problem]:
     value = entry.value
     if not isinstance(value, dict):
-        yield Problem("the entry is not an object", 'write {"file_name": "..."}', registry.place(entry.name))
+        yield entry.problem("the entry is not an object", 'write {"file_name": "..."}')
         return
-    blocks = {"columns": COLUMN_KEYS, "tags": TAG_KEYS}
-    yield from _unknown_keys(registry, entry, value, (*SOURCE_KEYS, *OPTION_KEYS))
-    for block, known in blocks.items():
+    yield from _unknown_keys(entry, value, (*SOURCE_KEYS, *OPTION_KEYS))
+    for block, known in (("columns", COLUMN_KEYS), ("tags", tuple(TAGS))):
         if block in value and not isinstance(value[block], dict):
-            place = registry.place(entry.name, block)
-            yield Problem(f"'{block}' is not an object", f'write "{block}": {{"{known[0]}": "..."}}', place)
+            yield entry.problem(f"'{block}' is not an object", f'write "{block}": {{"{known[0]}": "..."}}', block)
             return
-        yield from _unknown_keys(registry, entry, value.get(block, {}), known)
-    yield from _option_problems(registry, entry)
-    yield from _stage_problems(registry, entry, stage)
+        yield from _unknown_keys(entry, value.get(block, {}), known)
+    yield from _source_problems(entry)
+    yield from _option_problems(entry)
+    yield from _stage_problems(entry, stage)
 
 
-def _unknown_keys(
-    registry: Registry, entry: Entry, given: Mapping[str, Any], known: tuple[str, ...]
-) -> Iterator[Problem]:
+def _unknown_keys(entry: Entry, given: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[Problem]:
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.7)
             fix = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}"
             what = f"unknown key '{key}', which LLaMA-Factory ignores silently"
-            yield Problem(what, fix, registry.place(entry.name, key), "error" if near else "warning")
+            yield entry.problem(what, fix, key, "error" if near else "warning")
 
 
-def _option_problems(registry: Registry, entry: Entry) -> Iterator[Problem]:
+def _source_problems(entry: Entry) -> Iterator[Problem]:
+    """The first key that names data counts, in LLaMA-Factory's order; what a hub has cannot be looked at here."""
+    if any(key in entry.value for key in HUB_KEYS):
+        return
+    if "script_url" in entry.value:
+        what, fix = "datasets 4 no longer runs loading scripts", "give the data as files: file_name"
+        yield entry.problem(what, fix, "script_url")
+    elif "cloud_file_name" in entry.value:
+        name = str(entry.value["cloud_file_name"])
+        if not (name.startswith(CLOUD_PREFIXES) and name.endswith((".json", ".jsonl"))):
+            fix = f"write {' or '.join(CLOUD_PREFIXES)}... and .json or .jsonl"
+            yield entry.problem(f"'{name}' cannot be loaded", fix, "cloud_file_name")
+    elif not isinstance(entry.value.get("file_name"), str):
+        yield entry.problem("the entry names no data", 'add "file_name": "..."')
+
+
+def _option_problems(entry: Entry) -> Iterator[Problem]:
     value = entry.value
     rules = (
         ("formatting", value.get("formatting", "alpaca") in FORMATTINGS, f"one of {', '.join(FORMATTINGS)}"),
@@ -214,71 +235,43 @@ def _option_problems(registry: Registry, entry: Entry) -> Iterator[Problem]:
     )
     for key, good, allowed in rules:
         if not good:
-            yield Problem(f"'{key}' is {value[key]!r}", f"write {allowed}", registry.place(entry.name, key))
+            yield entry.problem(f"'{key}' is {value[key]!r}", f"write {allowed}", key)
     if "tags" in value and value.get("formatting", "alpaca") != "alpaca":
         for tag in ("role_tag", "content_tag", "user_tag", "assistant_tag"):
             if tag not in value["tags"]:
                 what = f"'tags' has no '{tag}': what a tags block leaves out has no default"
-                yield Problem(what, f'add "{tag}"', registry.place(entry.name, "tags"))
+                yield entry.problem(what, f'add "{tag}"', "tags")
 
 
 def _is_count(value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
-def _stage_problems(registry: Registry, entry: Entry, stage: str) -> Iterator[Problem]:
+def _stage_problems(entry: Entry, stage: str) -> Iterator[Problem]:
     ranking = entry.value.get("ranking", False) is True
     if stage == "rm" and not ranking:
         fix = 'add "ranking": true, with the columns chosen and rejected'
-        yield Problem("preference training needs ranked pairs", fix, registry.place(entry.name, "formatting"))
+        yield entry.problem("preference training needs ranked pairs", fix, "formatting")
     elif stage != "rm" and ranking:
         fix = "use it with stage rm or dpo, or another data set"
-        yield Problem(f"a ranked data set cannot train stage {stage}", fix, registry.place(entry.name, "ranking"))
-    formatting = "sharegpt" if entry.value.get("formatting") == "openai" else entry.value.get("formatting", "alpaca")
-    columns = entry.value.get("columns")
-    for key in NEEDED.get((formatting, stage), ()):
-        needs_block = key in {"chosen", "rejected", "kto_tag"}
-        if (columns is None and needs_block) or (columns is not None and columns.get(key) is None):
+        yield entry.problem(f"a ranked data set cannot train stage {stage}", fix, "ranking")
+    formatting, columns = str(entry.value.get("formatting", "alpaca")), entry.value.get("columns")
+    named = COLUMNS if columns is None else columns
+    for key in NEEDED.get(("sharegpt" if formatting == "openai" else formatting, stage), ()):
+        if named.get(key) is None:
             what = f"'columns' does not name '{key}', and what it leaves out has no default"
-            place = registry.place(entry.name, "columns")
-            yield Problem(what, f'add "{key}" to "columns"', place)
+            yield entry.problem(what, f'add "{key}" to "columns"', "columns")
 
 
-def _source(registry: Registry, entry: Entry) -> tuple[Source | None, list[Problem]]:
-    value, place = entry.value, registry.place(entry.name)
-    if any(key in value for key in HUB_KEYS):
-        return None, []
-    if "script_url" in value:
-        what, fix = "datasets 4 no longer runs loading scripts", "give the data as files: file_name"
-        return None, [Problem(what, fix, registry.place(entry.name, "script_url"))]
-    if "cloud_file_name" in value:
-        name = str(value["cloud_file_name"])
-        good = name.startswith(CLOUD_PREFIXES) and name.endswith((".json", ".jsonl"))
-        fix = f"write {' or '.join(CLOUD_PREFIXES)}... and .json or .jsonl"
-        return None, [] if good else [
-            Problem(f"'{name}' cannot be loaded", fix, registry.place(entry.name, "cloud_file_name"))
-        ]
-    if not isinstance(value.get("file_name"), str):
-        return None, [Problem("the entry names no data", 'add "file_name": "..."', place)]
-    place = registry.place(entry.name, "file_name")
-    return _file_source(Source(entry.name, (registry.file.parent / value["file_name"],), "", layout_of(value), place))
-
-
-def _file_source(source: Source) -> tuple[Source | None, list[Problem]]:
-    (path,), place = source.files, source.place
+def _file_problem(path: Path, files: tuple[Path, ...]) -> Problem | None:
     if not path.exists():
-        fix = "put the file there, or correct file_name"
-        return None, [Problem(f"{path} is not there", fix, place, kind="missing", code=2)]
-    files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
+        return Problem(f"{path} is not there", "put the file there, or correct file_name", kind="missing", code=2)
     if not files:
-        return None, [
-            Problem(f"the folder {path} is empty", "put the data files into it", place, kind="missing", code=2)
-        ]
-    types = {FILE_TYPES.get(file.suffix[1:], "") for file in files}
-    if "" in types:
-        odd = next(file for file in files if file.suffix[1:] not in FILE_TYPES)
-        return None, [Problem(f"LLaMA-Factory cannot load {odd.name}", f"allowed are: {', '.join(FILE_TYPES)}", place)]
+        return Problem(f"the folder {path} is empty", "put the data files into it", kind="missing", code=2)
+    if odd := [file for file in files if file.suffix[1:] not in FILE_TYPES]:
+        return Problem(f"LLaMA-Factory cannot load {odd[0].name}", f"allowed are: {', '.join(FILE_TYPES)}")
+    types = {FILE_TYPES[file.suffix[1:]] for file in files}
     if len(types) > 1:
-        fix = "keep files of one type in the folder, and nothing else"
-        return None, [Problem(f"the folder {path} holds several file types: {', '.join(sorted(types))}", fix, place)]
-    return Source(source.name, files, types.pop(), source.layout, place), []
+        what = f"the folder {path} holds several file types: {', '.join(sorted(types))}"
+        return Problem(what, "keep files of one type in the folder, and nothing else")
+    return None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,10 +13,11 @@ from ..arguments import Template
 from ..errors import Place, Problem
 from .convert import Sample, Turn
 from .files import Progress
+from .findings import Findings, Row
 from .layout import Source
-from .rows import RowOptions, usable_samples
+from .options import Options
+from .rows import BATCH, usable_samples
 
-BATCH = 1000  # also LLaMA-Factory's preprocessing_batch_size, within which it packs the texts of stage pt
 # Worst first; what LLaMA-Factory 0.9.5 does is in its data/processor/processor_utils.py, infer_seqlen.
 KINDS = {
     "answer_lost": "the answer is cut away whole",
@@ -29,31 +29,17 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class TruncationOptions:
-    """LLaMA-Factory's arguments that decide what is cut; `default_system` None is the template's own."""
-
-    rows: RowOptions
-    template: Template
-    cutoff_len: int
-    default_system: str | None = None
-    enable_thinking: bool | None = True
-    mask_history: bool = False
-    packing: bool = False
-
-
-@dataclass(frozen=True)
 class TruncationReport:
     """Rows by the worst that happens to them: `counts` has the keys of KINDS that were met.
 
     `tokenised` rows could be too long and were counted exactly; `longest_tokens` is the longest of those.
     """
 
-    rows: int
-    tokenised: int
-    counts: dict[str, int]
-    longest_tokens: int
-    complete: bool
-    problems: tuple[Problem, ...]
+    rows: int = 0
+    tokenised: int = 0
+    longest_tokens: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
 
 class _Message(NamedTuple):
@@ -63,7 +49,7 @@ class _Message(NamedTuple):
     special: int
 
 
-_Rendered = tuple[int, list[_Message]]  # a row's number and its turns
+_Rendered = tuple[Row, list[_Message]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,8 @@ class _Encoder:
     """The tokenizer as the template sets it up, and the options it serves."""
 
     tokenizer: Any
-    options: TruncationOptions
+    options: Options
+    template: Template
     byte_level: bool
     has_bos: bool
 
@@ -84,58 +71,52 @@ class _Encoder:
         return [len(encoding) for encoding in encodings]
 
 
-@dataclass
-class _Cuts:
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, list[int]] = field(default_factory=dict)
-    rows: int = 0
-    tokenised: int = 0
-    longest: int = 0
-    blocks: int = 0
-    last: int = 0
-
-
 def check_truncation(
-    source: Source, tokenizer_json: Path, options: TruncationOptions, progress: Progress | None = None
+    source: Source, tokenizer_json: Path, options: Options, progress: Progress | None = None
 ) -> TruncationReport:
-    """Count what would be cut from the rows that `check_rows` finds usable.
+    """Count what would be cut from the rows that `check_rows` finds usable; nothing without template and tokenizer.
 
     With a byte-level tokenizer only rows that could be too long by their bytes are tokenised whole. The texts of
     tools are counted without the template's sentences around them.
     """
-    encoder, cuts = _encoder(tokenizer_json, options), _Cuts()
-    samples = usable_samples(source, options.rows, progress)
-    blocks = options.rows.stage == "pt" and options.packing
+    if options.template is None or not tokenizer_json.is_file():
+        return TruncationReport()
+    encoder = _encoder(tokenizer_json, options, options.template)
+    samples = usable_samples(source, options, progress)
+    if options.stage == "pt" and options.packing:
+        return _check_blocks(source, samples, encoder)
+    rows = tokenised = longest = 0
+    found = Findings()
     while batch := list(islice(samples, BATCH)):
-        cuts.rows, cuts.last = cuts.rows + len(batch), batch[-1][0]
-        if blocks:
-            _count_blocks(batch, encoder, cuts)
-            continue
-        rows = [(number, _render(sample, encoder)) for number, sample in batch]
-        _count(_suspects(rows, encoder) if encoder.byte_level else rows, encoder, cuts)
-    complete = options.rows.limit is None or cuts.last < options.rows.limit
-    problems = tuple(_block_problems(source, options, cuts) if blocks else _problems(source, options, cuts))
-    return TruncationReport(cuts.rows, cuts.tokenised, dict(cuts.counts), cuts.longest, complete, problems)
+        rows += len(batch)
+        rendered = [(row, _render(sample, encoder)) for row, sample in batch]
+        for row, lengths in _lengths(_suspects(rendered, encoder) if encoder.byte_level else rendered, encoder):
+            kind, length = _what_is_cut(lengths, encoder)
+            tokenised, longest = tokenised + 1, max(longest, length)
+            if kind:
+                found.add(kind, row)
+    problems = tuple(_problems(source, options, found, (rows, longest)))
+    return TruncationReport(rows, tokenised, longest, dict(found.counts), problems)
 
 
-def _encoder(tokenizer_json: Path, options: TruncationOptions) -> _Encoder:
+def _encoder(tokenizer_json: Path, options: Options, template: Template) -> _Encoder:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.add_special_tokens(list(options.template.stop_words))
+    tokenizer.add_special_tokens(list(template.stop_words))
     config = tokenizer_json.with_name("tokenizer_config.json")
     has_bos = config.is_file() and bool(json.loads(config.read_text("utf-8")).get("bos_token"))
-    return _Encoder(tokenizer, options, "ByteLevel" in repr(tokenizer.pre_tokenizer), has_bos)
+    return _Encoder(tokenizer, options, template, "ByteLevel" in repr(tokenizer.pre_tokenizer), has_bos)
 
 
 def _render(sample: Sample, encoder: _Encoder) -> list[_Message]:
     """The prompt's turns and the answers as the template writes them; stage pt has one bare text."""
-    options, template = encoder.options, encoder.options.template
-    if options.rows.processing == "pt":
+    options, template = encoder.options, encoder.template
+    if options.processing == "pt":
         return [_Message([sample.prompt[0].text], 1)]
-    unanswered = options.rows.processing == "generate" and not sample.answers
+    unanswered = options.processing == "generate" and not sample.answers
     turns = sample.prompt + ([Turn("assistant", "")] if unanswered else sample.answers)
     made = [_fill(encoder, turn.role, turn.text) for turn in turns]
     default = template.default_system if options.default_system is None else options.default_system
@@ -143,17 +124,16 @@ def _render(sample: Sample, encoder: _Encoder) -> list[_Message]:
     opening = [_fill(encoder, "prefix", ""), *([_fill(encoder, "system", system)] if system else []), made[0]]
     made[0] = _Message([text for part in opening for text in part.texts], sum(part.special for part in opening))
     if template.reasoning:
-        thought = _Message(["".join(template.thought_words)], 0)
         for number, turn in enumerate(turns):
             if turn.role == "assistant" and template.thought_words[0].strip() not in turn.text:
                 at = number if options.enable_thinking else min(number, len(sample.prompt)) - 1
-                made[at] = _Message(made[at].texts + thought.texts, made[at].special)
+                made[at] = made[at]._replace(texts=[*made[at].texts, "".join(template.thought_words)])
     return made
 
 
 def _fill(encoder: _Encoder, role: str, text: str) -> _Message:
     texts, special = [], 0
-    for slot in encoder.options.template.slots[role]:
+    for slot in encoder.template.slots[role]:
         if isinstance(slot, str):
             texts.append(slot.replace("{{content}}", text, 1))
         else:
@@ -166,53 +146,43 @@ def _suspects(rows: list[_Rendered], encoder: _Encoder) -> list[_Rendered]:
 
     A token of ordinary text takes several bytes, so an end 1.8 times as long as the excess usually clears a row.
     """
-    cutoff, cleared, parts = encoder.options.cutoff_len, set[int](), []
-    for number, row in rows:
-        text = "".join(text for message in row for text in message.texts)
-        excess = _bytes(row) - cutoff + 1
-        part = text[len(text) - int(excess * 1.8 * len(text) / max(_size(text), 1)) :]
-        if excess <= 0:
-            cleared.add(number)
-        elif excess * 1.8 < 0.8 * _size(text):
-            parts.append((number, excess, part))
-    for (number, excess, part), tokens in zip(parts, encoder.counts([part for _, _, part in parts]), strict=True):
-        if _size(part) - tokens >= excess:
-            cleared.add(number)
-    return [row for row in rows if row[0] not in cleared]
+    suspects, parts = [], []
+    for rendered in rows:
+        text = "".join(text for message in rendered[1] for text in message.texts)
+        size = _bytes(text)
+        # No row has more tokens than this; the one added is the end token.
+        excess = sum(message.special for message in rendered[1]) + size + 1 - encoder.options.cutoff_len + 1
+        if excess > 0 and excess * 1.8 < 0.8 * size:
+            parts.append((rendered, excess, text[len(text) - int(excess * 1.8 * len(text) / size) :]))
+        elif excess > 0:
+            suspects.append(rendered)
+    for (rendered, excess, part), tokens in zip(parts, encoder.counts([part for _, _, part in parts]), strict=True):
+        if _bytes(part) - tokens < excess:
+            suspects.append(rendered)
+    return sorted(suspects, key=lambda rendered: rendered[0].number)
 
 
-def _size(text: str) -> int:
+def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "ignore"))
 
 
-def _bytes(messages: list[_Message]) -> int:
-    """At least as many as the row has tokens, the end token included."""
-    return sum(message.special + sum(_size(text) for text in message.texts) for message in messages) + 1
+def _lengths(rows: list[_Rendered], encoder: _Encoder) -> Iterator[tuple[Row, list[int]]]:
+    """How many tokens each message of each row has; a text that stands in several is tokenised once."""
+    texts = list(dict.fromkeys(text for _, row in rows for message in row for text in message.texts))
+    tokens = dict(zip(texts, encoder.counts(texts), strict=True))
+    for row, messages in rows:
+        yield row, [message.special + sum(tokens[text] for text in message.texts) for message in messages]
 
 
-def _count(rows: list[_Rendered], encoder: _Encoder, cuts: _Cuts) -> None:
-    texts = dict.fromkeys(text for _, row in rows for message in row for text in message.texts)
-    lengths = dict(zip(texts, encoder.counts(list(texts)), strict=True))
-    for number, row in rows:
-        tokens = [message.special + sum(lengths[text] for text in message.texts) for message in row]
-        cuts.tokenised += 1
-        kind, length = _what_is_cut(tokens, encoder.options)
-        cuts.longest = max(cuts.longest, length)
-        if kind:
-            cuts.counts[kind] += 1
-            if len(first := cuts.first.setdefault(kind, [])) < 3:
-                first.append(number)
-
-
-def _what_is_cut(tokens: list[int], options: TruncationOptions) -> tuple[str | None, int]:
+def _what_is_cut(tokens: list[int], encoder: _Encoder) -> tuple[str | None, int]:
     """The worst that happens to a row of these message lengths, and its length in tokens."""
-    processing, cutoff = options.rows.processing, options.cutoff_len
+    processing, cutoff = encoder.options.processing, encoder.options.cutoff_len
     if processing == "pt":
         return "text_cut" if tokens[0] > cutoff else None, tokens[0]
-    eos = int(options.template.efficient_eos)
+    eos = int(encoder.template.efficient_eos)
     if processing == "sft":
         pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
-        pairs, left = pairs[::-1] if options.mask_history else pairs, cutoff - eos
+        pairs, left = pairs[::-1] if encoder.options.mask_history else pairs, cutoff - eos
     else:
         answers = 2 if processing in {"rm", "kto"} else 1
         pairs, left, eos = [(sum(tokens[:-answers]), max(tokens[-answers:]) + eos)], cutoff, 0
@@ -245,26 +215,25 @@ def _kept(source: int, target: int, cutoff: int) -> tuple[int, int]:
     return min(max(cutoff - kept, 0), source), kept
 
 
-def _count_blocks(batch: list[tuple[int, Sample]], encoder: _Encoder, cuts: _Cuts) -> None:
-    """Stage pt joins the texts of a batch and keeps whole blocks: one block anywhere is enough to train."""
-    if cuts.blocks:
-        return
-    texts = [sample.prompt[0].text for _, sample in batch]
-    cuts.tokenised += len(batch)
-    cuts.blocks += (sum(encoder.counts(texts)) + len(texts)) // encoder.options.cutoff_len
-
-
-def _block_problems(source: Source, options: TruncationOptions, cuts: _Cuts) -> Iterator[Problem]:
-    if cuts.rows and not cuts.blocks:
-        what = f"the texts of '{source.name}' do not fill one block of cutoff_len {options.cutoff_len} tokens"
-        yield Problem(what, "give more text, or lower cutoff_len", Place(str(source.files[0])))
-
-
-def _problems(source: Source, options: TruncationOptions, cuts: _Cuts) -> Iterator[Problem]:
+def _problems(source: Source, options: Options, found: Findings, whole: tuple[int, int]) -> Iterator[Problem]:
+    rows, longest = whole
     for kind, what in KINDS.items():
-        if count := cuts.counts[kind]:
-            rows = ", ".join(str(row) for row in cuts.first[kind]) + (", ..." if count > 3 else "")
-            text = f"cutoff_len {options.cutoff_len} is too short for {count} of {cuts.rows} rows: {what} (row {rows})"
-            fix = f"cutoff_len: {cuts.longest} keeps every row whole; or shorten the rows"
-            place = Place(str(source.files[0]), None, f"row {cuts.first[kind][0]}")
-            yield Problem(text, fix, place, "error" if kind == "answer_lost" and count == cuts.rows else "warning")
+        if count := found.counts[kind]:
+            cut = f"cutoff_len {options.cutoff_len} is too short for {count} of {rows} rows: {what}"
+            fix = f"cutoff_len: {longest} keeps every row whole; or shorten the rows"
+            place = Place(str(source.files[0]), None, f"row {found.first[kind][0].number}")
+            hopeless = kind == "answer_lost" and count == rows
+            yield Problem(f"{cut} ({found.rows(kind)})", fix, place, "error" if hopeless else "warning")
+
+
+def _check_blocks(source: Source, samples: Iterator[tuple[Row, Sample]], encoder: _Encoder) -> TruncationReport:
+    """Stage pt joins the texts of a batch and keeps whole blocks: one block anywhere is enough to train."""
+    rows, cutoff = 0, encoder.options.cutoff_len
+    while batch := list(islice(samples, BATCH)):
+        rows += len(batch)
+        texts = [sample.prompt[0].text for _, sample in batch]
+        if sum(encoder.counts(texts)) + len(texts) >= cutoff:
+            return TruncationReport(rows, rows)
+    what = f"the texts of '{source.name}' do not fill one block of cutoff_len {cutoff} tokens"
+    problem = Problem(what, "give more text, or lower cutoff_len", Place(str(source.files[0])))
+    return TruncationReport(rows, rows, problems=(problem,) if rows else ())

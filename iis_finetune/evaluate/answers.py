@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import dataset, launch, process
-from ..arguments import find_template
-from ..dataset.files import read_rows
-from ..dataset.layout import REGISTRY_FILE
-from ..dataset.rows import usable_samples
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
@@ -26,7 +22,6 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
 PART_ROWS = 200
 LOSS_SLICES = 20
-ROWS = dataset.RowOptions(stage="sft", generate=True)
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
@@ -80,14 +75,14 @@ def material(job: Job, arguments: Mapping[str, Any]) -> Material:
     registry = {name: _slice(entry, name, length) for name, length in [*parts.items(), *slices.items()]}
     folder = job.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
+    write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
     tokens, cut = _look(source, arguments)
     hashes = dataset.data_files_hash(source)
     return Material(str(folder.resolve()), parts, slices, tokens, hashes, cut)
 
 
 def _rows(source: dataset.Source) -> int:
-    return sum(1 for file in source.files for _ in read_rows(file, source.file_type))
+    return sum(1 for file in source.files for _ in dataset.read_rows(file, source.file_type))
 
 
 def _slices(kind: str, count: int, size: int) -> dict[str, int | None]:
@@ -109,15 +104,10 @@ def _look(source: dataset.Source, arguments: Mapping[str, Any]) -> tuple[int | N
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    texts = [sample.answers[0].text for _, sample in usable_samples(source, ROWS) if sample.answers]
+    options = replace(dataset.options_of(arguments, "sft"), generate=True)
+    texts = [sample.answers[0].text for _, sample in dataset.usable_samples(source, options) if sample.answers]
     longest = max((len(found.ids) for found in tokenizer.encode_batch(texts)), default=0)
-    template = find_template(str(arguments.get("template")))
-    cut: tuple[str, ...] = ()
-    if template:
-        options = dataset.TruncationOptions(
-            ROWS, template, int(arguments.get("cutoff_len") or 2048), arguments.get("default_system")
-        )
-        cut = tuple(each.what for each in dataset.check_truncation(source, tokenizer_json, options).problems)
+    cut = tuple(each.what for each in dataset.check_truncation(source, tokenizer_json, options).problems)
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     return longest * 3 // 2 + 8, cut
 

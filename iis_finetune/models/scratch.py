@@ -58,4 +58,4 @@ def scratch_spec(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
 
 def _columns(source: dataset.Source) -> list[str]:
     columns = source.layout.columns
-    return [name for name in (columns.prompt, columns.query, columns.response) if name]
+    return [columns[key] for key in ("prompt", "query", "response") if key in columns]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .. import arguments, machine, models, plan, rules
+from .. import arguments, dataset, machine, models, plan, rules
 from .. import recipe as recipes
 from ..errors import Problem, in_file_order
 from ..machine import Machine
@@ -30,7 +30,10 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Question:
-    """What a verb before training asks about: a recipe with overrides, here or on a named machine."""
+    """What a verb before training asks about: a recipe with overrides, here or on a named machine.
+
+    `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is.
+    """
 
     recipe: str
     overrides: tuple[str, ...]
@@ -39,6 +42,8 @@ class Question:
     on: str | None = None
     rows: bool = True
     smoke: bool = False  # the run it leads to is a smoke run
+    limit: int | None = dataset.LIMIT
+    progress: dataset.Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def examine(question: Question) -> Examined:
     seen = look(question)
     recipe, host, planned, base, model = seen.recipe, seen.machine, seen.plan, seen.base, seen.model
     problems = [*seen.problems, *model_problems(recipe, model, planned.arguments)]
-    of_data, rows = data_problems(Asked(recipe, planned.arguments, model, question.workspace.data), question.rows)
+    data = Asked(recipe, planned.arguments, model, question.workspace.data, question.limit, question.progress)
+    of_data, rows = data_problems(data, question.rows)
     case = replace(_case(recipe, host, model, planned), rows=rows)
     problems += [*of_data, *rules.check(case), *_of_base(base, question)]
     if host.here:
