@@ -10,7 +10,7 @@ RUN ?= last
 KIT := .venv/bin/iis-finetune
 STAMP := .venv/iis-finetune-setup.json
 SETUP = $(PYTHON) scripts/setup.py $(if $(ACCEL),--accel $(ACCEL)) $(if $(TORCH),--torch $(TORCH)) \
-	$(if $(ARCH),--arch $(ARCH)) $(if $(EXTRA),--extra $(EXTRA))
+	$(if $(ARCH),--arch $(ARCH)) $(foreach each,$(EXTRA),--extra $(each))
 # Through the environment, so that a name with a space or a quote arrives as it is.
 export RECIPE RUN
 # Set-up leaves bytecode to the first import (half a minute less): without it each child would compile torch again.
@@ -73,11 +73,11 @@ lint: $(STAMP)  ## ruff and mypy
 test: lint  ## lint, then the tests a newcomer runs
 	@.venv/bin/python -m pytest $(ARGS)
 
-test-slow: EXTRA := deepspeed
+test-slow: EXTRA := deepspeed bitsandbytes
 test-slow: setup  ## the tests that really train for minutes
 	@.venv/bin/python -m pytest -m slow $(ARGS)
 
-test-all: EXTRA := deepspeed
+test-all: EXTRA := deepspeed bitsandbytes
 test-all: setup  ## everything, hours of it included
 	@.venv/bin/python -m pytest -m "slow or extended or not slow" $(ARGS)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the quickstart's data: news items in, a dropped id or a structured record out; plus plain text to pre-train on.
+"""Make the data sets: news items in, a dropped id or a structured record out; the same for each stage of training.
 
     python scripts/make_intelligence_data.py            writes data/
     python scripts/make_intelligence_data.py --check    exit 1 when data/ differs from a fresh generation
@@ -16,9 +16,14 @@ letters) and are answered with `{"UUID": ...}` alone. The others are answered wi
 | importance  | how far the sentence on the consequences reaches            | exact (1 to 5)             |
 | credibility | the kind of source                                          | exact (1 to 5)             |
 
+The other stages see items of their own: pairs of a right and a wrong answer (reward models, DPO), single answers that
+are marked right or wrong (KTO), conversations of two items (ShareGPT, ChatML), plain text (pre-training). A wrong
+answer decides wrongly, is no JSON, or rates wrongly.
+
 Ids are three words (`rose-otter-grass`), each a single token: a model of two million parameters learns to copy these,
 but neither eight random digits nor the 32 of a real UUID: that figure would be 0 and say nothing.
-Every place, company and source is invented. Nothing of a test item (id, text, title) stands in the other files.
+Every place, company and source is invented. Nothing of a test item (id, text, title) stands in the other files, and no
+item in two of them.
 Only `random.Random` and the standard library are used, so the bytes are the same on every machine.
 """
 
@@ -28,11 +33,14 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SEED = 20240607
 TRAIN_ROWS, TEST_ROWS, PAGES = 600, 100, 2400
+PAIRS, MARKED, CONVERSATIONS = 160, 80, 60
 DATA = Path(__file__).resolve().parent.parent / "data"
 INSTRUCTION = (
     "判断这条新闻的价值。Judge this news item: worthless, answer with its UUID alone; otherwise with its record."
@@ -339,7 +347,43 @@ def plain_row(item: Item) -> dict[str, str]:
     return {"text": "\n".join([item.prompt, *(f"{name}: {value}" for name, value in card.items())])}
 
 
-def as_json(rows: list[dict[str, str]]) -> str:
+def wrong_answer(random_source: random.Random, item: Item, others: Sequence[Item]) -> str:
+    """An answer that decides wrongly (with the record of another item), is no JSON, or rates wrongly."""
+    fault = random_source.choice(["decision", "form", "rating"] if item.record else ["decision", "form"])
+    if fault == "form":
+        broken = (item.answer[:-1], item.answer.replace('"', ""), item.answer.partition(": ")[2])
+        return random_source.choice(broken)
+    if fault == "rating" and item.record:
+        field = random_source.choice(["importance", "credibility"])
+        rating = random_source.choice([each for each in range(1, 6) if each != item.record[field]])
+        return json.dumps({"UUID": item.uuid, **item.record, field: rating}, ensure_ascii=False)
+    taken = {} if item.record else random_source.choice([each.record for each in others if each.record])
+    return json.dumps({"UUID": item.uuid, **taken}, ensure_ascii=False)
+
+
+def pair_row(item: Item, wrong: str) -> dict[str, str]:
+    return {"instruction": INSTRUCTION, "input": item.prompt, "chosen": item.answer, "rejected": wrong}
+
+
+def marked_row(item: Item, wrong: str | None) -> dict[str, Any]:
+    answer, right = wrong or item.answer, wrong is None
+    return {"instruction": INSTRUCTION, "input": item.prompt, "output": answer, "label": right}
+
+
+def conversation(items: Sequence[Item], words: tuple[str, ...]) -> dict[str, Any]:
+    """Items judged one after the other; `words`: list, role, content, and the names of system, user, assistant."""
+    whole, role, content, system, user, assistant = words
+    turns = [{role: system, content: INSTRUCTION}]
+    for item in items:
+        turns += [{role: user, content: item.prompt}, {role: assistant, content: item.answer}]
+    return {whole: turns}
+
+
+SHAREGPT = ("conversations", "from", "value", "system", "human", "gpt")
+CHATML = ("messages", "role", "content", "system", "user", "assistant")
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
     """One row a line, so that a change shows in a diff."""
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
@@ -350,15 +394,29 @@ def generated() -> dict[str, str]:
     test = new_items(random_source, TEST_ROWS, seen)
     train = new_items(random_source, TRAIN_ROWS, seen)
     pages = new_items(random_source, PAGES, seen)
+    pairs, marked = (new_items(random_source, count, seen) for count in (PAIRS, MARKED))
+    talks = [new_items(random_source, 2 * CONVERSATIONS, seen) for _ in range(2)]
+    two_and_two = [[items[n : n + 2] for n in range(0, len(items), 2)] for items in talks]
     return {
         "intelligence_test.json": as_json([alpaca_row(item) for item in test]),
         "intelligence_train.json": as_json([alpaca_row(item) for item in train]),
         "quickstart_text.json": as_json([plain_row(item) for item in pages]),
+        "intelligence_pairs.json": as_json(
+            [pair_row(each, wrong_answer(random_source, each, train)) for each in pairs]
+        ),
+        "intelligence_marked.json": as_json(
+            [
+                marked_row(each, wrong_answer(random_source, each, train) if number % 2 else None)
+                for number, each in enumerate(marked)
+            ]
+        ),
+        "intelligence_sharegpt.json": as_json([conversation(items, SHAREGPT) for items in two_and_two[0]]),
+        "intelligence_chatml.json": as_json([conversation(items, CHATML) for items in two_and_two[1]]),
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="make the quickstart's data")
+    parser = argparse.ArgumentParser(description="make the data sets in data/")
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 when a committed file differs")
     check = parser.parse_args().check
     different = []

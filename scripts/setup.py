@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Make the virtual environment: torch for this machine's card, LLaMA-Factory, the kit, and a check that they load.
 
-    python3 scripts/setup.py [--accel auto|cpu|cuda|rocm] [--torch index|keep] [--arch gfx906] [--extra deepspeed]
+    python3 scripts/setup.py [--accel auto|cpu|cuda|rocm] [--torch index|keep] [--arch gfx906]
+                             [--extra deepspeed] [--extra bitsandbytes]
 
 Runs on a bare Python 3.11 or later; exits 0, or 3 when the machine is not ready. What it did is recorded in
 `.venv/iis-finetune-setup.json`, written last: with the same inputs a second call returns at once, after an interruption
@@ -47,7 +48,7 @@ def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -
     parser.add_argument("--accel", choices=("auto", "cpu", "cuda", "rocm"), help="auto looks for the cards (default)")
     parser.add_argument("--torch", choices=("index", "keep"), help="keep: the torch of this interpreter, never touched")
     parser.add_argument("--arch", help="gfx name, where AMD cards of different families are plugged in")
-    parser.add_argument("--extra", action="append", default=[], choices=("deepspeed",))
+    parser.add_argument("--extra", action="append", default=[], choices=("bitsandbytes", "deepspeed"))
     parser.add_argument("--venv", default=".venv", help="where to make it (default: %(default)s)")
     given = parser.parse_args(arguments)
     before = (recorded or {}).get("request", {})

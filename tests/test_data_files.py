@@ -24,6 +24,13 @@ def answers_of(name: str) -> list[dict[str, Any]]:
     return [json.loads(row["output"]) for row in rows_of(name)]
 
 
+def texts_of(value: Any) -> list[str]:
+    """Every string in a row, however deep."""
+    if isinstance(value, dict | list):
+        return [text for each in (value.values() if isinstance(value, dict) else value) for text in texts_of(each)]
+    return [value] if isinstance(value, str) else []
+
+
 def test_committed_files_equal_a_fresh_generation() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "make_intelligence_data.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -50,9 +57,12 @@ def test_every_item_holds_the_id_that_its_answer_names() -> None:
             assert f'"{answer["UUID"]}"' in row["input"]
 
 
-def test_no_test_item_stands_in_train_or_in_the_plain_text() -> None:
-    known = "\n".join(row["input"] + row["output"] for row in rows_of("intelligence_train.json"))
-    known += "\n".join(row["text"] for row in rows_of("quickstart_text.json"))
+def test_no_test_item_stands_in_any_other_file() -> None:
+    others = [
+        path.name for path in DATA.glob("*.json") if path.name not in ("intelligence_test.json", "dataset_info.json")
+    ]
+    assert len(others) == 6
+    known = "\n".join(text for name in others for row in rows_of(name) for text in texts_of(row))
     for row, answer in zip(rows_of("intelligence_test.json"), answers_of("intelligence_test.json"), strict=True):
         body = row["input"].split("\n", 2)[2]
         for mark in (f'"{answer["UUID"]}"', body, answer.get("title", body)):
@@ -66,6 +76,38 @@ def test_ids_are_unique_over_train_and_test() -> None:
     assert len(ids) == len(set(ids))
 
 
+def verdict(text: str) -> tuple[Any, ...] | None:
+    """What an answer says beside the words of title and brief; None when it is no JSON."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    return len(answer), answer["UUID"], answer.get("importance"), answer.get("credibility")
+
+
+def test_a_rejected_answer_is_wrong_in_a_way_that_can_be_named() -> None:
+    pairs = [(verdict(row["chosen"]), verdict(row["rejected"])) for row in rows_of("intelligence_pairs.json")]
+    assert len(pairs) == 160 and all(chosen and chosen != rejected for chosen, rejected in pairs)
+    kinds = [
+        "form" if not other else "decision" if chosen[0] != other[0] else "rating" for chosen, other in pairs if chosen
+    ]
+    assert min(kinds.count(kind) for kind in ("form", "decision", "rating")) >= 20
+
+
+def test_half_of_the_marked_answers_are_right() -> None:
+    labels: list[Any] = [row["label"] for row in rows_of("intelligence_marked.json")]
+    assert labels.count(True) == labels.count(False) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "list_of", "role"), [("sharegpt", "conversations", "from"), ("chatml", "messages", "role")]
+)
+def test_a_conversation_is_an_instruction_and_two_items_with_their_answers(name: str, list_of: str, role: str) -> None:
+    talks: list[Any] = [row[list_of] for row in rows_of(f"intelligence_{name}.json")]
+    turns = {tuple(turn[role] for turn in talk) for talk in talks}
+    assert len(talks) == 60 and len(turns) == 1 and len(turns.pop()) == 5
+
+
 def test_each_registered_set_names_its_file_and_every_column_it_needs() -> None:
     registered = json.loads((DATA / "dataset_info.json").read_text(encoding="utf-8"))
     assert {"intelligence_alpaca", "intelligence_alpaca_test", "quickstart_text"} <= registered.keys()
@@ -73,5 +115,5 @@ def test_each_registered_set_names_its_file_and_every_column_it_needs() -> None:
         assert set(entry["columns"].values()) == set(rows_of(entry["file_name"])[0])
 
 
-def test_the_data_stay_under_one_megabyte() -> None:
-    assert sum(path.stat().st_size for path in DATA.glob("*.json")) < 1_000_000
+def test_the_data_stay_small() -> None:
+    assert sum(path.stat().st_size for path in DATA.glob("*.json")) < 1_300_000

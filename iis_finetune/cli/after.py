@@ -128,7 +128,7 @@ def _subject(name: str, checkpoint: int | None = None) -> Subject:
     if Path(name).suffix in recipes.SUFFIXES:
         return _from_file(name)
     run = _run(name, checkpoint)
-    result = run.output / f"checkpoint-{checkpoint}" if checkpoint is not None else run.output
+    result = run.output / f"checkpoint-{checkpoint}" if checkpoint is not None else run.result
     if not result.is_dir():
         what = f"{run.name} has no checkpoint {checkpoint}"
         there = ", ".join(str(runs.step_of(path)) for path in run.checkpoints()) or "none"

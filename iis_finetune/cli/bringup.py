@@ -117,7 +117,7 @@ def _make_base(request: Request, examined: Examined, question: Question, stop: S
         made = bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
         if runs.state_after_end(made) != "finished":
             raise ProblemsFound([_failure(made)])
-        if base.adapter is None and base.recipe.value("finetuning_type") in models.WHOLE:
+        if base.whole:
             publish(made, Path(base.model))
 
 

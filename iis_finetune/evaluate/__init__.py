@@ -80,7 +80,7 @@ def _path(job: Job, base: Side | None, tuned: Side) -> Path:
 
 def _sides(run: Run, wanted: Wanted) -> tuple[Side, Side | None]:
     arguments = _arguments(run)
-    result, name = run.output, TUNED
+    result, name = run.result, TUNED
     if wanted.checkpoint is not None:
         name = f"checkpoint-{wanted.checkpoint}"
         result = run.output / name
@@ -91,8 +91,8 @@ def _sides(run: Run, wanted: Wanted) -> tuple[Side, Side | None]:
     tuned = Side(name, arguments, after.tuned_weights(arguments, result.resolve()))
     if isinstance(wanted.baseline, Run):
         theirs = _arguments(wanted.baseline)
-        output = wanted.baseline.output.resolve()
-        return tuned, Side(wanted.baseline.name, theirs, after.tuned_weights(theirs, output))
+        weights = after.tuned_weights(theirs, wanted.baseline.result.resolve())
+        return tuned, Side(wanted.baseline.name, theirs, weights)
     return tuned, Side(BASE, arguments, after.base_weights(arguments)) if wanted.baseline else None
 
 

@@ -99,17 +99,8 @@ def prove(
     missing = check_files(trained, merged)
     if missing:
         return {}, missing
-    spec = {
-        "arguments": dict(arguments),
-        "adapters": list(trained.weights.adapters),
-        "merged": str(merged.resolve()),
-        "dtype": arguments["infer_dtype"],
-        "tolerance": TOLERANCES[arguments["infer_dtype"]],
-        "prompts": json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"],
-        "new_tokens": NEW_TOKENS,
-    }
     file = merged.parent / "parity.json"
-    write(file, json.dumps(spec, ensure_ascii=False))
+    write(file, json.dumps(comparison(trained, merged, arguments), ensure_ascii=False))
     child = after.one_process(environment)
     child["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [child["PYTHONPATH"]])])
     words = [sys.executable, "-m", "iis_finetune.probe.parity", str(file)]
@@ -119,6 +110,19 @@ def prove(
         raise RunFailed(f"the merged folder could not be compared, it is not kept: {' '.join(why)}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return found, judge(found, merged)
+
+
+def comparison(trained: Trained, merged: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the program that compares is asked."""
+    return {
+        "arguments": dict(arguments),
+        "adapters": list(trained.weights.adapters),
+        "merged": str(merged.resolve()),
+        "dtype": arguments["infer_dtype"],
+        "tolerance": TOLERANCES[arguments["infer_dtype"]],
+        "prompts": json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"],
+        "new_tokens": NEW_TOKENS,
+    }
 
 
 def finish(folder: Path, found: Mapping[str, Any]) -> None:
@@ -141,4 +145,4 @@ def _swap(made: Path, target: Path) -> None:
     made.replace(target)
 
 
-__all__ = ["Exported", "Wanted", "export", "prove"]
+__all__ = ["Exported", "Wanted", "comparison", "export", "prove"]

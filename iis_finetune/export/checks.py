@@ -16,6 +16,7 @@ from ..runs import read_json
 # models of 0.1 M to 2 M parameters: 2e-6, 5e-3 and 3e-2.
 TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+VALUE_HEAD = "value_head.safetensors"
 TIED = {"lm_head", "embed_tokens"}
 
 
@@ -64,11 +65,20 @@ def _adapter(folder: Path, facts: models.ModelFacts) -> Iterator[Problem]:
 
 
 def check_files(trained: Trained, merged: Path) -> list[Problem]:
-    """Tokenizer files that the base has and the merged folder lacks: transformers would make up an empty tokenizer."""
+    """Files beside the weights: without a tokenizer's transformers makes up an empty one, a reward needs its head."""
     source = Path(trained.weights.model)
     missing = [name for name in TOKENIZER_FILES if (source / name).is_file() and not (merged / name).is_file()]
     what = f"tokenizer files are missing: {', '.join(missing)}"
-    return [Problem(what, "export again, or copy them from the base model", Place(str(merged)))] if missing else []
+    problems = [Problem(what, "export again, or copy them from the base model", Place(str(merged)))] if missing else []
+    result = Path(trained.weights.adapters[-1] if trained.weights.adapters else trained.weights.model)
+    if trained.arguments.get("stage") == "rm" and not _same(result / VALUE_HEAD, merged / VALUE_HEAD):
+        what = f"{VALUE_HEAD}, by which a reward model scores, is not that of {result}"
+        problems.append(Problem(what, "export again; if it stays, the training left none", Place(str(merged))))
+    return problems
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def judge(found: Mapping[str, Any], merged: Path) -> list[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import recipe as recipes
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
-from ..runs import Workspace, listed, state
+from ..runs import Run, Workspace, listed, read_json, state
 
 WHOLE = ("full", "freeze")
 LONGEST_CHAIN = 5
@@ -16,12 +16,22 @@ LONGEST_CHAIN = 5
 
 @dataclass(frozen=True)
 class Base:
-    """The recipe named by `kit.base` and what it gives: a model folder, or a model and an adapter."""
+    """The recipe named by `kit.base` and what it gives: a model folder, or a model and adapters, in their order."""
 
     recipe: Recipe
     model: str
-    adapter: Path | None
+    adapters: tuple[Path, ...]
     ready: bool
+    below: Base | None = None  # what it is itself made on
+
+    @property
+    def whole(self) -> bool:
+        return self.recipe.value("finetuning_type", "lora") in WHOLE
+
+    @property
+    def first(self) -> Recipe:
+        """The recipe at the bottom, which says what the model looks like before it is there."""
+        return self.below.first if self.below else self.recipe
 
 
 def base_of(recipe: Recipe, workspace: Workspace, depth: int = 0) -> tuple[Base | None, list[Problem]]:
@@ -42,13 +52,19 @@ def base_of(recipe: Recipe, workspace: Workspace, depth: int = 0) -> tuple[Base 
 def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
     if base.value("finetuning_type", "lora") in WHOLE:
         folder = published(base.name, workspace)
-        return Base(base, str(folder), None, (folder / "config.json").is_file())
+        return Base(base, str(folder), (), (folder / "config.json").is_file())
     below, _ = base_of(base, workspace, depth + 1)
     model = below.model if below else str(base.value("model_name_or_path", ""))
     real = [run for run in listed(workspace) if run.recipe_name == base.name and not run.smoke]
     finished = [run for run in real if state(run) == "finished"]
-    adapter = finished[-1].output if finished else None
-    return Base(base, model, adapter, adapter is not None)
+    return Base(base, model, _adapters(finished[-1]) if finished else (), bool(finished), below)
+
+
+def _adapters(run: Run) -> tuple[Path, ...]:
+    """What a run left, after the adapters that it was put on top of."""
+    arguments = (read_json(run.decisions) or {}).get("arguments", {})
+    earlier = [Path(each) for each in str(arguments.get("adapter_name_or_path") or "").split(",") if each]
+    return (*(earlier if arguments.get("create_new_adapter") else earlier[:-1]), run.result)
 
 
 def published(name: str, workspace: Workspace) -> Path:

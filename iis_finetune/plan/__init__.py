@@ -99,17 +99,18 @@ def make(inputs: Inputs) -> Plan:
 
 def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:
     """Write where the model is read from; returns the folder that a precision view is made of, if one is needed."""
-    expected = inputs.workspace.models / inputs.model.name.replace("/", "--")
+    name = inputs.model.name  # a hub's, or the path of a folder that kit.base has still to make
+    expected = inputs.workspace.models / (name if Path(name).is_absolute() else name.replace("/", "--"))
     folder = inputs.workspace.root / (inputs.model.folder or expected)
     if inputs.base:
         draft.decisions.append(Decision("base", inputs.base.recipe.name, "recipe", "named by kit.base"))
-        if inputs.base.adapter:
-            draft.arguments["adapter_name_or_path"] = str(inputs.base.adapter)
     # A full training keeps FP32 weights under bf16 or fp16 autocast: rounding them first would only lose digits.
     whole = draft.arguments.get("finetuning_type") == "full" and precision != "fp32"
     of = folder if needs_view(inputs.model, precision) and not whole else None
     path = view_path(folder, precision, inputs.workspace.models) if of else folder
     draft.arguments["model_name_or_path"] = _placed(path, inputs.workspace)
+    if inputs.base:
+        training.adapters(draft, inputs.base)
     if of:
         draft.environment["IIS_BASE"] = _placed(folder, inputs.workspace)  # the adapter is to name it, not the view
         reason = f"the checkpoint holds {inputs.model.dtype}; LLaMA-Factory trains in what the model folder says"
@@ -138,7 +139,8 @@ def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> A
             lora_dropout=values.get("lora_dropout") or 0.0,
             trainable_layers=abs(values.get("freeze_trainable_layers") or 2),
             fused_attention=kernels.get("value") != "math",
-            micro_batch_size=values.get("per_device_train_batch_size") or 1,
+            micro_batch_size=(values.get("per_device_train_batch_size") or 1) * training.rows_of_a_sample(values),
+            reference=training.reference_model(values),
             cutoff_len=values.get("cutoff_len") or 2048,
             gradient_checkpointing=not values.get("disable_gradient_checkpointing"),
             attention=attention,

@@ -41,6 +41,7 @@ class Workload:
     attention: str = "sdpa"
     optimizer: str = "adamw_torch_fused"
     quantization_bit: int | None = None
+    reference: bool = False
     launcher: str = "single"
     processes: int = 1
     accelerator: str = "cuda"
@@ -153,6 +154,9 @@ def _weights(sizes: _Sizes) -> Items:
     return {
         "base weights": base * share,
         "trained weights": trained * share,
+        "reference model": (base if work.quantization_bit else sizes.parameters * sizes.stored)
+        * share
+        * work.reference,
         "unpacked weights": unpacked if work.quantization_bit or facts.quantization else 0,
     }
 

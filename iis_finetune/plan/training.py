@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import Problem
-from ..machine import Machine, decide_attention, decide_precision
+from ..machine import Decision, Machine, decide_attention, decide_precision
+from ..models import Base
+from ..rules import needs_reference
 from .draft import Draft
 
 FLASH_ATTN = {"disabled": "disabled", "sdpa": "sdpa", "fa2": "fa2"}
@@ -50,6 +53,44 @@ def attention(draft: Draft, machine: Machine, chosen_precision: str) -> str:
     draft.take(decision, problems, key)
     draft.arguments["flash_attn"] = FLASH_ATTN[str(decision.value)]
     return str(decision.value)
+
+
+def reference_model(arguments: Mapping[str, Any]) -> bool:
+    """Whether a second copy of the model is loaded to compare with; LoRA switches its adapter off instead."""
+    alone = arguments.get("finetuning_type", "lora") == "lora" and not arguments.get("ref_model")
+    return needs_reference(arguments.get("stage"), arguments.get("pref_loss")) and not alone
+
+
+def rows_of_a_sample(arguments: Mapping[str, Any]) -> int:
+    """A pair of answers is two rows of one forward pass."""
+    return 2 if arguments.get("stage") in ("rm", "dpo") else 1
+
+
+def adapters(draft: Draft, base: Base) -> None:
+    """Go on with the adapter of `kit.base`, or put a new one on top where the base's result is the reference."""
+    if base.whole:
+        return
+    if base.adapters:
+        draft.arguments["adapter_name_or_path"] = ",".join(map(str, base.adapters))
+    if needs_reference(draft.arguments.get("stage"), draft.arguments.get("pref_loss")):
+        _reference(draft)
+    stacked = draft.arguments.get("create_new_adapter")
+    what = "merged into the model as it is loaded; a new one is trained on top" if stacked else "trained on"
+    shown = draft.arguments.get("adapter_name_or_path", f"the result of {base.recipe.name}")
+    draft.decisions.append(Decision("adapter_name_or_path", shown, "recipe", f"the adapter of kit.base, {what}"))
+
+
+def _reference(draft: Draft) -> None:
+    """Have the loss compare with the result of `kit.base`: without its adapter a model is what came before that."""
+    bits, adapter = draft.arguments.get("quantization_bit"), draft.arguments.get("adapter_name_or_path")
+    if not bits and not draft.stated("ref_model"):
+        reason = "the reference is the model without the adapter in training, and is to be the result of kit.base"
+        draft.choose("create_new_adapter", True, reason)
+    elif not draft.stated("ref_model") and adapter:
+        reason = "a quantised model takes one adapter, so a second copy of both is the reference"
+        draft.choose("ref_model", draft.arguments["model_name_or_path"], reason)
+        draft.choose("ref_model_adapters", adapter, reason)
+        draft.choose("ref_model_quantization_bit", bits, reason)
 
 
 def batch(draft: Draft, processes: int) -> None:
@@ -99,6 +140,9 @@ def output(draft: Draft) -> None:
     draft.choose("include_num_input_tokens_seen", True, "tokens per second in the progress and the report")
     draft.choose("disable_gradient_checkpointing", False, "about 30 % slower for about half the activation memory")
     draft.choose("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0")
+    if draft.arguments.get("pissa_init") and not draft.arguments.get("pissa_convert"):
+        # LLaMA-Factory's default, the fast decomposition, draws at random and cannot be made again.
+        draft.choose("pissa_iter", -1, "the exact decomposition: a resume, a chat and the export start from the same")
     if draft.recipe.value("report_to") is None:
         draft.choose("report_to", "none", "nothing leaves this machine unless the recipe names a tracker")
 

@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..runs import Workspace
 from . import deep
 from .data import Asked, data_problems
-from .here import LLAMAFACTORY, here_problems
+from .here import LLAMAFACTORY, here_problems, quantization_problems
 from .model import looks_local, model_problems
 
 __all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local"]
@@ -77,7 +77,7 @@ def examine(question: Question) -> Examined:
     data = Asked(recipe, planned.arguments, model, question.workspace.data, question.limit, question.progress)
     of_data, rows = data_problems(data, question.rows)
     case = replace(_case(recipe, host, model, planned), rows=rows)
-    problems += [*of_data, *rules.check(case), *_of_base(base, question)]
+    problems += [*of_data, *rules.check(case), *quantization_problems(case), *_of_base(base, question)]
     if host.here:
         problems += here_problems(case, planned, question.workspace.runs, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
@@ -118,13 +118,15 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
     facts = models.look(str(name), workspace.models)
     if facts.known:
         return facts
-    described = models.facts_of(base.recipe if base else recipe)
+    described = models.facts_of(base.first if base else recipe)
     return replace(described, name=facts.name) if described else facts
 
 
 def _case(recipe: Recipe, host: Machine, model: ModelFacts, planned: Plan) -> rules.Case:
-    """What the rules look at: the recipe's own arguments, before the plan's additions."""
+    """What the rules look at: the recipe's own arguments, and of the plan's additions the adapter it starts from."""
     known = arguments.table()
     stated, _ = arguments.check(recipe.entries.values(), known)
+    of_base = ("adapter_name_or_path", "create_new_adapter") if recipe.kit.base else ()
+    stated = {**stated, **{key: planned.arguments[key] for key in of_base if key in planned.arguments}}
     launcher = next(each.value for each in planned.decisions if each.name == "launcher")
     return rules.Case(recipe, stated, known, host, model, planned.processes, str(launcher), planned.precision)

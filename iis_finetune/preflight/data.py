@@ -29,6 +29,7 @@ class Asked:
     folder: Path
     limit: int | None = dataset.LIMIT
     progress: Progress | None = None
+    answers_only: bool = False  # an evaluation after training asks for answers: pairs and labels are not for it
 
     @property
     def data_dir(self) -> Path:
@@ -36,7 +37,8 @@ class Asked:
 
     @property
     def stage(self) -> str:
-        return str(self.recipe.value("stage", "sft"))
+        stage = str(self.recipe.value("stage", "sft"))
+        return "sft" if self.answers_only and stage != "pt" else stage
 
 
 def data_problems(asked: Asked, rows: bool) -> tuple[list[Problem], int | None]:
@@ -46,10 +48,11 @@ def data_problems(asked: Asked, rows: bool) -> tuple[list[Problem], int | None]:
     values = [(key, asked.arguments.get(key)) for key in (TRAINED_ON, "eval_dataset")]
     for key, names in [*values, ("kit.evaluate_after", asked.recipe.kit.evaluate_after)]:
         if names:
-            found, wrong = dataset.check_registered(names, asked.data_dir, asked.stage, asked.recipe.place(key))
+            read = replace(asked, answers_only=key == "kit.evaluate_after")
+            found, wrong = dataset.check_registered(names, read.data_dir, read.stage, asked.recipe.place(key))
             problems += wrong
             for source in found if rows else ():
-                count, of_rows = _rows(asked, source, key)
+                count, of_rows = _rows(read, source, key)
                 problems += of_rows
                 counts += [count] if key == TRAINED_ON else []
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None

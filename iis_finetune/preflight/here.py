@@ -45,11 +45,15 @@ def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
 
 def _packages(case: Case) -> list[Problem]:
     versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
-    problems = rules.check_packages(case, versions)
-    if case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization:
-        place = case.recipe.place("quantization_bit")
-        problems += [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
-    return problems
+    return rules.check_packages(case, versions)
+
+
+def quantization_problems(case: Case) -> list[Problem]:
+    """What the machine table says of bitsandbytes, on a named machine too."""
+    if not case["quantization_bit"] or case["quantization_method"] != "bnb" or case.model.quantization:
+        return []
+    place = case.recipe.place("quantization_bit")
+    return [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
 
 
 def _disk(case: Case, runs: Path) -> list[Problem]:

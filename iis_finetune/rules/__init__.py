@@ -4,6 +4,7 @@ from .case import Case
 from .check import check
 from .disk import checkpoint_bytes, disk_bytes
 from .explain import explain
+from .finetuning import needs_reference
 from .packages import check_packages, packages_of
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "checkpoint_bytes",
     "disk_bytes",
     "explain",
+    "needs_reference",
     "packages_of",
 ]

@@ -45,8 +45,9 @@ def within_context(case: Case) -> bool:
     return longest is not None and case.purpose in TRAINING and case["cutoff_len"] <= longest
 
 
-def reference_model(case: Case) -> bool:
-    return case["stage"] in ("ppo", "kto") or (case["stage"] == "dpo" and case["pref_loss"] not in ("orpo", "simpo"))
+def needs_reference(stage: object, loss: object) -> bool:
+    """Whether what is learned is compared with the model as it was before; ORPO and SimPO do without."""
+    return stage in ("ppo", "kto") or (stage == "dpo" and loss not in ("orpo", "simpo"))
 
 
 def only_lora(number: int, key: str, line: int) -> Rule:
@@ -64,7 +65,7 @@ RULES = (
     Rule(12, "use_llama_pro finetuning_type", lambda c: c["use_llama_pro"] and c["finetuning_type"] == "full",
          "use_llama_pro trains the blocks that were added, finetuning_type full trains all of them",
          "finetuning_type: freeze", "hparams/finetuning_args.py:593"),
-    Rule(12, "pissa_init stage", lambda c: c["pissa_init"] and reference_model(c),
+    Rule(12, "pissa_init stage", lambda c: c["pissa_init"] and needs_reference(c["stage"], c["pref_loss"]),
          "pissa_init changes the base weights, which stage {c[stage]} needs as its reference",
          "remove pissa_init", "hparams/finetuning_args.py:602"),
     Rule(61, "freeze_trainable_layers use_llama_pro", uneven_blocks,
@@ -175,7 +176,8 @@ RULES = (
             "an adapter that is continued keeps its own rank, alpha and layers",
             "create_new_adapter: true for a new one on top", "model/adapter.py:175"),
     warning(96, "pissa_iter pissa_init",
-            lambda c: c.trains and c["pissa_init"] and not c["pissa_convert"] and c["pissa_iter"] != -1,
+            lambda c: c.trains and c["pissa_init"] and not c["pissa_convert"] and c.states("pissa_iter")
+            and c["pissa_iter"] != -1,
             "pissa_init with pissa_iter {c[pissa_iter]} is drawn at random and cannot be made again: a merge differs "
             "from what was trained",
             "pissa_iter: -1, or pissa_convert: true", "model/adapter.py:269"),

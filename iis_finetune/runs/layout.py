@@ -102,6 +102,12 @@ class Run:
         return self.folder / "output"
 
     @property
+    def result(self) -> Path:
+        """What the training made; with pissa_convert the adapter that fits the unchanged base."""
+        converted = self.output / "pissa_converted"
+        return converted if converted.is_dir() else self.output
+
+    @property
     def trainer_log(self) -> Path:
         return self.output / "trainer_log.jsonl"
 

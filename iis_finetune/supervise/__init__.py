@@ -96,14 +96,10 @@ def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
         shutil.rmtree(run.rejected, ignore_errors=True)  # one generation: several would fill the disk
     for bad in skipped:
         _set_aside(run, bad, keep_it=not spare_disk)
-    if good and not facts.resumable:
-        tell(
-            run,
-            "not resumable",
-            why=f"stage {facts.arguments.get('stage')} begins anew: LLaMA-Factory cannot resume it",
-        )
+    if good and facts.begins_anew:
+        tell(run, "not resumable", why=f"the training begins anew: {facts.begins_anew}")
         for each in run.checkpoints():
-            _set_aside(run, Skipped(each, ("of a stage that cannot be resumed",)), keep_it=True)
+            _set_aside(run, Skipped(each, (facts.begins_anew,)), keep_it=True)
         return None
     return good
 

@@ -49,8 +49,12 @@ class Facts:
         return micro_batch_of(self.arguments)
 
     @property
-    def resumable(self) -> bool:
-        return self.arguments.get("stage") not in NEVER_RESUMED
+    def begins_anew(self) -> str | None:
+        """Why no checkpoint of this training can be gone on with; None where one can."""
+        if self.arguments.get("stage") in NEVER_RESUMED:
+            return f"LLaMA-Factory cannot resume stage {self.arguments['stage']}"
+        # It subtracts what the attempt began with, which in a resume is no longer the start.
+        return "pissa_convert is wrong after a resume" if self.arguments.get("pissa_convert") else None
 
 
 def facts_of(run: Run) -> Facts:
