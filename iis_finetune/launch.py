@@ -21,6 +21,8 @@ from .recipe import Recipe
 from .runs import Run, Workspace, create, listed, read_json, state, write
 
 KIT = Path(__file__).parent
+SBATCH = KIT / "tables" / "job.sbatch"
+TORCHRUN = ("NPROC_PER_NODE", "FORCE_TORCHRUN")
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "deepspeed")
 
 
@@ -53,6 +55,7 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
     write(run.command, command_text(plan, environment, run))
     run.command.chmod(0o755)
     decided = {**plan.as_json(), "environment": environment, "processes": plan.processes, "precision": plan.precision}
+    decided["nodes"] = plan.nodes.as_json() if plan.nodes else None
     write(run.decisions, _json(fill(decided, run, workspace)))
     write(run.machine, _json(prepared.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
@@ -127,6 +130,37 @@ def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
     lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
     return "\n".join([*lines, f'exec {shlex.join(plan.command)} "$@"', ""])
+
+
+def node_commands(plan: Plan, recipe: str) -> list[dict[str, str]]:
+    """For each node the kit's command, and LLaMA-Factory's own in a run folder; none where there is one machine."""
+    found = []
+    for node in plan.nodes.all if plan.nodes else ():
+        place = f"--nodes {node.number} --node-rank {node.rank} --master {node.address}:{node.port}"
+        names = {**node.variables(), **{name: plan.environment.get(name, "") for name in TORCHRUN}}
+        plain = " ".join(f"{name}={value}" for name, value in names.items())
+        found.append({"train": f"iis-finetune train {recipe} {place}", "plain": f"{plain} {shlex.join(plan.command)}"})
+    return found
+
+
+def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
+    """A Slurm job of the recipe that saves and queues itself again when it is told to leave."""
+    devices = plan.processes // nodes if plan.precision and _on_devices(plan) else 0
+    values = {
+        "@NAME@": plan.recipe,
+        "@NODES@": str(nodes),
+        "@GPUS@": f"#SBATCH --gpus-per-node={devices}\n" if devices else "",
+        "@RECIPE@": recipe,
+        "@KIT@": str(Path(sys.executable).parent / "iis-finetune"),
+    }
+    text = SBATCH.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _on_devices(plan: Plan) -> bool:
+    return any(name in plan.environment for name in VISIBLE)
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:

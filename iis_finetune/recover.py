@@ -43,7 +43,7 @@ class Situation:
     """All that the decision rests on.
 
     `attempts` counts the attempts in a row, this one included, that left no new good checkpoint and changed nothing;
-    `precision` is what was really loaded, where that is known.
+    `precision` is what was really loaded, where that is known. One of several nodes may not change anything alone.
     """
 
     failure: Failure
@@ -54,6 +54,7 @@ class Situation:
     micro_batch: int = 1
     arch: str = "cpu"
     may_recover: bool = True
+    may_change: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ def decide(now: Situation) -> Action:
     if not row["resume"]:
         return _give_up(failure, row["advice"])
     change = next(filter(None, (CHANGES[name](now) for name in row["change"])), {})
+    if change and not now.may_change:
+        told = _words(change).removeprefix("going on ")
+        return _give_up(failure, f"the nodes have to change together: resume each of them {told}")
     if change:
         return Action(True, f"{failure.what}; {_words(change)}", change, PAUSES_SECONDS[0])
     times = _times(now)

@@ -16,7 +16,7 @@ from .. import recipe as recipe_files
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
 from ..plan import Plan
 from . import show
-from .words import AsJson, Full, On, Overrides, RecipeName, question, workspace
+from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, workspace
 
 Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
@@ -110,17 +110,34 @@ def check(
     raise typer.Exit(exit_code(found))
 
 
-def plan(recipe: RecipeName, overrides: Overrides = None, on: On = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    as_json: AsJson = False,
+    nodes: Number = 1,
+    master: Master = "FIRST_NODE:29500",
+) -> None:
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
-    examined = preflight.examine(question(recipe, overrides, on, rows=False))
+    asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
+    examined = preflight.examine(asked)
+    commands = _node_commands(examined.plan, shlex.join([recipe, *(overrides or ())])) if nodes > 1 else []
     if as_json:
-        content = examined.plan.as_json()
+        content = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
         show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
     else:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
         _plan_text(examined.plan, machine.advice(examined.machine, examined.plan.processes))
+        for rank, told in enumerate(commands):
+            show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
         show.problems(examined.problems)
     raise typer.Exit(exit_code(examined.problems))
+
+
+def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:
+    from .. import launch  # the other plans need not wait for it
+
+    return launch.node_commands(made, recipe)
 
 
 def _plan_text(made: Plan, advice: Sequence[str]) -> None:

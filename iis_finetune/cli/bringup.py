@@ -54,7 +54,7 @@ def train(request: Request, question: Question, stop: Stop, made: Run | None = N
     made = _go_on(request, made, question, stop) if made else bring_up(request, question, stop)
     code = outcome(request, made, stop)
     data = preflight.examine(replace(question, rows=False)).recipe.kit.evaluate_after
-    if code == FINE and data:
+    if code == FINE and data and (question.nodes is None or question.nodes.rank == 0):
         request.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
         evaluate.after_training(made, data, resuming.environment_of(made, question), stop)
         request.tell(evaluated=made.name)
@@ -114,7 +114,7 @@ def _make_base(request: Request, examined: Examined, question: Question, stop: S
         if again is None or again.ready:
             return
         request.tell(phase=f"making the base model: recipe {base.recipe.name}")
-        made = bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=()), stop)
+        made = bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=(), nodes=None), stop)
         if runs.state_after_end(made) != "finished":
             raise ProblemsFound([_failure(made)])
         if base.whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,12 @@ import typer
 
 from .. import notify, preflight, process, runs
 from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
+from ..plan import Nodes
+from ..preflight import Question
 from ..runs import Run
 from . import attach, bringup, resuming, show
 from . import smoke as smoke_run
-from .words import Overrides, RecipeName, RunName, question, workspace
+from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The whole path in a minute or two, on a shrunken model.")]
@@ -25,10 +28,17 @@ NAMED_SECONDS = 10.0
 
 
 def train(
-    recipe: RecipeName, overrides: Overrides = None, background: Background = False, smoke: Smoke = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    background: Background = False,
+    smoke: Smoke = False,
+    nodes: Number = 1,
+    node_rank: Rank = 0,
+    master: Master = "",
 ) -> None:
     """Check, fetch what is missing, train, watch; Ctrl-C stops the run."""
-    examined = preflight.examine(question(recipe, overrides))
+    asking = replace(question(recipe, overrides), nodes=nodes_of(nodes, node_rank, master))
+    examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
     show.problems(examined.problems, nothing_started=bool(stops))
@@ -39,11 +49,11 @@ def train(
         show.line(f"a smoke run of {examined.recipe.name}: its model shrunken, five steps, on the CPU")
         start(asked, background)
         return
-    resuming.check_devices(examined, question(recipe, overrides))
+    resuming.check_devices(examined, asking)
     for decision in examined.plan.decisions:
-        if decision.name in ("precision", "attention", "launcher"):
+        if decision.name in ("precision", "attention", "launcher", "nodes"):
             show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-    start(asked, background)
+    start({**asked, "nodes": asking.nodes.as_json() if asking.nodes else None}, background)
 
 
 def start(asked: dict[str, Any], background: bool) -> None:
@@ -86,11 +96,19 @@ def detached(folder: Path) -> None:
         raise typer.Exit(INPUT)
     made = runs.find(workspace(), asked["resume"]) if asked.get("resume") else None
     work = smoke_run.run if asked.get("smoke") else partial(bringup.train, made=made)
-    raise typer.Exit(bringup.run(request, question(asked["recipe"], asked["overrides"]), work))
+    raise typer.Exit(bringup.run(request, _question(asked["recipe"], asked["overrides"], asked.get("nodes")), work))
+
+
+def _question(recipe: str, overrides: list[str], nodes: dict[str, Any] | None) -> Question:
+    return replace(question(recipe, overrides), nodes=Nodes(**nodes) if nodes else None)
 
 
 def resume(
-    run: RunName, overrides: Overrides = None, accept_changes: Accept = False, background: Background = False
+    run: RunName,
+    overrides: Overrides = None,
+    accept_changes: Accept = False,
+    background: Background = False,
+    master: Master = "",
 ) -> None:
     """Go on with a run from its newest good checkpoint; refused when what it stands on has changed."""
     found = runs.find(workspace(), run)
@@ -98,12 +116,15 @@ def resume(
     if now in ("starting", "running", "finished"):
         fix = "nothing is left to do" if now == "finished" else f"iis-finetune watch {found.number:04d}"
         raise ProblemsFound([Problem(f"{found.name} is {now}", fix, Place(COMMAND_LINE))])
-    asked = question(str(found.recipe), overrides)
+    nodes = (runs.read_json(found.decisions) or {}).get("nodes")
+    if nodes and master:
+        nodes |= (nodes_of(nodes["number"], nodes["rank"], master) or Nodes(**nodes)).as_json()
+    asked = _question(str(found.recipe), overrides or [], nodes)
     examined = resuming.examine_run(found, asked)
     show.problems(examined.problems)
     resuming.check_footing(found, examined, asked, accept_changes)
     resuming.check_devices(examined, asked, found)
-    words = {"recipe": str(found.recipe), "overrides": overrides or [], "resume": found.name}
+    words = {"recipe": str(found.recipe), "overrides": overrides or [], "resume": found.name, "nodes": nodes}
     start({**words, "accept_changes": accept_changes}, background)
 
 

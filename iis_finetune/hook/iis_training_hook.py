@@ -1,9 +1,11 @@
 """Inside the training process: say what was loaded, hold it to the plan, stop at a step's end, dump the stacks.
 
 Plain Python without the package: it runs in LLaMA-Factory's processes, on the path by PYTHONPATH alone.
-`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_BASE` the model behind a precision view,
-`IIS_SUPERVISOR` the process that watches (its
+`IIS_RUN` is the run folder, `IIS_PRECISION` the precision of the plan, `IIS_LAUNCHER` and `IIS_PROCESSES` how it
+shares the model, `IIS_BASE` the model behind a precision view, `IIS_SUPERVISOR` the process that watches (its
 number and its start in clock ticks): without it nobody would ever end the training, so it saves and stops.
+
+On several machines each has a run folder of its own, written by the first of its processes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 TRAINER = "transformers.trainer"
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 REQUEST, TARGET = "stop-requested", "stop-at-step"
+# What each launcher shares out among the processes: nobody may hold all of it.
+SHARES = {"zero2": ("optimizer",), "zero3": ("optimizer", "parameters"), "fsdp": ("optimizer", "parameters")}
 
 
 def wait_for_trainer() -> None:
@@ -66,15 +70,36 @@ def patch(trainer: Any) -> None:
         rank = int(os.environ.get("RANK", "0"))
         _register_stacks(run, rank)
         loaded = describe(self)
-        if rank == 0:
-            _write(run / "loaded.json", loaded)
+        write_if(leads(), run / "loaded.json", loaded)
         refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
         name_the_original(self.model, os.environ.get("IIS_BASE"))
-        self.add_callback(stop_callback(trainer.TrainerCallback)(run, rank))
+        self.add_callback(sharing_callback(trainer.TrainerCallback)(run, self, loaded))
+        if nodes() > 1:
+            named["resume_from_checkpoint"] = several().common_checkpoint(run, named.get("resume_from_checkpoint"))
+            self.add_callback(several().callback(trainer.TrainerCallback)(run))
+        else:
+            self.add_callback(stop_callback(trainer.TrainerCallback)(run, rank))
         return original(self, *words, **named)
 
     trainer.Trainer.train = train
     _patch_last_epoch(trainer)
+    if nodes() > 1:
+        several().patch_save(trainer)
+
+
+def leads() -> bool:
+    """Whether this is the first of its machine's processes."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def nodes() -> int:
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
+def several() -> Any:
+    import iis_training_nodes  # type: ignore[import-not-found] # beside this file, on the training's path only
+
+    return iis_training_nodes
 
 
 def name_the_original(model: Any, base: str | None) -> None:
@@ -124,7 +149,6 @@ def describe(trainer: Any) -> dict[str, Any]:
         "device": str(next(model.parameters()).device),
         "processes": accelerator.num_processes,
         "distributed": str(accelerator.distributed_type).rpartition(".")[2].lower(),
-        "sharded": any(hasattr(parameter, "ds_id") for parameter in model.parameters()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device_memory_gib": _device_memory(torch),
@@ -163,6 +187,59 @@ def _difference(loaded: dict[str, Any], planned: str) -> str | None:
     return f"{held[strange[0]]:,} parameters are {strange[0]}" if strange else None
 
 
+def sharing_callback(base: Any) -> Any:
+    """A callback that looks, once everything is set up, how much each process holds, and holds it to the plan."""
+
+    class LookBeforeTheFirstStep(base):  # type: ignore[misc]
+        def __init__(self, run: Path, trainer: Any, loaded: dict[str, Any]) -> None:
+            self.run, self.trainer, self.loaded = run, trainer, loaded
+
+        def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_more: Any) -> None:
+            self.loaded["sharing"] = describe_sharing(self.trainer)
+            write_if(leads(), self.run / "loaded.json", self.loaded)
+            planned = os.environ.get("IIS_LAUNCHER", "")
+            wrong = _unshared(self.loaded, planned, int(os.environ.get("IIS_PROCESSES", "1")))
+            if planned and wrong:
+                text = f"iis-finetune: the plan shares the model by {planned}, but {wrong}"
+                raise SystemExit(f"{text}; the run is stopped before its first step")
+
+    return LookBeforeTheFirstStep
+
+
+def describe_sharing(trainer: Any) -> dict[str, Any]:
+    """What the model is wrapped in, and how many parameters and optimizer's values this process keeps of it."""
+    engine = getattr(trainer.model_wrapped, "optimizer", None)
+    flat = getattr(engine, "fp32_partitioned_groups_flat", None)  # ZeRO-3
+    flat = flat or getattr(engine, "single_partition_of_fp32_groups", None)  # ZeRO-1 and 2
+    updated = flat or [each for group in trainer.optimizer.param_groups for each in group["params"]]
+    return {
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "parameters": sum(map(_kept, trainer.model.parameters())),
+        "optimizer": sum(map(_kept, updated)),
+    }
+
+
+def _kept(tensor: Any) -> int:
+    """Numbers of a parameter in this process: ZeRO-3 keeps its part aside, FSDP2 inside."""
+    part = getattr(tensor, "ds_tensor", None)
+    if part is None:
+        part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return int(part.numel())
+
+
+def _unshared(loaded: dict[str, Any], planned: str, processes: int) -> str | None:
+    if loaded["processes"] != processes:
+        return f"{loaded['processes']} processes train together, not {processes}"
+    counts = loaded["parameters"]
+    whole = {"optimizer": sum(counts["trainable"].values())}
+    whole["parameters"] = whole["optimizer"] + sum(counts["frozen"].values())
+    for part in SHARES.get(planned.removesuffix("_offload"), ()) if processes > 1 else ():
+        here = loaded["sharing"][part]
+        if here * processes > 1.5 * whole[part]:  # a little more than its share: parts are filled up to equal sizes
+            return f"each of {processes} processes holds {here:,} of {whole[part]:,} values of the {part}"
+    return None
+
+
 def stop_callback(base: Any) -> Any:
     """A callback that ends the training with a checkpoint at a step's end, the same step in every process.
 
@@ -182,7 +259,7 @@ def stop_callback(base: Any) -> Any:
             if self.rank == 0 and not supervised():
                 (self.run / REQUEST).touch()
             if self.rank == 0 and (self.run / REQUEST).exists() and not (self.run / TARGET).exists():
-                _write(self.run / TARGET, state.global_step + 1)
+                write(self.run / TARGET, state.global_step + 1)
 
         on_substep_end = on_step_begin
 
@@ -205,7 +282,12 @@ def supervised() -> bool:
     return fields[19] == started and fields[0] not in "ZX"
 
 
-def _write(path: Path, content: Any) -> None:
+def write_if(mine: bool, path: Path, content: Any) -> None:
+    if mine:
+        write(path, content)
+
+
+def write(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)

@@ -12,6 +12,7 @@ from .decide import (
 from .detect import detect
 from .environment import decide_environment, dropped_variables, warned_variables
 from .host import package_version
+from .network import interface_to
 from .records import HERE, Accelerator, Decision, Device, Machine, Source
 from .table import architecture, profile, rocm_version, wheel
 
@@ -32,6 +33,7 @@ __all__ = [
     "decide_quantization",
     "detect",
     "dropped_variables",
+    "interface_to",
     "offload_problems",
     "package_version",
     "profile",

@@ -12,8 +12,11 @@ from .table import variables
 GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; more only adds switching
 
 
-def decide_environment(machine: Machine, processes: int = 1) -> list[Decision]:
-    """One Decision a variable, named `environment.NAME`; `processes` training processes use the first devices."""
+def decide_environment(machine: Machine, processes: int = 1, everywhere: int | None = None) -> list[Decision]:
+    """One Decision a variable, named `environment.NAME`; `processes` training processes use the first devices.
+
+    `everywhere` counts those on other machines too: what several processes need, one that has partners elsewhere does.
+    """
     table = [
         Decision(
             f"environment.{name}",
@@ -21,7 +24,7 @@ def decide_environment(machine: Machine, processes: int = 1) -> list[Decision]:
             "machine table",
             row["reason"].replace("{device}", machine.device),
         )
-        for name, row in variables("set", machine, processes)
+        for name, row in variables("set", machine, everywhere or processes)
     ]
     return [*_devices(machine, processes), *table, *_threads(machine, processes)]
 

@@ -14,10 +14,14 @@ from ..models import Base, ModelFacts, needs_view, view_path
 from ..recipe import Recipe
 from ..runs import Workspace
 from . import launcher as launchers
+from . import nodes as several
 from . import training
 from .draft import Draft
 from .memory import MemoryEstimate, Workload, estimate
+from .nodes import Nodes
 from .remedies import remedies
+
+__all__ = ["Inputs", "MemoryEstimate", "Nodes", "Plan", "make"]
 
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 HOOK = "{kit}/hook"
@@ -33,6 +37,7 @@ class Inputs:
     model: ModelFacts
     workspace: Workspace
     base: Base | None = None
+    nodes: Nodes | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Plan:
     precision: str
     view_of: Path | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Nodes | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -74,12 +80,15 @@ def make(inputs: Inputs) -> Plan:
     attention = training.attention(draft, inputs.machine, precision)
     model = _model(draft, inputs, precision)
     workload = _workload(draft, inputs, precision, attention)
-    launcher = launchers.decide(draft, inputs.machine, lambda name, n: _needed(inputs, workload(name, n)))
+    number = inputs.nodes.number if inputs.nodes else 1
+    launcher = launchers.decide(draft, inputs.machine, lambda name, n: _needed(inputs, workload(name, n)), number)
     training.batch(draft, launcher.processes)
     training.output(draft)
     if launcher.processes > 1:
-        training.several_processes(draft)
-    _environment(draft, inputs, launcher.processes, precision)
+        training.several_processes(draft, launcher.name)
+    if inputs.nodes:
+        several.write(draft, inputs.nodes, inputs.machine)
+    _environment(draft, inputs, launcher, precision)
     memory = _memory(draft, inputs, workload(launcher.name, launcher.processes))
     return Plan(
         recipe=inputs.recipe.name,
@@ -94,6 +103,7 @@ def make(inputs: Inputs) -> Plan:
         precision=precision,
         view_of=model,
         files=draft.files,
+        nodes=inputs.nodes,
     )
 
 
@@ -173,8 +183,8 @@ def _memory(draft: Draft, inputs: Inputs, workload: Workload) -> MemoryEstimate:
     return memory
 
 
-def _environment(draft: Draft, inputs: Inputs, processes: int, precision: str) -> None:
-    for decision in decide_environment(inputs.machine, processes):
+def _environment(draft: Draft, inputs: Inputs, launcher: launchers.Launcher, precision: str) -> None:
+    for decision in decide_environment(inputs.machine, launcher.here, launcher.processes):
         draft.environment[decision.name.removeprefix("environment.")] = str(decision.value)
         draft.decisions.append(decision)
     paths = [HOOK, *([AUDIO_PLACEHOLDER] if inputs.machine.torchaudio_placeholder else [])]

@@ -16,8 +16,11 @@ SHARDED = {"zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}
 
 @dataclass(frozen=True)
 class Launcher:
+    """`here` of the `processes` are on this machine, as many as on each of the others."""
+
     name: str
     processes: int
+    here: int
 
 
 def processes_wanted(draft: Draft, machine: Machine) -> int:
@@ -37,18 +40,23 @@ def processes_wanted(draft: Draft, machine: Machine) -> int:
     return min(number or there, there)
 
 
-def decide(draft: Draft, machine: Machine, memory: Fits) -> Launcher:
+def decide(draft: Draft, machine: Machine, memory: Fits, nodes: int = 1) -> Launcher:
     """Decide the launcher and write what LLaMA-Factory and torchrun need for it."""
-    processes = processes_wanted(draft, machine)
+    here = max(processes_wanted(draft, machine), 1)
+    processes = here * nodes
     stated = draft.stated("deepspeed", "fsdp")
     if stated and not draft.conflict(stated, "launcher"):
         draft.keep("launcher", stated[0], stated[0])
-        chosen = Launcher(stated[0], max(processes, 1))
+        chosen = Launcher(stated[0], processes, here)
     else:
         decision = _decision(draft, machine, memory, processes)
         draft.decisions.append(decision)
-        chosen = Launcher(str(decision.value), 1 if decision.value == "single" else max(processes, 1))
-    _write(draft, chosen)
+        alone = decision.value == "single"
+        chosen = Launcher(str(decision.value), 1 if alone else processes, 1 if alone else here)
+    if chosen.name == "single" and nodes > 1:
+        what = f"a single process cannot be on {nodes} nodes"
+        draft.complain(Problem(what, "kit.launcher: ddp", draft.recipe.place("kit.launcher")))
+    _write(draft, chosen, nodes)
     return chosen
 
 
@@ -72,19 +80,21 @@ def _decision(draft: Draft, machine: Machine, memory: Fits, processes: int) -> D
     return Decision("launcher", "zero3", "kit default", "nothing fits; zero3 comes nearest")
 
 
-def _write(draft: Draft, launcher: Launcher) -> None:
+def _write(draft: Draft, launcher: Launcher, nodes: int) -> None:
     if launcher.name in SHARDED:
         draft.arguments["deepspeed"] = "{run}/deepspeed.json"
-        draft.files["deepspeed.json"] = deepspeed_config(launcher.name)
+        draft.files["deepspeed.json"] = deepspeed_config(launcher.name, nodes)
     elif launcher.name == "fsdp" and "fsdp" not in draft.arguments:
         draft.arguments["fsdp"] = "full_shard auto_wrap"
         draft.arguments["fsdp_config"] = {"use_orig_params": True}
     if launcher.processes > 1 or launcher.name in (*SHARDED, "deepspeed", "fsdp"):
         draft.environment["FORCE_TORCHRUN"] = "1"
-        draft.environment["NPROC_PER_NODE"] = str(launcher.processes)
+        draft.environment["NPROC_PER_NODE"] = str(launcher.here)
+        # The hook holds the training to it: what is planned as shared must be shared.
+        draft.environment |= {"IIS_LAUNCHER": launcher.name, "IIS_PROCESSES": str(launcher.processes)}
 
 
-def deepspeed_config(launcher: str) -> dict[str, Any]:
+def deepspeed_config(launcher: str, nodes: int = 1) -> dict[str, Any]:
     """The ZeRO configuration of a launcher; `auto` values are filled in by transformers."""
     stage = SHARDED[launcher]
     # DeepSpeed's own bucket of 5e8 elements is 1.9 GiB in fp32, allocated whole; LoRA gradients need a tenth at most.
@@ -103,4 +113,5 @@ def deepspeed_config(launcher: str) -> dict[str, Any]:
         "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000},
         "bf16": {"enabled": "auto"},
         "zero_optimization": zero,
+        **({"checkpoint": {"use_node_local_storage": True}} if nodes > 1 else {}),
     }

@@ -147,10 +147,14 @@ def output(draft: Draft) -> None:
         draft.choose("report_to", "none", "nothing leaves this machine unless the recipe names a tracker")
 
 
-def several_processes(draft: Draft) -> None:
+def several_processes(draft: Draft, launcher: str) -> None:
     """What every run of more than one process needs."""
     reason = "the other ranks wait while the first tokenises; 30 minutes, the default, is too short for large data"
     draft.choose("ddp_timeout", 180_000_000, reason)
+    method, reward = draft.arguments.get("finetuning_type"), draft.arguments.get("stage") == "rm"
+    if launcher == "ddp" and (method == "oft" or (reward and method == "full")):
+        reason = "with torch's older checkpointing DDP ends in 'Expected to mark a variable ready only once' here"
+        draft.choose("use_reentrant_gc", False, reason)
 
 
 def dataset_names(arguments: dict[str, Any], key: str = "dataset") -> list[str]:

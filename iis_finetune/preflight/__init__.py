@@ -10,7 +10,7 @@ from .. import recipe as recipes
 from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
-from ..plan import Plan
+from ..plan import Nodes, Plan
 from ..recipe import Recipe
 from ..runs import Workspace
 from . import deep
@@ -44,6 +44,7 @@ class Question:
     smoke: bool = False  # the run it leads to is a smoke run
     limit: int | None = dataset.LIMIT
     progress: dataset.Progress | None = None
+    nodes: Nodes | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def look(question: Question) -> Examined:
     host = machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
     base, base_problems = models.base_of(recipe, question.workspace)
     model = _model(recipe, base, question.workspace)
-    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base))
+    nodes = question.nodes
+    if nodes and host.here:
+        nodes = replace(nodes, interface=machine.interface_to(nodes.address))
+    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes))
     return Examined(recipe, host, planned, base, model, (*problems, *base_problems, *planned.problems))
 
 
@@ -109,7 +113,7 @@ def _of_base(base: Base | None, question: Question) -> list[Problem]:
     """The problems of a base that has still to be made: it is trained first, so its mistakes count as much."""
     if base is None or base.ready:
         return []
-    found = examine(replace(question, recipe=str(base.recipe.path), overrides=()))
+    found = examine(replace(question, recipe=str(base.recipe.path), overrides=(), nodes=None))
     return [problem for problem in found.problems if problem.where.file == str(base.recipe.path)]
 
 

@@ -18,8 +18,12 @@ def on_cpu(case: Case) -> bool:
 
 
 def reentrant(case: Case) -> bool:
-    """Whether activations are computed anew by torch's older method, which DDP cannot follow."""
-    return bool(case["use_reentrant_gc"]) and not case["disable_gradient_checkpointing"]
+    """Whether the recipe wants torch's older way of computing activations anew, which DDP cannot follow.
+
+    Where it says nothing, the plan takes the newer one.
+    """
+    stated = case.states("use_reentrant_gc") and case["use_reentrant_gc"]
+    return bool(stated and not case["disable_gradient_checkpointing"])
 
 
 def marked_twice(case: Case) -> bool:
@@ -71,7 +75,7 @@ RULES = (
          "use_unsloth_gc keeps activations beside a GPU, and there is none: the first step fails",
          "remove use_unsloth_gc", "model/model_utils/checkpointing.py:68", kind="machine"),
     Rule(73, "fsdp kit.launcher", lambda c: c.launcher == "fsdp" and on_cpu(c),
-         "FSDP finds no device to share the model over on a CPU",
+         "on a CPU FSDP finds no device to share the model over: it fails, or is plain DDP without a word",
          "kit.launcher: ddp", "torch 2.13 FullyShardedDataParallel", kind="machine"),
     Rule(18, "deepspeed", lambda c: isinstance(c["deepspeed"], str) and not is_there(c["deepspeed"]),
          "the DeepSpeed configuration '{c[deepspeed]}' does not exist",
@@ -94,7 +98,7 @@ RULES = (
          "ddp_backend is for several processes; with one LLaMA-Factory ends in 'Default process group has not been "
          "initialized'",
          "remove ddp_backend", "transformers 5.6.0 training_args.py", kind="machine"),
-    Rule(86, "finetuning_type stage", marked_twice,
+    Rule(86, "use_reentrant_gc finetuning_type stage", marked_twice,
          "in {c.processes} processes the first step fails: 'Expected to mark a variable ready only once'",
          "use_reentrant_gc: false", "torch 2.13 DistributedDataParallel"),
 )  # fmt: skip

@@ -35,22 +35,26 @@ class Skipped:
         return f"{self.folder.name}: {'; '.join(self.why)}"
 
 
-def newest_good(run: Run, processes: int = 1) -> tuple[Path | None, list[Skipped]]:
-    """Walk back from the newest checkpoint to the first good one; returns it and those passed over, newest first."""
+def newest_good(run: Run, processes: int = 1, ranks: range | None = None) -> tuple[Path | None, list[Skipped]]:
+    """Walk back from the newest checkpoint to the first good one; returns it and those passed over, newest first.
+
+    `ranks` are those of the `processes` that save here, all of them unless the run is on several machines.
+    """
     skipped: list[Skipped] = []
     for folder in reversed(run.checkpoints()):
-        why = faults(folder, processes)
+        why = faults(folder, processes, ranks)
         if not why:
             return folder, skipped
         skipped.append(Skipped(folder, tuple(why)))
     return None, skipped
 
 
-def faults(folder: Path, processes: int = 1) -> list[str]:
+def faults(folder: Path, processes: int = 1, ranks: range | None = None) -> list[str]:
     """All that is wrong with a checkpoint; reads every byte of it, about 1 GB a second."""
     if (folder / INCOMPLETE_MARKER).exists():
         return ["its save was broken off"]
-    found = [*_missing(folder, processes), *_step(folder)]
+    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks or range(processes)]
+    found = [*_missing(folder, states), *_step(folder)]
     return found or [*_unreadable(folder), *weight_faults(folder)]
 
 
@@ -59,10 +63,10 @@ def weight_faults(folder: Path) -> list[str]:
     return [f"{path.name} {why}" for path in sorted(folder.glob("*.safetensors")) if (why := _tensor_fault(path))]
 
 
-def _missing(folder: Path, processes: int) -> list[str]:
+def _missing(folder: Path, states: list[str]) -> list[str]:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     sharded = sorted(name for name in there if re.fullmatch(r"global_step\d+", name))
-    found = _deepspeed(folder, sharded, processes) if sharded else []
+    found = _deepspeed(folder, sharded, len(states)) if sharded else []
     if not sharded:
         found += ["no optimizer state"] * (not there & set(OPTIMIZERS))
         found += ["no scheduler.pt"] * ("scheduler.pt" not in there)
@@ -73,7 +77,6 @@ def _missing(folder: Path, processes: int) -> list[str]:
         found += [f"no {name}" for name in sorted(shards - there)]
     for folder_name in there & {SHARDED_WEIGHTS, "optimizer_0"}:
         found += [f"{folder_name} is not whole"] * (not (folder / folder_name / ".metadata").is_file())
-    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
     return found + [f"no {name}" for name in states if name not in there]
 
 

@@ -78,6 +78,7 @@ def _decide(job: Job, facts: Facts, course: _Course) -> Action:
             micro_batch=facts.micro_batch,
             arch=facts.arch,
             may_recover=job.may_recover,
+            may_change=facts.nodes == 1,
         )
     )
     if action.change:
@@ -91,7 +92,7 @@ def _reached(checkpoint: Path | None) -> int:
 
 def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
     """The newest good checkpoint; the broken ones above it are put out of LLaMA-Factory's way."""
-    good, skipped = runs.newest_good(run, facts.processes)
+    good, skipped = runs.newest_good(run, facts.processes, facts.ranks)
     if skipped:
         shutil.rmtree(run.rejected, ignore_errors=True)  # one generation: several would fill the disk
     for bad in skipped:

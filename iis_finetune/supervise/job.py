@@ -43,6 +43,14 @@ class Facts:
     attention: str
     arch: str
     processes: int
+    nodes: int = 1
+    node_rank: int = 0
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of this machine's processes."""
+        here = self.processes // self.nodes
+        return range(self.node_rank * here, (self.node_rank + 1) * here)
 
     @property
     def micro_batch(self) -> int:
@@ -62,12 +70,15 @@ def facts_of(run: Run) -> Facts:
     decided, machine = read_json(run.decisions) or {}, read_json(run.machine) or {}
     chosen = {each["name"]: each["value"] for each in decided.get("decisions", ())}
     devices = machine.get("devices") or [{}]
+    nodes = decided.get("nodes") or {}
     return Facts(
         arguments=decided.get("arguments", {}),
         precision=decided.get("precision", "fp32"),
         attention=str(chosen.get("attention", "sdpa")),
         arch=devices[0].get("arch", "cpu"),
         processes=int(decided.get("processes", 1)),
+        nodes=nodes.get("number", 1),
+        node_rank=nodes.get("rank", 0),
     )
 
 

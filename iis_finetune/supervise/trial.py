@@ -187,6 +187,8 @@ def _asked(trial: Trial) -> str | None:
     if trial.requested:
         return trial.requested
     saved = code == 0 and trial.run.stop_at_step.exists()
+    if saved and not trial.run.stop_requested.exists():
+        return "another node was asked to stop"
     return "SIGTERM from outside" if saved or code == -signal.SIGTERM else None
 
 

@@ -1,0 +1,62 @@
+"""Several machines that train one model together: what each of them is told."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import Problem
+from ..machine import Decision, Machine
+from .draft import Draft
+
+JOIN_SECONDS = 600  # torch 2.13 static_tcp_rendezvous.py; said all the same, because it is the limit that users meet
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """`rank` is this machine's place among them; the first, at `address`, is 0. `interface` is the card towards it."""
+
+    number: int
+    rank: int
+    address: str
+    port: int
+    interface: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def all(self) -> list[Nodes]:
+        """The same for each of the machines; which card another one has is not known here."""
+        return [self if rank == self.rank else replace(self, rank=rank, interface=None) for rank in range(self.number)]
+
+    def variables(self) -> dict[str, str]:
+        """What LLaMA-Factory's launcher makes its torchrun command of."""
+        place = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)}
+        return {"NNODES": str(self.number), "NODE_RANK": str(self.rank), **place}
+
+
+def write(draft: Draft, nodes: Nodes, machine: Machine) -> None:
+    """Write what a run on several machines needs beside what several processes do."""
+    told = f"--nodes on the command line; this is node {nodes.rank}, the first is at {nodes.address}:{nodes.port}"
+    draft.decisions.append(Decision("nodes", nodes.number, "override", told))
+    draft.environment |= nodes.variables()
+    reason = "every node keeps whole checkpoints in a run folder of its own, so no disk need be shared"
+    draft.choose("save_on_each_node", True, reason)
+    reason = f"a node waits {JOIN_SECONDS // 60} minutes for the others to come, then its attempt ends"
+    _environment(draft, "PET_RDZV_CONF", f"timeout={JOIN_SECONDS}", reason)
+    if nodes.interface:
+        reason = f"the card that leads to {nodes.address}; gloo would take the one that the host's name belongs to"
+        _environment(draft, "GLOO_SOCKET_IFNAME", nodes.interface, reason)
+    elif machine.here and "GLOO_SOCKET_IFNAME" not in draft.recipe.kit.env:
+        what = f"no network card is known to lead to {nodes.address}"
+        draft.complain(Problem(what, "kit.env={GLOO_SOCKET_IFNAME: eth0}", severity="warning", kind="machine"))
+    if draft.arguments.get("save_total_limit") == 1:
+        what = "with one checkpoint kept, nodes that are cut off during a save have none in common"
+        place = draft.recipe.place("save_total_limit")
+        draft.complain(Problem(what, "save_total_limit: 2", place, severity="warning"))
+
+
+def _environment(draft: Draft, name: str, value: str, reason: str) -> None:
+    draft.environment[name] = value
+    draft.decisions.append(Decision(f"environment.{name}", value, "kit default", reason))
