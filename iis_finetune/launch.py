@@ -145,7 +145,7 @@ def node_commands(plan: Plan, recipe: str) -> list[dict[str, str]]:
 
 def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
     """A Slurm job of the recipe that saves and queues itself again when it is told to leave."""
-    devices = plan.processes // nodes if plan.precision and _on_devices(plan) else 0
+    devices = len(_devices(plan.environment))
     values = {
         "@NAME@": plan.recipe,
         "@NODES@": str(nodes),
@@ -157,10 +157,6 @@ def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
     for name, value in values.items():
         text = text.replace(name, value)
     return text
-
-
-def _on_devices(plan: Plan) -> bool:
-    return any(name in plan.environment for name in VISIBLE)
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:

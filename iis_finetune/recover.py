@@ -20,6 +20,7 @@ Cause = Literal[
     "disk full",
     "refused",
     "stuck",
+    "left alone",
 ]
 
 TABLE = Path(__file__).parent / "tables" / "recovery.toml"

@@ -29,6 +29,7 @@ VERBS = {
     "models": ("fetch.models", "The base models on disk."),
     "data": ("data.app", "Register and check your own data sets."),
     "train": ("training.train", "Check, fetch what is missing, train, watch."),
+    "slurm": ("before.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("life.runs_", "List the runs, or delete one."),
     "status": ("life.status", "One run: state, step, loss, processes, events."),
     "watch": ("life.watch", "Follow a run; Ctrl-C leaves it alone."),

@@ -14,11 +14,13 @@ import typer
 from .. import arguments, dataset, machine, models, preflight
 from .. import recipe as recipe_files
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
-from ..plan import Plan
+from ..plan import UNNAMED, Plan
+from ..runs import write
 from . import show
 from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, workspace
 
 Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
+To = Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it there instead of printing it.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
 
 
@@ -116,7 +118,7 @@ def plan(
     on: On = None,
     as_json: AsJson = False,
     nodes: Number = 1,
-    master: Master = "FIRST_NODE:29500",
+    master: Master = f"{UNNAMED}:29500",
 ) -> None:
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
     asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
@@ -132,6 +134,23 @@ def plan(
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
         show.problems(examined.problems)
     raise typer.Exit(exit_code(examined.problems))
+
+
+def slurm(recipe: RecipeName, overrides: Overrides = None, nodes: Number = 1, on: On = None, to: To = None) -> None:
+    """A Slurm job of a recipe, printed or written to a file; it saves and queues itself again when told to leave."""
+    from .. import launch
+
+    asked = question(recipe, overrides, on, rows=False)
+    examined = preflight.examine(replace(asked, nodes=nodes_of(nodes, 0, f"{UNNAMED}:29500")))
+    show.problems(examined.problems)
+    if exit_code(examined.problems):
+        raise typer.Exit(exit_code(examined.problems))
+    text = launch.sbatch(examined.plan, shlex.join([recipe, *(overrides or ())]), nodes)
+    if to is None:
+        show.line(text.rstrip())
+    else:
+        write(to, text)
+        show.line(f"written: {to}\nnext: sbatch {shlex.quote(str(to))}")
 
 
 def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:
@@ -173,4 +192,4 @@ def schema() -> None:
     show.document(arguments.schema(recipe_files.Kit.model_json_schema(), arguments.table()))
 
 
-__all__ = ["check", "models", "plan", "recipes", "schema"]
+__all__ = ["check", "models", "plan", "recipes", "schema", "slurm"]

@@ -18,10 +18,10 @@ from . import nodes as several
 from . import training
 from .draft import Draft
 from .memory import MemoryEstimate, Workload, estimate
-from .nodes import Nodes
+from .nodes import UNNAMED, Nodes
 from .remedies import remedies
 
-__all__ = ["Inputs", "MemoryEstimate", "Nodes", "Plan", "make"]
+__all__ = ["UNNAMED", "Inputs", "MemoryEstimate", "Nodes", "Plan", "make"]
 
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 HOOK = "{kit}/hook"

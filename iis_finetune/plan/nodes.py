@@ -9,6 +9,7 @@ from ..errors import Problem
 from ..machine import Decision, Machine
 from .draft import Draft
 
+UNNAMED = "FIRST_NODE"  # stands for an address that is not known yet
 JOIN_SECONDS = 600  # torch 2.13 static_tcp_rendezvous.py; said all the same, because it is the limit that users meet
 
 
@@ -48,7 +49,7 @@ def write(draft: Draft, nodes: Nodes, machine: Machine) -> None:
     if nodes.interface:
         reason = f"the card that leads to {nodes.address}; gloo would take the one that the host's name belongs to"
         _environment(draft, "GLOO_SOCKET_IFNAME", nodes.interface, reason)
-    elif machine.here and "GLOO_SOCKET_IFNAME" not in draft.recipe.kit.env:
+    elif machine.here and nodes.address != UNNAMED and "GLOO_SOCKET_IFNAME" not in draft.recipe.kit.env:
         what = f"no network card is known to lead to {nodes.address}"
         draft.complain(Problem(what, "kit.env={GLOO_SOCKET_IFNAME: eth0}", severity="warning", kind="machine"))
     if draft.arguments.get("save_total_limit") == 1:

@@ -67,7 +67,7 @@ def look(question: Question) -> Examined:
     base, base_problems = models.base_of(recipe, question.workspace)
     model = _model(recipe, base, question.workspace)
     nodes = question.nodes
-    if nodes and host.here:
+    if nodes and host.here and nodes.address != plan.UNNAMED:
         nodes = replace(nodes, interface=machine.interface_to(nodes.address))
     planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes))
     return Examined(recipe, host, planned, base, model, (*problems, *base_problems, *planned.problems))
