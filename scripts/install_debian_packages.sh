@@ -2,7 +2,7 @@
 # Installs the Debian packages that the tests use, where apt-get and the right to use it are at hand; says so where they are not.
 set -euo pipefail
 
-packages=(make git chromium fonts-wqy-microhei)  # the last two open the report: a browser, Chinese letters
+packages=(make git chromium fonts-wqy-microhei iproute2)  # a browser and Chinese letters for the report, namespaces for two nodes
 
 missing=()
 for package in "${packages[@]}"; do

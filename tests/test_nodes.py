@@ -44,7 +44,7 @@ def test_a_plan_for_two_nodes_counts_the_processes_of_both_and_prints_a_command_
 
 
 def test_a_plan_without_an_address_has_a_place_for_it(iis: Command) -> None:
-    done = iis("plan", "tiny", "--nodes", "3")
+    done = iis("plan", "tiny", "kit.global_batch_size=6", "--nodes", "3")
     assert done.returncode == 0 and "GLOO_SOCKET_IFNAME" not in done.stdout + done.stderr
     assert "--nodes 3 --node-rank 2 --master FIRST_NODE:29500" in done.stdout
 
@@ -114,7 +114,7 @@ def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project
         (bin_folder / name).write_text(text)
     for name in ("srun", "scontrol", "iis-finetune"):
         (bin_folder / name).chmod(0o755)
-    named = {"PYTHONPATH": str(ROOT), "CALLS": str(project / "calls"), "FAKE_STEP_SECONDS": "0.2"}
+    named = {"PYTHONPATH": str(ROOT), "CALLS": str(project / "calls"), "FAKE_STEP_SECONDS": "1"}
     slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
     environment = {**os.environ, **named, **slurm, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     subprocess.run([str(kit), "slurm", "tiny", "--to", "job.sbatch"], cwd=project, env=environment, check=True)
@@ -126,9 +126,10 @@ def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project
     assert (project / "calls").read_text() == "requeue 77\n"
     run = Run(where / "0001-tiny")
     assert runs.state(run) == "stopped"
-    again = subprocess.run(["bash", "job.sbatch"], cwd=project, env=environment, timeout=60, check=False)
+    kept = run.checkpoints()[-1].name
+    again = subprocess.run(["bash", "job.sbatch"], cwd=project, env=environment, timeout=90, check=False)
     assert again.returncode == 0 and runs.state(run) == "finished"
-    assert runs.attempts(run)[1].from_checkpoint == run.checkpoints()[-2].name or len(runs.attempts(run)) == 2
+    assert runs.attempts(run)[1].from_checkpoint == kept
     once_more = subprocess.run(["bash", "job.sbatch"], cwd=project, env=environment, timeout=60, check=False)
     assert once_more.returncode == 0 and len(runs.attempts(run)) == 2 and len(list(where.glob("0*"))) == 1
     assert (project / "calls").read_text() == "requeue 77\n"
@@ -283,3 +284,20 @@ def test_two_nodes_train_one_is_killed_and_a_resume_on_both_ends_as_if_nothing_h
     assert (first.run.output / "adapter_model.safetensors").read_bytes() == whole
     print(f"{launcher}: noticed after {noticed:.0f} s, ended after {alone:.0f} s (waits {JOIN_SECONDS} s for others)")
     assert not [who for node in two for who in node.pids() if process.identity(who)]
+
+
+def commands() -> list[str]:
+    lines = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith("iis-finetune ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_of_the_page_is_one(line: str, iis: Command) -> None:
+    """Those that only look are run; of the others every option is known, and the two nodes above have used them."""
+    verb, *rest = line.replace("qwen7b_lora", "tiny").split()[1:]
+    if verb in ("plan", "slurm"):
+        done = iis(verb, *rest, "kit.global_batch_size=16")
+        assert done.returncode == 0, done.stderr
+    else:
+        known = iis(verb, "--help").stdout
+        assert [word for word in rest if word.startswith("--") and word not in known] == []
