@@ -16,7 +16,7 @@ export RECIPE RUN
 # Set-up leaves bytecode to the first import (half a minute less): without it each child would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help need-recipe models setup train check plan download recipes runs status watch logs stop resume evaluate export chat serve report \
+.PHONY: help need-recipe models setup setup-ppo train check plan download recipes runs status watch logs stop resume evaluate export chat serve report \
 	doctor schema lint test test-slow test-all clean
 
 help:  ## this list
@@ -25,6 +25,9 @@ help:  ## this list
 
 setup:  ## make .venv: torch for this machine, LLaMA-Factory, the kit (ACCEL=auto|cpu|cuda|rocm TORCH=keep)
 	@$(SETUP)
+
+setup-ppo:  ## make .venv-ppo, the second environment, which stage ppo alone runs in
+	@$(SETUP) --ppo
 
 $(STAMP): constraints.txt pyproject.toml $(wildcard scripts/setup*.py) iis_finetune/tables/wheels.toml
 	@$(SETUP)
@@ -81,6 +84,6 @@ test-all: EXTRA := deepspeed bitsandbytes
 test-all: setup  ## everything, hours of it included
 	@.venv/bin/python -m pytest -m "slow or extended or not slow" $(ARGS)
 
-clean:  ## remove .venv and every cache; models/ and runs/ stay
-	@rm -rf .venv .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove both environments and every cache; models/ and runs/ stay
+	@rm -rf .venv .venv-ppo .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

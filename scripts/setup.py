@@ -3,6 +3,7 @@
 
     python3 scripts/setup.py [--accel auto|cpu|cuda|rocm] [--torch index|keep] [--arch gfx906]
                              [--extra deepspeed] [--extra bitsandbytes]
+    python3 scripts/setup.py --ppo                the second environment, .venv-ppo, which stage ppo alone runs in
 
 Runs on a bare Python 3.11 or later; exits 0, or 3 when the machine is not ready. What it did is recorded in
 `.venv/iis-finetune-setup.json`, written last: with the same inputs a second call returns at once, after an interruption
@@ -36,21 +37,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from setup_devices import detect  # noqa: E402
-from setup_plan import Plan, Request, SetUpFailed, make_plan, say  # noqa: E402
+from setup_plan import EVERYTHING, PPO, Plan, Purpose, Request, SetUpFailed, make_plan, say  # noqa: E402
 from setup_steps import STARTED, set_up  # noqa: E402
 
-from iis_finetune.wheels import RECORD, TRIO, record_of  # noqa: E402
+from iis_finetune.wheels import RECORD, record_of  # noqa: E402
 
 
-def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -> tuple[Request, Path]:
+def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -> tuple[Request, Path, Purpose]:
     """The command line; what it leaves out stays as the environment was made with, extras are never taken away."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--accel", choices=("auto", "cpu", "cuda", "rocm"), help="auto looks for the cards (default)")
     parser.add_argument("--torch", choices=("index", "keep"), help="keep: the torch of this interpreter, never touched")
     parser.add_argument("--arch", help="gfx name, where AMD cards of different families are plugged in")
     parser.add_argument("--extra", action="append", default=[], choices=("bitsandbytes", "deepspeed"))
-    parser.add_argument("--venv", default=".venv", help="where to make it (default: %(default)s)")
+    parser.add_argument("--ppo", action="store_true", help="the second environment, which stage ppo alone runs in")
+    parser.add_argument("--venv", help="where to make it (default: .venv, or .venv-ppo)")
     given = parser.parse_args(arguments)
+    venv = Path(given.venv or (".venv-ppo" if given.ppo else ".venv"))
     before = (recorded or {}).get("request", {})
     request = Request(
         given.accel or before.get("accelerator", "auto"),
@@ -58,7 +61,7 @@ def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -
         given.arch or (None if given.accel else before.get("architecture")),
         tuple(sorted({*given.extra, *before.get("extras", ())})),
     )
-    return request, Path(given.venv)
+    return request, venv, PPO if given.ppo else EVERYTHING
 
 
 def is_done(venv: Path, record: Mapping[str, Any] | None, plan: Plan) -> bool:
@@ -87,16 +90,17 @@ def only_one(venv: Path) -> Iterator[None]:
 
 def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    venv = read_request(arguments, None)[1]
+    _, venv, purpose = read_request(arguments, None)
     with only_one(venv):
         record = record_of(venv)
-        request, _ = read_request(arguments, record)
+        # The second environment is made for the card that the first one was made for.
+        request = read_request(arguments, record or record_of(venv.with_name(".venv")))[0]
         began = time.monotonic()
         try:
             devices = detect(None if request.accelerator == "auto" else request.accelerator)
             if request.architecture:
                 devices = replace(devices, accelerator="rocm", architectures=(request.architecture,))
-            plan = make_plan(request, devices)
+            plan = make_plan(request, devices, purpose=purpose)
             if is_done(venv, record, plan):
                 (venv / RECORD).touch()
                 return 0
@@ -106,9 +110,9 @@ def main(arguments: Sequence[str]) -> int:
             print(f"error: {failure}", file=sys.stderr)
             return 3
         except KeyboardInterrupt:
-            print("\ninterrupted: make setup goes on from here", file=sys.stderr)
+            print(f"\ninterrupted: {purpose.make} goes on from here", file=sys.stderr)
             return 130
-    report(record, time.monotonic() - began)
+    report(record, plan, time.monotonic() - began)
     return 0
 
 
@@ -126,11 +130,11 @@ def announce(venv: Path, plan: Plan) -> None:
         say(f"kept as it is: {', '.join(plan.kept)}")
 
 
-def report(record: Mapping[str, Any], seconds: float) -> None:
-    versions = ", ".join(f"{name} {record[name] or 'not installed'}" for name in TRIO)
+def report(record: Mapping[str, Any], plan: Plan, seconds: float) -> None:
+    versions = ", ".join(f"{name} {record[name] or 'not installed'}" for name in plan.trio)
     placeholder = " (text-only placeholder in use)" if record["torchaudio_placeholder"] else ""
     say(f"set-up finished in {seconds:.0f} s: {versions}{placeholder}")
-    say("next: make train RECIPE=quickstart")
+    say(f"next: make train RECIPE={'ppo' if plan.purpose == PPO else 'quickstart'}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,22 @@ class SetUpFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Purpose:
+    """What an environment is for: the command that makes it, its versions, what goes into it and what of the trio."""
+
+    make: str
+    constraints: str
+    packages: tuple[str, ...]
+    trio: tuple[str, ...] = TRIO
+    programs: tuple[str, ...] = ("llamafactory", "mypy", "pytest", "ruff")
+
+
+EVERYTHING = Purpose("make setup", "constraints.txt", ("-e", ".[train,dev]"))
+# LLaMA-Factory 0.9.3 imports no torchaudio, and its text models need no torchvision.
+PPO = Purpose("make setup-ppo", "constraints-ppo.txt", ("llamafactory",), ("torch",), ("llamafactory",))
+
+
+@dataclass(frozen=True)
 class Request:
     """What set-up was asked for."""
 
@@ -52,18 +68,31 @@ class Plan:
     extras: tuple[str, ...]
     python: str
     inputs_sha256: str
+    purpose: Purpose = EVERYTHING
+
+    @property
+    def trio(self) -> tuple[str, ...]:
+        """What of the trio is tried: what is installed, or what a kept interpreter may have."""
+        return self.purpose.trio if self.wheels else TRIO
+
+    def pins(self, *, local: bool = True) -> list[str]:
+        """The exact builds that this environment is to hold, installed or kept."""
+        pins = self.wheels.requirements(local=local) if self.wheels else list(self.kept)
+        return [pin for pin in pins if pin.partition("==")[0] in self.trio]
 
     def identity(self, venv: Path) -> dict[str, Any]:
         """What an environment cannot change without being made anew; its own path is written into its programs."""
-        trio = self.wheels.requirements() if self.wheels else list(self.kept)
-        return {"trio": trio, "python": self.python, "venv": str(venv.resolve())}
+        return {"trio": self.pins(), "python": self.python, "venv": str(venv.resolve())}
 
 
-def inputs_sha256(root: Path) -> str:
+def inputs_sha256(root: Path, purpose: Purpose = EVERYTHING) -> str:
     """Of the constraints and of pyproject's dependencies; other settings there are no reason to install again."""
+    pinned = (root / purpose.constraints).read_bytes()
+    if purpose != EVERYTHING:
+        return hashlib.sha256(pinned + json.dumps(purpose.packages).encode()).hexdigest()
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [project["dependencies"], project["optional-dependencies"], project["scripts"]]
-    return hashlib.sha256((root / "constraints.txt").read_bytes() + json.dumps(wanted).encode()).hexdigest()
+    return hashlib.sha256(pinned + json.dumps(wanted).encode()).hexdigest()
 
 
 def kept_trio() -> tuple[str, ...]:
@@ -83,12 +112,13 @@ def kept_trio() -> tuple[str, ...]:
     return tuple(f"{name}=={version}" for name, version in found.items())
 
 
-def make_plan(request: Request, devices: Devices, root: Path = ROOT) -> Plan:
+def make_plan(request: Request, devices: Devices, root: Path = ROOT, purpose: Purpose = EVERYTHING) -> Plan:
     wheels = None if request.torch == "keep" else the_one_row(devices, read_table())
-    extras = {*request.extras, *(("deepspeed",) if devices.count > 1 else ())}
+    extras = {*request.extras, *(("deepspeed",) if devices.count > 1 else ())} if purpose == EVERYTHING else set()
     python = "{}.{}.{}".format(*sys.version_info[:3])
     kept = () if wheels else kept_trio()
-    return Plan(request, devices, wheels, kept, tuple(sorted(extras)), python, inputs_sha256(root))
+    inputs = inputs_sha256(root, purpose)
+    return Plan(request, devices, wheels, kept, tuple(sorted(extras)), python, inputs, purpose)
 
 
 def the_one_row(devices: Devices, table: Sequence[Wheels]) -> Wheels:

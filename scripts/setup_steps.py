@@ -17,14 +17,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from setup_plan import ROOT, Plan, SetUpFailed, TorchSource, say, where_torch_comes_from
+from setup_plan import EVERYTHING, ROOT, Plan, Purpose, SetUpFailed, TorchSource, say, where_torch_comes_from
 
 from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, cure_of, load_command, load_error, write_record
 
 STARTED = "iis-finetune-setup.started.json"
 TRIO_CONSTRAINTS = "iis-finetune-torch.txt"
 LOG_LINES_SHOWN = 15
-PROGRAMS = ("llamafactory", "mypy", "pytest", "ruff")
 # /bin/sh finds the interpreter: a path with a space, or a long one, cannot stand behind #!
 TORCHRUN = """#!/bin/sh
 exec "{python}" -m torch.distributed.run "$@"
@@ -36,8 +35,8 @@ DROPPED_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PI
 class Steps:
     """Runs one command after the other, each told in one line with its seconds, everything it printed in one log."""
 
-    def __init__(self, venv: Path) -> None:
-        self.venv = venv
+    def __init__(self, venv: Path, purpose: Purpose = EVERYTHING) -> None:
+        self.venv, self.purpose = venv, purpose
         self.python = str(venv.absolute() / "bin" / "python")
         self.log = venv / "iis-finetune-setup.log"
         self.environment = {k: v for k, v in os.environ.items() if k not in DROPPED_VARIABLES}
@@ -47,7 +46,7 @@ class Steps:
         began = time.monotonic()
         if not Path(command[0]).exists():
             raise SetUpFailed(
-                f"step failed: {title}\n  {command[0]} is not there\n  fix: remove {self.venv}, run make setup"
+                f"step failed: {title}\n  {command[0]} is not there\n  fix: remove {self.venv}, run {self.purpose.make}"
             )
         with self.log.open("w", encoding="utf-8") as log:
             environment = self.environment | variables
@@ -61,7 +60,7 @@ class Steps:
             raise SetUpFailed(
                 f"step failed: {title}\n  command: {shlex.join(command)}\n"
                 f"  it ended with {child.returncode} and printed:\n{shown}\n  all of it: {self.log}\n"
-                f"  fix: {fix}, then run make setup again"
+                f"  fix: {fix}, then run {self.purpose.make} again"
             )
         say(f"  {title}: {time.monotonic() - began:.1f} s")
 
@@ -81,7 +80,7 @@ class Steps:
         command = [self.python, "-m", "pip", "install", "--no-compile", "--prefer-binary"]
         if constrained:
             own = (self.venv / TRIO_CONSTRAINTS).absolute()
-            command += ["-c", "constraints.txt", "-c", str(own)]
+            command += ["-c", self.purpose.constraints, "-c", str(own)]
         self.run(title, [*command, *arguments], "read pip's words above (network, proxy, disk space, Python version)")
 
     def ask(self, code: str) -> str:
@@ -152,7 +151,9 @@ def source_of_torch(steps: Steps, plan: Plan, *, reusable: bool) -> TorchSource 
     done = reusable and (steps.venv / TRIO_CONSTRAINTS).exists() and installed(steps, "torch")
     if done or not plan.wheels:
         return None
-    return where_torch_comes_from(plan.wheels, os.environ.get("IIS_TORCH_INDEX"))
+    source = where_torch_comes_from(plan.wheels, os.environ.get("IIS_TORCH_INDEX"))
+    wanted = tuple(pin for pin in source.requirements if pin.partition("==")[0] in plan.trio)
+    return replace(source, requirements=wanted)
 
 
 def install_torch(steps: Steps, plan: Plan, source: TorchSource | None) -> str | None:
@@ -162,7 +163,7 @@ def install_torch(steps: Steps, plan: Plan, source: TorchSource | None) -> str |
         steps.pip(" ".join(source.requirements), *source.arguments(), constrained=False)
     elif plan.wheels:
         return file.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip() or None
-    pins = dict(pin.split("==") for pin in (plan.wheels.requirements(local=False) if plan.wheels else plan.kept))
+    pins = dict(pin.split("==") for pin in plan.pins(local=False))
     pins |= {name: version for name in TRIO if (version := installed(steps, name))}
     lines = "".join(f"{name}=={version}\n" for name, version in pins.items())
     index = source.index if source else None
@@ -175,10 +176,10 @@ def installed(steps: Steps, name: str) -> str | None:
 
 
 def install_packages(steps: Steps, plan: Plan) -> None:
-    steps.pip("LLaMA-Factory, the kit and its tools", "-e", ".[train,dev]")
+    steps.pip(f"LLaMA-Factory and what {plan.purpose.constraints} pins", *plan.purpose.packages)
     if not plan.wheels:
         # What the kept interpreter already has was not installed here, so its programs are not in this bin/.
-        steps.pip("programs", "--ignore-installed", "--no-deps", *PROGRAMS)
+        steps.pip("programs", "--ignore-installed", "--no-deps", *plan.purpose.programs)
         torchrun = Path(steps.python).parent / "torchrun"
         torchrun.write_text(TORCHRUN.format(python=steps.python), encoding="utf-8")
         torchrun.chmod(0o755)
@@ -190,8 +191,8 @@ def install_packages(steps: Steps, plan: Plan) -> None:
         steps.pip("deepspeed", "--no-build-isolation", "deepspeed")
 
 
-def load_errors(steps: Steps) -> dict[str, str | None]:
-    """For each of the trio: None when it loads, else the last line it died with. A child each: one may crash."""
+def load_errors(steps: Steps, names: Sequence[str] = TRIO) -> dict[str, str | None]:
+    """For each of the names: None when it loads, else the last line it died with. A child each: one may crash."""
     children = {
         name: subprocess.Popen(
             load_command(steps.python, name),
@@ -200,17 +201,17 @@ def load_errors(steps: Steps) -> dict[str, str | None]:
             text=True,
             env=steps.environment,
         )
-        for name in TRIO
+        for name in names
     }
     printed = {name: child.communicate()[1] for name, child in children.items()}
     return {name: load_error(child.returncode, printed[name]) for name, child in children.items()}
 
 
-def check_and_cure(steps: Steps) -> dict[str, Any]:
+def check_and_cure(steps: Steps, names: Sequence[str] = TRIO) -> dict[str, Any]:
     """Make what cannot load harmless: torchvision is removed, torchaudio covered by the text-only placeholder."""
     began = time.monotonic()
-    errors = load_errors(steps)
-    say(f"  loading {', '.join(TRIO)}: {time.monotonic() - began:.1f} s")
+    errors = {**dict.fromkeys(TRIO), **load_errors(steps, names)}
+    say(f"  loading {', '.join(names)}: {time.monotonic() - began:.1f} s")
     if errors["torch"]:
         raise SetUpFailed(
             f"step failed: the installed torch cannot be imported\n  it said: {errors['torch']}\n"
@@ -242,13 +243,13 @@ def start_llamafactory(steps: Steps, *, placeholder: bool) -> None:
 
 def set_up(venv: Path, plan: Plan) -> dict[str, Any]:
     """Do every step; returns the record that was written."""
-    steps = Steps(venv)
+    steps = Steps(venv, plan.purpose)
     reusable = begun_with(venv) == plan.identity(venv)
     source = source_of_torch(steps, plan, reusable=reusable)  # before anything that works is taken down
     prepare(steps, plan, reusable=reusable)
     index = install_torch(steps, plan, source)
     install_packages(steps, plan)
-    cure = check_and_cure(steps)
+    cure = check_and_cure(steps, plan.trio)
     start_llamafactory(steps, placeholder=cure["torchaudio_placeholder"])
     record = {
         "accelerator": plan.devices.accelerator,
@@ -256,7 +257,7 @@ def set_up(venv: Path, plan: Plan) -> dict[str, Any]:
         **cure,
         "index": index,
         "kept_torch": plan.wheels is None,
-        "constraints_sha256": hashlib.sha256((ROOT / "constraints.txt").read_bytes()).hexdigest(),
+        "constraints_sha256": hashlib.sha256((ROOT / plan.purpose.constraints).read_bytes()).hexdigest(),
         "inputs_sha256": plan.inputs_sha256,
         "request": asdict(replace(plan.request, extras=plan.extras)),
         "python": plan.python,
