@@ -78,6 +78,7 @@ def fill(value: Any, run: Run, workspace: Workspace) -> Any:
         "{models}": str(workspace.models.resolve()),
         "{data}": str(workspace.data.resolve()),
         "{kit}": str(KIT),
+        "{ppo}": str(workspace.ppo),
     }
     if isinstance(value, str):
         for name, path in places.items():
@@ -128,7 +129,7 @@ def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:
     lines += ["[[ $# -gt 0 || ! -e output ]] || { echo 'output/ is there: say output_dir=DIR' >&2; exit 2; }"]
     lines += ["unset ${!ACCELERATE_*} ${!LLAMABOARD_*} RANK LOCAL_RANK WORLD_SIZE USE_V1 ALLOW_EXTRA_ARGS"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
-    lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
+    lines += [f"export PATH={shlex.quote(str(programs(environment)))}:$PATH"]
     return "\n".join([*lines, f'exec {shlex.join(plan.command)} "$@"', ""])
 
 
@@ -163,8 +164,13 @@ def child_environment(machine: Machine, environment: Mapping[str, str], chosen: 
     """The environment the kit was started in, minus what would change the run behind its back, plus the plan's."""
     dropped = {name for name, _ in dropped_variables(machine, environment)}
     inherited = {name: value for name, value in environment.items() if name not in dropped}
-    search = f"{Path(sys.executable).parent}:{environment.get('PATH', '/usr/bin:/bin')}"
+    search = f"{programs(chosen)}:{environment.get('PATH', '/usr/bin:/bin')}"
     return {**inherited, **chosen, "PATH": search}
+
+
+def programs(chosen: Mapping[str, str]) -> Path:
+    """The folder of the programs that a plan's environment means: its own virtual environment's, else this one's."""
+    return Path(chosen["VIRTUAL_ENV"]) / "bin" if "VIRTUAL_ENV" in chosen else Path(sys.executable).parent
 
 
 def start(run: Run, environment: Mapping[str, str], arguments: Path) -> process.Child:
@@ -201,13 +207,20 @@ def provenance(prepared: Prepared, workspace: Workspace, model: Path) -> dict[st
     return {
         "iis_finetune": __version__,
         "python": sys.version.split()[0],
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "packages": {name: package_version(name, packages_of(prepared.plan, workspace)) for name in PACKAGES},
         "git": _git(workspace.root),
         "data_sha256": dict(prepared.data),
         "model": str(model),
         "model_fingerprint": fingerprint(model),
         "model_revision": fetched.commit if fetched else None,
     }
+
+
+def packages_of(plan: Plan, workspace: Workspace) -> list[str] | None:
+    """Where the packages of a plan lie; None is this environment."""
+    if "VIRTUAL_ENV" not in plan.environment:
+        return None
+    return [str(site) for site in workspace.ppo.glob("lib/python*/site-packages")]
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

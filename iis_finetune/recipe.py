@@ -59,6 +59,9 @@ class Kit(BaseModel):
         None, ge=1, description="micro-batch x accumulation x processes; accumulation is computed from it"
     )
     base: str | None = Field(None, description="recipe whose result is this one's base; run first when it is missing")
+    reward: str | None = Field(
+        None, description="recipe of stage rm that stage ppo learns from; run first when missing"
+    )
     evaluate_after: str | None = Field(None, description="data set that base and tuned answer after training")
     devices: Annotated[int | list[int] | None, BeforeValidator(_numbers)] = Field(
         None, description="how many devices, or which: 2, or [0, 1]"

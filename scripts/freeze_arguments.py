@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from iis_finetune.arguments.catalogue import MODELS, TEMPLATES
 from iis_finetune.arguments.read_classes import read_arguments
 from iis_finetune.arguments.read_registers import read_models, read_templates
-from iis_finetune.arguments.table import FROZEN, PACKAGES
+from iis_finetune.arguments.table import FROZEN, PACKAGES, PPO_FROZEN
+
+PPO = Path(__file__).parent.parent / ".venv-ppo"
 
 
 def main() -> int:
@@ -48,7 +50,24 @@ def frozen_files() -> dict[Path, str]:
         MODELS: ("models", read_models(llamafactory)),
         TEMPLATES: ("templates", read_templates(llamafactory)),
     }
-    return {file: as_lines(versions, key, table) for file, (key, table) in rows.items()}
+    texts = {file: as_lines(versions, key, table) for file, (key, table) in rows.items()}
+    for site in PPO.glob("lib/python*/site-packages"):
+        texts[PPO_FROZEN] = differences(rows[FROZEN][1], site)
+    return texts
+
+
+def differences(rows: Mapping[str, Mapping[str, Any]], site: Path) -> str:
+    """What the second environment's table has otherwise; other words in a help are no difference."""
+    other = read_arguments(*(site / name for name in PACKAGES))
+    changed = {
+        name: row
+        for name, row in other.items()
+        if name not in rows or any(row[field] != rows[name][field] for field in row if field != "help")
+    }
+    found = importlib.metadata.distributions(path=[str(site)])
+    versions = {each.name: each.version for each in found if each.name in PACKAGES}
+    missing = json.dumps(sorted(set(rows) - set(other)))
+    return as_lines(versions, "arguments", changed).replace(",\n", f',\n"missing": {missing},\n', 1)
 
 
 def folder(package: str) -> Path:

@@ -9,7 +9,7 @@ from ..errors import Problem
 from ..recipe import Entry, Kit
 from .limits import beyond
 from .names import unknown
-from .table import Table
+from .table import Table, frozen_table
 from .values import NOT_GIVEN, Refused, convert
 
 
@@ -21,6 +21,9 @@ def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[
     for entry in own:
         if entry.key in table:
             problems += _take(entry, table, arguments)
+        elif entry.key in frozen_table():
+            what = f"the LLaMA-Factory that stage ppo runs in (0.9.3) has no argument '{entry.key}'"
+            problems.append(Problem(what, "remove the line", entry.place))
         else:
             problems.append(unknown(entry.key, table.keys(), Kit.model_fields.keys(), entry.place))
     for entry in own:

@@ -80,8 +80,7 @@ def _word_lists(packages: Mapping[str, Path]) -> dict[str, list[str]]:
 
 
 def _class_name(node: ast.ClassDef) -> str:
-    has_own_bases = any(isinstance(base, ast.Name) and base.id == "BaseTrainingArguments" for base in node.bases)
-    return "BaseTrainingArguments" if node.name == "TrainingArguments" and not has_own_bases else node.name
+    return "BaseTrainingArguments" if node.name == "TrainingArguments" and not node.bases else node.name
 
 
 def _members(node: ast.ClassDef) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 TABLES = Path(__file__).parent.parent / "tables"
 FROZEN = TABLES / "arguments-0.9.5.json"
+PPO_FROZEN = TABLES / "arguments-0.9.3.json"  # only what differs; the helps are 0.9.5's
 PACKAGES = ("llamafactory", "transformers")
 
 Kind = Literal["bool", "int", "float", "str", "list", "dict"]
@@ -56,31 +57,45 @@ class Argument:
 Table = Mapping[str, Argument]
 
 
-def table() -> Table:
-    """The installed packages' table, else the frozen one; about 5 ms where the frozen one fits what is installed."""
-    folders = _folders()
-    if folders is None or _is_frozen_version(folders):
-        return frozen_table()
-    return installed_table() or frozen_table()
+def table(stage: Any = None, ppo: Path | None = None) -> Table:
+    """The installed packages' table, else the frozen one; about 5 ms where the frozen one fits what is installed.
+
+    Stage ppo runs in the environment `ppo`, with packages of its own.
+    """
+    if stage == "ppo":
+        return _of(_folders_in(ppo) if ppo else None, PPO_FROZEN)
+    return _of(_folders(), FROZEN)
+
+
+def _of(folders: Mapping[str, Path] | None, frozen: Path) -> Table:
+    if folders is None or _is_frozen_version(folders, frozen):
+        return frozen_table(frozen)
+    return _read(folders) or frozen_table(frozen)
 
 
 @cache
-def frozen_table() -> Table:
-    """The table of LLaMA-Factory 0.9.5 with transformers 5.6.0, shipped with the kit."""
-    return _build(_frozen()["arguments"])
+def frozen_table(file: Path = FROZEN) -> Table:
+    """A table shipped with the kit: LLaMA-Factory 0.9.5 with transformers 5.6.0, or what stage ppo runs in."""
+    rows = _frozen(FROZEN)["arguments"]
+    if file != FROZEN:
+        other = _frozen(file)
+        rows = {name: row for name, row in rows.items() if name not in other["missing"]} | other["arguments"]
+    return _build(rows)
 
 
 @cache
-def _frozen() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(FROZEN.read_text("utf-8"))
+def _frozen(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return content
 
 
 def installed_table() -> Table | None:
     """The table read by `ast` from what is installed (about 50 ms); None where it is missing or laid out otherwise."""
     folders = _folders()
-    if folders is None:
-        return None
+    return _read(folders) if folders else None
+
+
+def _read(folders: Mapping[str, Path]) -> Table | None:
     from .read_classes import read_arguments
 
     try:
@@ -96,8 +111,16 @@ def _folders() -> dict[str, Path] | None:
     return folders if len(folders) == len(PACKAGES) else None
 
 
-def _is_frozen_version(folders: Mapping[str, Path]) -> bool:
-    versions = _frozen()["versions"]
+def _folders_in(environment: Path) -> dict[str, Path] | None:
+    """The packages' folders in another virtual environment."""
+    for site in environment.glob("lib/python*/site-packages"):
+        folders = {name: site / name for name in PACKAGES}
+        return folders if all(folder.is_dir() for folder in folders.values()) else None
+    return None
+
+
+def _is_frozen_version(folders: Mapping[str, Path], frozen: Path = FROZEN) -> bool:
+    versions = _frozen(frozen)["versions"]
     # The name of the metadata folder says the version; importlib.metadata would cost 20 ms.
     return all((folders[name].parent / f"{name}-{versions[name]}.dist-info").is_dir() for name in PACKAGES)
 

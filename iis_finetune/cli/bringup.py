@@ -16,6 +16,7 @@ from typing import Any
 from .. import evaluate, hub, launch, machine, models, preflight, process, rules, runs, supervise
 from ..errors import BUG, FINE, INTERRUPTED, RUN_FAILED, KitError, Place, Problem, ProblemsFound, exit_code
 from ..launch import Prepared
+from ..models import Base
 from ..observe import began, last_lines, raised, tail
 from ..preflight import Examined, Question
 from ..runs import Request, Run
@@ -92,7 +93,10 @@ def _made_ready(request: Request, question: Question, stop: Stop) -> Examined:
     """The recipe examined again once its base, its model and its view are there."""
     examined = resuming.examine(question)
     if examined.base and not examined.base.ready:
-        _make_base(request, examined, question, stop)
+        _make_base(request, examined.base, question, stop)
+        examined = resuming.examine(question)
+    if examined.reward and not examined.reward.ready:
+        _make_base(request, examined.reward, question, stop)
         examined = resuming.examine(question)
     if not examined.model.folder:
         _make_model(request, examined, question)
@@ -101,19 +105,18 @@ def _made_ready(request: Request, question: Question, stop: Stop) -> Examined:
     return examined
 
 
-def _make_base(request: Request, examined: Examined, question: Question, stop: Stop) -> None:
-    """Run the base's recipe as it stands, and keep a whole model it makes as a folder of its own."""
-    base = examined.base
-    if base is None:
-        return
+def _make_base(request: Request, base: Base, question: Question, stop: Stop) -> None:
+    """Run the recipe of a base or reward model as it stands; a whole model it makes is kept in a folder of its own."""
     models_root = question.workspace.models
     models_root.mkdir(parents=True, exist_ok=True)
     with (models_root / f".{base.recipe.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once make one base: the second waits, then finds it
-        again = resuming.examine(question).base
-        if again is None or again.ready:
+        seen = resuming.examine(question)
+        if not any(
+            each and each.recipe.name == base.recipe.name and not each.ready for each in (seen.base, seen.reward)
+        ):
             return
-        request.tell(phase=f"making the base model: recipe {base.recipe.name}")
+        request.tell(phase=f"making the {'reward' if base == seen.reward else 'base'} model: recipe {base.recipe.name}")
         made = bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=(), nodes=None), stop)
         if runs.state_after_end(made) != "finished":
             raise ProblemsFound([_failure(made)])

@@ -28,11 +28,12 @@ Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, 
 
 
 def workspace() -> Workspace:
-    """The current folder's; IIS_MODELS and IIS_RUNS move two of its parts."""
+    """The current folder's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
     root = Path.cwd()
     models = Path(os.environ.get("IIS_MODELS") or root / "models").expanduser()
     runs = Path(os.environ.get("IIS_RUNS") or root / "runs").expanduser()
-    return Workspace(root, models.absolute(), runs.absolute())
+    ppo = Path(os.environ.get("IIS_PPO") or Workspace.ppo).expanduser()
+    return Workspace(root, models.absolute(), runs.absolute(), ppo.absolute())
 
 
 def question(recipe: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:

@@ -18,39 +18,49 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-TRAINER = "transformers.trainer"
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+Patch = Callable[[Any], None]
 REQUEST, TARGET = "stop-requested", "stop-at-step"
 # What each launcher shares out among the processes: nobody may hold all of it.
 SHARES = {"zero2": ("optimizer",), "zero3": ("optimizer", "parameters"), "fsdp": ("optimizer", "parameters")}
 
 
 def wait_for_trainer() -> None:
-    sys.meta_path.insert(0, _Finder())
+    patches: dict[str, Patch] = {"transformers.trainer": patch}
+    if os.environ.get("IIS_STAGE") == "ppo":
+        import iis_ppo_hook  # type: ignore[import-not-found] # beside this file, on the training's path only
+
+        patches = dict(iis_ppo_hook.PATCHES)
+    sys.meta_path.insert(0, _Finder(patches))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the real finders find the trainer's module and wraps its loader; then it is out of the way."""
+    """Lets the real finders find each of the modules and wraps its loader; then it is out of the way."""
+
+    def __init__(self, patches: dict[str, Patch]) -> None:
+        self.patches = patches
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002
-        if name != TRAINER:
+        change = self.patches.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
+        if not self.patches:
+            sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec and spec.loader:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, change)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, real: Any) -> None:
-        self.real = real
+    def __init__(self, real: Any, change: Patch) -> None:
+        self.real, self.change = real, change
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         created: ModuleType | None = self.real.create_module(spec)
@@ -58,7 +68,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.real.exec_module(module)
-        patch(module)
+        self.change(module)
 
 
 def patch(trainer: Any) -> None:
@@ -66,19 +76,11 @@ def patch(trainer: Any) -> None:
     original = trainer.Trainer.train
 
     def train(self: Any, *words: Any, **named: Any) -> Any:
-        run = Path(os.environ["IIS_RUN"])
-        rank = int(os.environ.get("RANK", "0"))
-        _register_stacks(run, rank)
-        loaded = describe(self)
-        write_if(leads(), run / "loaded.json", loaded)
-        refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
-        name_the_original(self.model, os.environ.get("IIS_BASE"))
-        self.add_callback(sharing_callback(trainer.TrainerCallback)(run, self, loaded))
+        look(self, trainer.TrainerCallback)
         if nodes() > 1:
+            run = Path(os.environ["IIS_RUN"])
             named["resume_from_checkpoint"] = several().common_checkpoint(run, named.get("resume_from_checkpoint"))
             self.add_callback(several().callback(trainer.TrainerCallback)(run))
-        else:
-            self.add_callback(stop_callback(trainer.TrainerCallback)(run, rank))
         return original(self, *words, **named)
 
     trainer.Trainer.train = train
@@ -100,6 +102,25 @@ def several() -> Any:
     import iis_training_nodes  # type: ignore[import-not-found] # beside this file, on the training's path only
 
     return iis_training_nodes
+
+
+def look(trainer: Any, callback: Any) -> None:
+    """What is done before the first step; `callback` is transformers' class of that name."""
+    run = Path(os.environ["IIS_RUN"])
+    rank = int(os.environ.get("RANK", "0"))
+    _register_stacks(run, rank)
+    loaded = describe(trainer)
+    write_if(leads(), run / "loaded.json", loaded)
+    refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
+    name_the_original(_inner(trainer.model), os.environ.get("IIS_BASE"))
+    trainer.add_callback(sharing_callback(callback)(run, trainer, loaded))
+    if nodes() == 1:
+        trainer.add_callback(stop_callback(callback)(run, rank))
+
+
+def _inner(model: Any) -> Any:
+    """The model below the value head that stage ppo puts round it."""
+    return getattr(model, "pretrained_model", model)
 
 
 def name_the_original(model: Any, base: str | None) -> None:
@@ -143,8 +164,9 @@ def describe(trainer: Any) -> dict[str, Any]:
     return {
         "parameters": {name: dict(counter) for name, counter in counts.items()},
         "model": type(model).__name__,
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": getattr(_inner(model).config, "_attn_implementation", None),
         "mixed_precision": accelerator.mixed_precision,
+        "autocast": _autocast(trainer),
         "quantization": str(getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) or "") or None,
         "device": str(next(model.parameters()).device),
         "processes": accelerator.num_processes,
@@ -153,6 +175,12 @@ def describe(trainer: Any) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "device_memory_gib": _device_memory(torch),
     }
+
+
+def _autocast(trainer: Any) -> str | None:
+    """The dtype that stage ppo's own autocast computes in; every other stage's is mixed_precision."""
+    own = getattr(trainer, "amp_context", None)
+    return str(own.fast_dtype).removeprefix("torch.") if own is not None and own._enabled else None
 
 
 def _device_memory(torch: Any) -> float | None:
@@ -173,6 +201,8 @@ def _difference(loaded: dict[str, Any], planned: str) -> str | None:
     if planned not in TORCH_NAMES:
         return None
     mixed = loaded["mixed_precision"] or "no"
+    if planned == "fp32" and loaded.get("autocast"):
+        return f"it computes under autocast in {loaded['autocast']}"
     if mixed not in ("no" if planned == "fp32" else planned, "no"):
         return f"mixed precision is {mixed}"
     if planned != "fp32" and mixed == "no" and loaded["distributed"] != "deepspeed":
@@ -266,6 +296,7 @@ def stop_callback(base: Any) -> Any:
         def on_step_end(self, _args: Any, state: Any, control: Any, **_more: Any) -> None:
             if (self.run / TARGET).exists() and json.loads((self.run / TARGET).read_text()) <= state.global_step:
                 control.should_save = control.should_training_stop = True
+            self.on_step_begin(_args, state, control)  # stage ppo tells of no step's begin: name the next one here
 
     return StopAtStepEnd
 

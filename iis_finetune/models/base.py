@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .. import recipe as recipes
 from ..errors import Problem, ProblemsFound
@@ -16,7 +17,7 @@ LONGEST_CHAIN = 5
 
 @dataclass(frozen=True)
 class Base:
-    """The recipe named by `kit.base` and what it gives: a model folder, or a model and adapters, in their order."""
+    """The recipe named by `kit.base` or `kit.reward`, and what it gives: a model folder, or a model and adapters."""
 
     recipe: Recipe
     model: str
@@ -34,18 +35,22 @@ class Base:
         return self.below.first if self.below else self.recipe
 
 
-def base_of(recipe: Recipe, workspace: Workspace, depth: int = 0) -> tuple[Base | None, list[Problem]]:
-    """Look up `kit.base`; a base whose result is missing is not `ready` and is run first."""
-    if recipe.kit.base is None:
+def base_of(
+    recipe: Recipe, workspace: Workspace, depth: int = 0, key: Literal["base", "reward"] = "base"
+) -> tuple[Base | None, list[Problem]]:
+    """Look up `kit.base` or `kit.reward`; one whose result is missing is not `ready` and is run first."""
+    named = recipe.kit.base if key == "base" else recipe.kit.reward
+    place = recipe.place(f"kit.{key}")
+    if named is None:
         return None, []
-    if depth >= LONGEST_CHAIN or recipe.kit.base == recipe.name:
-        what = f"'{recipe.kit.base}' leads back to itself, or through more than {LONGEST_CHAIN} recipes"
-        return None, [Problem(what, "name a recipe that stands on its own", recipe.place("kit.base"))]
+    if depth >= LONGEST_CHAIN or named == recipe.name:
+        what = f"'{named}' leads back to itself, or through more than {LONGEST_CHAIN} recipes"
+        return None, [Problem(what, "name a recipe that stands on its own", place)]
     try:
-        base, problems = recipes.read(recipe.kit.base, (), workspace.recipes)
+        base, problems = recipes.read(named, (), workspace.recipes)
     except ProblemsFound as found:
         first = found.problems[0]
-        return None, [Problem(f"kit.base: {first.what}", first.fix, recipe.place("kit.base"), code=2)]
+        return None, [Problem(f"kit.{key}: {first.what}", first.fix, place, code=2)]
     return _result(base, workspace, depth), problems
 
 

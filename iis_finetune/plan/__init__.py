@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..runs import Workspace
 from . import launcher as launchers
 from . import nodes as several
-from . import training
+from . import ppo, training
 from .draft import Draft
 from .memory import MemoryEstimate, Workload, estimate
 from .nodes import UNNAMED, Nodes
@@ -38,11 +38,12 @@ class Inputs:
     workspace: Workspace
     base: Base | None = None
     nodes: Nodes | None = None
+    reward: Base | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What would run. Paths hold `{run}`, `{models}`, `{data}` and `{kit}`, filled in at launch."""
+    """What would run. Paths hold `{run}`, `{models}`, `{data}`, `{kit}` and `{ppo}`, filled in at launch."""
 
     recipe: str
     machine: str
@@ -73,7 +74,7 @@ class Plan:
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    known = table()
+    known = table(inputs.recipe.value("stage"), inputs.workspace.ppo)
     values, problems = check(inputs.recipe.entries.values(), known)
     draft = Draft(inputs.recipe, for_verb(values, "train", known), problems=problems)
     precision = training.precision(draft, inputs.machine)
@@ -89,6 +90,8 @@ def make(inputs: Inputs) -> Plan:
     if inputs.nodes:
         several.write(draft, inputs.nodes, inputs.machine)
     _environment(draft, inputs, launcher, precision)
+    if draft.arguments.get("stage") == "ppo":
+        ppo.add(draft, inputs.reward)
     memory = _memory(draft, inputs, workload(launcher.name, launcher.processes))
     return Plan(
         recipe=inputs.recipe.name,

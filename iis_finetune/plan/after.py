@@ -179,6 +179,8 @@ def server_environment(host: str, port: int, name: str) -> dict[str, str]:
 def one_process(environment: Mapping[str, str]) -> dict[str, str]:
     """A training's environment for what comes after it: one process, its first device, none of the training's hooks."""
     kept = {name: value for name, value in environment.items() if name not in SEVERAL_PROCESSES}
+    if kept.pop("IIS_STAGE", None):  # stage ppo alone runs in an environment of its own
+        kept["PATH"] = kept["PATH"].removeprefix(f"{kept.pop('VIRTUAL_ENV')}/bin:")
     for name in VISIBLE:
         if kept.get(name):
             kept[name] = kept[name].split(",")[0]

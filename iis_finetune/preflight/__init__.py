@@ -17,6 +17,7 @@ from . import deep
 from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems, quantization_problems
 from .model import looks_local, model_problems
+from .reward import reward_problems
 
 __all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local"]
 
@@ -49,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Examined:
-    """The answer: the plan and every problem; `base` and `model` say what has to be made or fetched first."""
+    """The answer: the plan and every problem; `base`, `reward` and `model` say what has to be made or fetched first."""
 
     recipe: Recipe
     machine: Machine
@@ -57,6 +58,7 @@ class Examined:
     base: Base | None
     model: ModelFacts
     problems: tuple[Problem, ...]
+    reward: Base | None = None
 
 
 def look(question: Question) -> Examined:
@@ -65,12 +67,14 @@ def look(question: Question) -> Examined:
     recipe = _with_whole_paths(recipe, question.workspace)
     host = machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
     base, base_problems = models.base_of(recipe, question.workspace)
+    reward, reward_problems = models.base_of(recipe, question.workspace, key="reward")
     model = _model(recipe, base, question.workspace)
     nodes = question.nodes
     if nodes and host.here and nodes.address != plan.UNNAMED:
         nodes = replace(nodes, interface=machine.interface_to(nodes.address))
-    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes))
-    return Examined(recipe, host, planned, base, model, (*problems, *base_problems, *planned.problems))
+    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward))
+    found = (*problems, *base_problems, *reward_problems, *planned.problems)
+    return Examined(recipe, host, planned, base, model, found, reward)
 
 
 def examine(question: Question) -> Examined:
@@ -80,17 +84,20 @@ def examine(question: Question) -> Examined:
     problems = [*seen.problems, *model_problems(recipe, model, planned.arguments)]
     data = Asked(recipe, planned.arguments, model, question.workspace.data, question.limit, question.progress)
     of_data, rows = data_problems(data, question.rows)
-    case = replace(_case(recipe, host, model, planned), rows=rows)
-    problems += [*of_data, *rules.check(case), *quantization_problems(case), *_of_base(base, question)]
+    case = replace(_case(seen, question.workspace), rows=rows)
+    problems += [*of_data, *rules.check(case), *quantization_problems(case)]
+    problems += [*_of_base(base, question), *_of_base(seen.reward, question)]
+    inputs = plan.Inputs(recipe, host, model, question.workspace, base, None, seen.reward)
+    problems += reward_problems(inputs, planned.arguments)
     if host.here:
-        problems += here_problems(case, planned, question.workspace.runs, question.environment)
+        problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
-    return replace(seen, problems=tuple(in_file_order(problems)))
+    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))))
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
-    case = _case(examined.recipe, examined.machine, examined.model, examined.plan)
+    case = _case(examined, question.workspace)
     return deep.ask(case, examined.plan, question.workspace, question.environment)
 
 
@@ -126,11 +133,13 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
     return replace(described, name=facts.name) if described else facts
 
 
-def _case(recipe: Recipe, host: Machine, model: ModelFacts, planned: Plan) -> rules.Case:
+def _case(seen: Examined, workspace: Workspace) -> rules.Case:
     """What the rules look at: the recipe's own arguments, and of the plan's additions the adapter it starts from."""
-    known = arguments.table()
+    recipe, planned = seen.recipe, seen.plan
+    known = arguments.table(recipe.value("stage"), workspace.ppo)
     stated, _ = arguments.check(recipe.entries.values(), known)
     of_base = ("adapter_name_or_path", "create_new_adapter") if recipe.kit.base else ()
     stated = {**stated, **{key: planned.arguments[key] for key in of_base if key in planned.arguments}}
-    launcher = next(each.value for each in planned.decisions if each.name == "launcher")
-    return rules.Case(recipe, stated, known, host, model, planned.processes, str(launcher), planned.precision)
+    launcher = str(next(each.value for each in planned.decisions if each.name == "launcher"))
+    rest = (seen.machine, seen.model, planned.processes, launcher, planned.precision)
+    return rules.Case(recipe, stated, known, *rest)

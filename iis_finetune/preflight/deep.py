@@ -32,11 +32,18 @@ def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, 
     with TemporaryDirectory(prefix="iis-finetune-") as folder:
         for name, content in plan.files.items():
             (Path(folder) / name).write_text(json.dumps(content), encoding="utf-8")
-        roots = {"{models}": str(workspace.models), "{data}": str(workspace.data), "{kit}": str(KIT)}
+        roots = {
+            "{models}": str(workspace.models),
+            "{data}": str(workspace.data),
+            "{kit}": str(KIT),
+            "{ppo}": str(workspace.ppo),
+        }
         places = {"{run}": folder, **roots}
         asked = filled({"command": "train" if verb == "train" else "infer", "arguments": given}, places)
         around = child_environment(case.machine, environment, filled(dict(plan.environment), places))
-        command = [sys.executable, "-m", "iis_finetune.probe.parser", json.dumps(asked)]
+        own = around.get("VIRTUAL_ENV") if "VIRTUAL_ENV" in plan.environment else None
+        python = str(Path(own) / "bin" / "python") if own else sys.executable
+        command = [python, "-m", "iis_finetune.probe.parser", json.dumps(asked)]
         done = process.capture(command, SECONDS, around)
     return _problems(case.recipe, done)
 

@@ -12,15 +12,19 @@ from .. import machine, rules
 from ..errors import Problem
 from ..plan import Plan
 from ..rules import Case
+from ..runs import Workspace
+from ..wheels import record_of
 
 LLAMAFACTORY = "0.9.5"
 GIB = 2**30
 
 
-def here_problems(case: Case, planned: Plan, runs: Path, environment: Mapping[str, str]) -> list[Problem]:
+def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What is missing on the machine that the kit runs on; a named profile has none of this."""
     launcher = _launcher(planned, environment)
-    return [*case.machine.problems, *_installed(), *launcher, *_packages(case), *_disk(case, runs)]
+    own = case["stage"] == "ppo"
+    packages = _of_ppo(case, workspace.ppo) if own else _packages(case)
+    return [*case.machine.problems, *_installed(), *launcher, *packages, *_disk(case, workspace.runs)]
 
 
 def _installed() -> list[Problem]:
@@ -43,9 +47,20 @@ def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
     return [Problem("torchrun is not on PATH, and several processes need it", "make setup", kind="missing")]
 
 
+def _of_ppo(case: Case, environment: Path) -> list[Problem]:
+    """Stage ppo's own environment: is it there, and does it have what the recipe needs beside its pinned packages?"""
+    if record_of(environment) is None or not (environment / "bin" / "llamafactory-cli").is_file():
+        what = "stage ppo runs in an environment of its own, with LLaMA-Factory 0.9.3, and it is not here"
+        fix = "make setup-ppo (about 2 GB), or stage: dpo, which is simpler and needs no reward model"
+        return [Problem(what, fix, case.recipe.place("stage"), kind="missing")]
+    paths = [str(site) for site in environment.glob("lib/python*/site-packages")]
+    versions = {name: machine.package_version(name, paths) for name in rules.packages_of(case)}
+    pip = f"{environment / 'bin' / 'pip'} install"
+    return [replace(each, fix=each.fix.replace("pip install", pip)) for each in rules.check_needs(case, versions)]
+
+
 def _packages(case: Case) -> list[Problem]:
-    versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
-    return rules.check_packages(case, versions)
+    return rules.check_packages(case, {name: machine.package_version(name) for name in rules.packages_of(case)})
 
 
 def quantization_problems(case: Case) -> list[Problem]:

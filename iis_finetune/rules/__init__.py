@@ -5,11 +5,12 @@ from .check import check
 from .disk import checkpoint_bytes, disk_bytes
 from .explain import explain
 from .finetuning import needs_reference
-from .packages import check_packages, packages_of
+from .packages import check_needs, check_packages, packages_of
 
 __all__ = [
     "Case",
     "check",
+    "check_needs",
     "check_packages",
     "checkpoint_bytes",
     "disk_bytes",

@@ -112,6 +112,11 @@ def packages_of(case: Case) -> tuple[str, ...]:
 
 def check_packages(case: Case, versions: Versions) -> list[Problem]:
     """What is missing, too old or too new, and whether torch's two companions were built for it."""
+    return [*check_needs(case, versions), *check_always(versions, case.machine.torchaudio_placeholder)]
+
+
+def check_needs(case: Case, versions: Versions) -> list[Problem]:
+    """What this recipe alone needs and does not find."""
     problems = []
     for need in _needs(case):
         found = versions.get(need.package)
@@ -121,7 +126,7 @@ def check_packages(case: Case, versions: Versions) -> list[Problem]:
             wanted = f"'{need.package}>={need.at_least}'" if need.at_least else need.package
             what = f"'{key}' needs the package {need.package}, which {state}"
             problems.append(Problem(what, f"pip install {wanted}", case.recipe.place(key), kind="missing"))
-    return [*problems, *check_always(versions, case.machine.torchaudio_placeholder)]
+    return problems
 
 
 def check_always(versions: Versions, placeholder: bool | None) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import Case
-from .rule import Rule, warning
+from .rule import OWN, Rule, warning
 
 HONEST_LOSSES = ("sigmoid", "orpo", "simpo")
 GALORE_OPTIMIZERS = ("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adafactor")
@@ -52,15 +52,22 @@ RULES = (
     Rule(33, "dataset eval_dataset do_train", lambda c: c.purpose == "nothing",
          "without do_train, do_eval or do_predict LLaMA-Factory loads the model, does nothing and reports success",
          "do_train: true", "train/sft/workflow.py:120"),
-    Rule(74, "stage", lambda c: c["stage"] == "ppo",
-         "PPO cannot run with LLaMA-Factory 0.9.5: it needs a version of trl that its other half refuses, and says so "
-         "after both models are loaded",
-         "use stage: dpo, which is simpler and needs no reward model; PPO needs a second environment with "
-         "LLaMA-Factory 0.9.3, transformers 4.52.4, trl 0.9.6 and peft 0.15.2", "train/ppo/trainer.py:90",
-         kind="missing"),
-    Rule(9, "reward_model stage", lambda c: c["stage"] == "ppo" and not c["reward_model"],
+    warning(74, "adapter_name_or_path",
+            lambda c: c["stage"] == "ppo" and c["adapter_name_or_path"] and not c["create_new_adapter"],
+            "PPO holds the model to its start by switching every adapter off: that is the base below the SFT adapter, "
+            "and the training is pulled back towards it",
+            "create_new_adapter: true, here and in the reward model's recipe", "trl 0.9.6 ppo_trainer.py:748"),
+    Rule(9, "reward_model stage",
+         lambda c: c["stage"] == "ppo" and not c["reward_model"] and not c.recipe.kit.reward,
          "PPO learns from a reward model, and none is given",
-         "reward_model: FOLDER, the result of a training with stage rm", "hparams/finetuning_args.py:581"),
+         "kit.reward: RECIPE of stage rm, or reward_model: FOLDER, the result of one",
+         "hparams/finetuning_args.py:581"),
+    Rule(OWN, "kit.reward stage", lambda c: c.recipe.kit.reward and c["stage"] != "ppo",
+         "kit.reward is for stage ppo, and this is {c[stage]}: nothing would read it",
+         "remove kit.reward", "train/ppo/workflow.py"),
+    Rule(19, "kit.launcher deepspeed stage", lambda c: c["stage"] == "ppo" and c.zero_stage is not None,
+         "stage ppo's own environment has no DeepSpeed",
+         "kit.launcher: ddp or single", "constraints-ppo.txt"),
     Rule(9, "stage do_train", lambda c: c["stage"] == "ppo" and not c.trains,
          "stage ppo only trains, it evaluates nothing",
          "do_train: true, or stage: sft to evaluate", "hparams/parser.py:334"),
@@ -69,8 +76,8 @@ RULES = (
          "a reward model that is an adapter needs a policy that is one too, not finetuning_type {c[finetuning_type]}",
          "reward_model_type: full, or finetuning_type: lora", "hparams/finetuning_args.py:584"),
     Rule(9, "report_to stage",
-         lambda c: c["stage"] == "ppo" and not {*c.names("report_to")} <= {"wandb", "tensorboard", "trackio", "none"},
-         "stage ppo reports to wandb, tensorboard or trackio only",
+         lambda c: c["stage"] == "ppo" and not {*c.names("report_to")} <= {"wandb", "tensorboard", "none"},
+         "stage ppo reports to wandb or tensorboard only",
          "report_to: tensorboard", "hparams/parser.py:348"),
     Rule(88, "pref_loss", lambda c: c["stage"] == "dpo" and c["pref_loss"] not in HONEST_LOSSES,
          "pref_loss {c[pref_loss]} trains with the sigmoid loss of DPO, without a word",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ SMOKE = "-smoke"
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders a verb works in: recipes and data below the root, models and runs wherever they were put."""
+    """The folders a verb works in: recipes and data below the root, models and runs wherever they were put.
+
+    `ppo` is the virtual environment of stage ppo, beside the one that the kit runs in.
+    """
 
     root: Path
     models: Path
     runs: Path
+    ppo: Path = Path(sys.prefix).parent / ".venv-ppo"
 
     @property
     def recipes(self) -> Path:

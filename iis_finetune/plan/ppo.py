@@ -1,0 +1,23 @@
+"""What stage ppo adds to a plan: an environment of its own and the reward model."""
+
+from __future__ import annotations
+
+from ..machine import Decision
+from ..models import Base
+from .draft import Draft
+
+ENVIRONMENT = "{ppo}"
+
+
+def add(draft: Draft, reward: Base | None) -> None:
+    """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
+    # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
+    draft.environment |= {"VIRTUAL_ENV": ENVIRONMENT, "IIS_STAGE": "ppo"}
+    reason = "LLaMA-Factory 0.9.5 cannot run PPO; 0.9.3 can, in an environment of its own (make setup-ppo)"
+    draft.decisions.append(Decision("environment.VIRTUAL_ENV", ENVIRONMENT, "kit default", reason))
+    if reward is None:
+        return
+    draft.decisions.append(Decision("reward", reward.recipe.name, "recipe", "named by kit.reward"))
+    draft.arguments["reward_model_type"] = "full" if reward.whole else "lora"
+    if reward.whole or reward.adapters:
+        draft.arguments["reward_model"] = str(reward.model if reward.whole else reward.adapters[-1])
