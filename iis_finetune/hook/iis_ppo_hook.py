@@ -22,7 +22,7 @@ def loads_what_the_folder_says(misc: Any) -> None:
 def reads_newer_configs(module: Any) -> None:
     original = module.PretrainedConfig.from_dict.__func__
 
-    def from_dict(cls: Any, /, config_dict: dict[str, Any], **named: Any) -> Any:
+    def from_dict(cls: Any, config_dict: dict[str, Any], /, **named: Any) -> Any:
         return original(cls, as_version_4(config_dict), **named)
 
     module.PretrainedConfig.from_dict = classmethod(from_dict)

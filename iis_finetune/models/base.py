@@ -9,7 +9,7 @@ from typing import Literal
 from .. import recipe as recipes
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
-from ..runs import Run, Workspace, listed, read_json, state
+from ..runs import Run, Workspace, listed, reached_the_end, read_json
 
 WHOLE = ("full", "freeze")
 LONGEST_CHAIN = 5
@@ -60,8 +60,9 @@ def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
         return Base(base, str(folder), (), (folder / "config.json").is_file())
     below, _ = base_of(base, workspace, depth + 1)
     model = below.model if below else str(base.value("model_name_or_path", ""))
+    # Not the state: a run that this very process has just supervised counts as running until the process is gone.
     real = [run for run in listed(workspace) if run.recipe_name == base.name and not run.smoke]
-    finished = [run for run in real if state(run) == "finished"]
+    finished = [run for run in real if reached_the_end(run)]
     return Base(base, model, _adapters(finished[-1]) if finished else (), bool(finished), below)
 
 
