@@ -266,6 +266,7 @@ FAULTS = (
     Fault(81, {"eval_dataset": "little,more", "eval_strategy": "steps", "eval_steps": 1, "eval_on_each_dataset": True, "load_best_model_at_end": True}, "load_best_model_at_end", "none for all", gone("eval_on_each_dataset")),
     Fault(82, {"eval_dataset": "little,more", "eval_on_each_dataset": True}, "eval_on_each_dataset", "one by one", gone("eval_on_each_dataset"), base=PREDICT),
     Fault(83, {**RM, "finetuning_type": "full"}, "stage", "first save", {"finetuning_type": "lora"}),
+    Fault(83, {**RM, "finetuning_type": "freeze"}, "stage", "first save", {"finetuning_type": "lora"}),
     Fault(84, {**EVAL, "per_device_eval_batch_size": 0}, "per_device_eval_batch_size", "first evaluation fails", {"per_device_eval_batch_size": 1}),
     Fault(86, {"finetuning_type": "oft", "use_reentrant_gc": True, "kit": {"devices": 2, "launcher": "ddp"}}, "use_reentrant_gc", "ready only once", {"ddp_find_unused_parameters": False}),
     Fault(86, {**RM, "finetuning_type": "full", "use_reentrant_gc": True, "kit": {"devices": 2, "launcher": "ddp"}}, "use_reentrant_gc", "ready only once", {"use_reentrant_gc": False}),

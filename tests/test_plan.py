@@ -11,7 +11,7 @@ from iis_finetune import machine, models, plan
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import Problem, errors_of
 from iis_finetune.plan import Inputs, Plan
-from iis_finetune.runs import Workspace
+from iis_finetune.runs import Run, Workspace
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -198,3 +198,72 @@ def test_what_does_not_fit_is_told_with_the_changes_that_were_computed_to_fit(
         again = make("qwen7b_lora", machine_name, *kept, "kit.global_batch_size=64", remedy)
         assert again.memory.per_device_gib == pytest.approx(float(gib.split()[0]), abs=0.06), remedy
         assert not [problem for problem in again.problems if "GiB a device are needed" in problem.what], remedy
+
+
+SFT = Path("/runs/0001-sft/output")
+STACKED = {"adapter_name_or_path": str(SFT), "create_new_adapter": True}
+# stage and overrides -> what the plan makes of an SFT adapter that kit.base names
+AFTER_SFT = [
+    ("dpo", (), STACKED),
+    ("kto", (), STACKED),
+    ("dpo", ("pref_loss=orpo",), {"adapter_name_or_path": str(SFT)}),
+    ("reward", (), {"adapter_name_or_path": str(SFT)}),
+    ("qwen0_5b_lora", (), {"adapter_name_or_path": str(SFT)}),
+    ("dpo", ("create_new_adapter=false",), {"adapter_name_or_path": str(SFT), "create_new_adapter": False}),
+    (
+        "dpo",
+        ("quantization_bit=4",),
+        {
+            "adapter_name_or_path": str(SFT),
+            "ref_model": "{models}/Qwen--Qwen2.5-0.5B-Instruct@fp32",
+            "ref_model_adapters": str(SFT),
+            "ref_model_quantization_bit": 4,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "expected"), AFTER_SFT)
+def test_what_comes_after_sft_is_compared_with_the_sft_model(
+    name: str, overrides: tuple[str, ...], expected: dict[str, object]
+) -> None:
+    nowhere = Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))
+    recipe, _ = recipes.read(name, overrides, ROOT / "recipes")
+    sft, _ = recipes.read("qwen0_5b_lora", (), ROOT / "recipes")
+    model = str(sft.value("model_name_or_path"))
+    base = models.Base(sft, model, (SFT,), ready=True)
+    facts = models.look(model, nowhere.models)
+    made = plan.make(Inputs(recipe, machine.profile("mi50"), facts, nowhere, base))
+    keys = {
+        "adapter_name_or_path",
+        "create_new_adapter",
+        "ref_model",
+        "ref_model_adapters",
+        "ref_model_quantization_bit",
+    }
+    assert {key: value for key, value in made.arguments.items() if key in keys} == expected
+    told = {each.name: each for each in made.decisions}
+    assert told["adapter_name_or_path"].value == str(SFT)
+    assert ("on top" in told["adapter_name_or_path"].reason) == (expected == STACKED)
+
+
+def test_a_third_training_starts_from_both_adapters_below_it(tmp_path: Path) -> None:
+    run = Run(tmp_path / "0002-dpo")
+    run.folder.mkdir()
+    arguments = {"adapter_name_or_path": str(SFT), "create_new_adapter": True}
+    run.decisions.write_text(json.dumps({"arguments": arguments}), encoding="utf-8")
+    assert models.adapters_of(run) == (SFT, run.output)
+    run.decisions.write_text(json.dumps({"arguments": {**arguments, "create_new_adapter": False}}), encoding="utf-8")
+    assert models.adapters_of(run) == (run.output,)
+
+
+def test_a_pair_takes_the_memory_of_two_rows_and_a_whole_training_that_of_its_reference() -> None:
+    pairs, single = make("dpo", "rtx4090").memory.items, make("qwen0_5b_lora", "rtx4090", "lora_dropout=0").memory.items
+    assert pairs["logits"] == 2 * single["logits"]
+    whole = make("kto", "rtx4090", "finetuning_type=full", "lora_rank=null")
+    assert whole.memory.items["reference model"] > 0.9 and "reference model" not in pairs
+
+
+def test_pissa_starts_from_what_can_be_made_again() -> None:
+    assert make("qwen0_5b_lora", "cpu", "pissa_init=true").arguments["pissa_iter"] == -1
+    assert "pissa_iter" not in make("qwen0_5b_lora", "cpu", "pissa_init=true", "pissa_convert=true").arguments

@@ -29,7 +29,7 @@ from iis_finetune.runs import Run, Workspace
 STAGES: dict[str, tuple[str, ...]] = {
     "pt": ("pretrain",),
     "sft": ("qwen0_5b_lora",),
-    "rm": ("reward",),
+    "rm": ("reward", "learning_rate=2e-3", "max_steps=15"),  # its value head has dropout: a noisy loss
     "dpo": ("dpo",),
     "orpo": ("dpo", "pref_loss=orpo"),
     "simpo": ("dpo", "pref_loss=simpo"),
@@ -39,7 +39,7 @@ LORA = ("finetuning_type=lora", "lora_rank=8", "lora_alpha=16", "lora_dropout=0"
 WHOLE = ("lora_rank=null", "lora_alpha=null", "lora_dropout=null", "lora_target=null")
 METHODS: dict[str, tuple[str, ...]] = {
     "LoRA": LORA,
-    "rsLoRA": (*LORA, "use_rslora=true"),
+    "rsLoRA": (*LORA, "use_rslora=true", "learning_rate=2e-3"),
     "LoRA+": (*LORA, "loraplus_lr_ratio=16", "learning_rate=1e-3"),
     "DoRA": (*LORA, "use_dora=true"),
     "PiSSA": (*LORA, "pissa_init=true"),
@@ -65,8 +65,8 @@ IMPOSSIBLE = {
     "kto PiSSA": "needs as its reference",
     "sft DoRA in 4 bit": "refused after the model is loaded",
 }
-# Fails where input and output embedding are one matrix, as in the 0.5B models; elsewhere it runs.
-UNTIED = ("rm full",)
+# These fail where input and output embedding are one matrix, as in the 0.5B models; elsewhere they run.
+UNTIED = ("rm full", "rm freeze")
 FEW = ("sft LoRA", "sft 4 bit", "rm LoRA", "dpo OFT", "kto full", "sft PiSSA")  # in `make test-slow`
 COMMON = (
     *("cutoff_len=256", "max_samples=8", "max_steps=6", "warmup_ratio=0", "lr_scheduler_type=constant"),
@@ -219,9 +219,10 @@ def test_a_cell_learns_loads_merges_and_is_the_same_model(cell: Cell, results: d
         pytest.skip("bitsandbytes is not installed: make setup EXTRA=bitsandbytes")
     run, ours, told = results[cell.name]
     assert "found" in told, told["failed"]
-    first, *_, last = losses(run)
-    assert last < first, losses(run)
-    assert json.loads(run.loaded.read_text(encoding="utf-8"))["quantization"] is None or cell.quantised
+    seen = losses(run)
+    third = len(seen) // 3
+    assert third and sum(seen[-third:]) < sum(seen[:third]), seen
+    assert bool(json.loads(run.loaded.read_text(encoding="utf-8"))["quantization"]) == cell.quantised
     assert errors_of(check_sources(ours)) == []
     assert [*check_files(ours, run.export), *errors_of(judge(told["found"], run.export))] == []
     assert told["found"]["weights"]["compared"] >= 20

@@ -63,10 +63,10 @@ def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
     # Not the state: a run that this very process has just supervised counts as running until the process is gone.
     real = [run for run in listed(workspace) if run.recipe_name == base.name and not run.smoke]
     finished = [run for run in real if reached_the_end(run)]
-    return Base(base, model, _adapters(finished[-1]) if finished else (), bool(finished), below)
+    return Base(base, model, adapters_of(finished[-1]) if finished else (), bool(finished), below)
 
 
-def _adapters(run: Run) -> tuple[Path, ...]:
+def adapters_of(run: Run) -> tuple[Path, ...]:
     """What a run left, after the adapters that it was put on top of."""
     arguments = (read_json(run.decisions) or {}).get("arguments", {})
     earlier = [Path(each) for each in str(arguments.get("adapter_name_or_path") or "").split(",") if each]

@@ -166,7 +166,7 @@ RULES = (
          "fails",
          "kit.precision: fp32, or bf16", "model/adapter.py:286"),
     Rule(83, "stage finetuning_type",
-         lambda c: c.trains and c["stage"] == "rm" and c["finetuning_type"] == "full"
+         lambda c: c.trains and c["stage"] == "rm" and c["finetuning_type"] in ("full", "freeze")
          and c.model.shapes is not None and c.model.shapes.tie_word_embeddings,
          "{c.model.name} ties its output layer to its embedding: a whole reward model of it fails at the first save",
          "finetuning_type: lora", "train/callbacks.py:100"),
