@@ -14,6 +14,7 @@ KILLED = Failure("killed", 5, "killed by SIGKILL from outside")
 CRASH = Failure("crash", 5, "ValueError: a broken row")
 LATER_CRASH = Failure("crash", 6, "ValueError: a broken row")
 FULL = Failure("disk full", 5, "No space left on device")
+ALONE = Failure("left alone", None, "Timed out after 601 seconds waiting for clients. 1/2 clients joined.")
 REFUSED = Failure("refused", None, "ValueError: unknown template")
 
 
@@ -55,6 +56,8 @@ GIVES_UP: dict[str, tuple[Situation, str]] = {
     "the same crash twice": (case(CRASH, before=(CRASH,), attempts=1), "twice at the same step"),
     "a full disk": (case(FULL), "free some space"),
     "refused before the first step": (case(REFUSED), "before the first step"),
+    "one of several nodes changes nothing alone": (case(OOM, micro_batch=8, may_change=False), "with micro-batch 4"),
+    "the other nodes did not come": (case(ALONE), "resume the run on every node"),
     "told to stop": (case(KILLED, may_recover=False), "kit.on_failure"),
 }
 
