@@ -53,7 +53,7 @@ WRONG = {
     ("--nodes", "2"): "'' is not HOST:PORT",
     ("--nodes", "2", "--master", "10.0.0.1"): "'10.0.0.1' is not HOST:PORT",
     ("--nodes", "2", "--master", "a:1", "--node-rank", "2"): "2 nodes have the ranks 0 to 1, not 2",
-    ("--nodes", "2", "--master", "a:1", "kit.launcher=single"): "a single process cannot be on 2 nodes",
+    ("--nodes", "2", "--master", "a:1", "kit.launcher=single"): "a single process cannot be on several nodes",
     ("--nodes", "2", "--master", "a:1", "kit.launcher=fsdp"): "FSDP",
 }
 

@@ -81,14 +81,7 @@ def make(inputs: Inputs) -> Plan:
     attention = training.attention(draft, inputs.machine, precision)
     model = _model(draft, inputs, precision)
     workload = _workload(draft, inputs, precision, attention)
-    number = inputs.nodes.number if inputs.nodes else 1
-    launcher = launchers.decide(draft, inputs.machine, lambda name, n: _needed(inputs, workload(name, n)), number)
-    training.batch(draft, launcher.processes)
-    training.output(draft)
-    if launcher.processes > 1:
-        training.several_processes(draft, launcher.name)
-    if inputs.nodes:
-        several.write(draft, inputs.nodes, inputs.machine)
+    launcher = _launcher(draft, inputs, workload)
     _environment(draft, inputs, launcher, precision)
     if draft.arguments.get("stage") == "ppo":
         ppo.add(draft, inputs.reward)
@@ -108,6 +101,19 @@ def make(inputs: Inputs) -> Plan:
         files=draft.files,
         nodes=inputs.nodes,
     )
+
+
+def _launcher(draft: Draft, inputs: Inputs, workload: Any) -> launchers.Launcher:
+    """Decide it, and write what follows from the number of processes and machines."""
+    nodes = inputs.nodes.number if inputs.nodes else 1
+    launcher = launchers.decide(draft, inputs.machine, lambda name, n: _needed(inputs, workload(name, n)), nodes)
+    training.batch(draft, launcher.processes)
+    training.output(draft)
+    if launcher.processes > 1:
+        training.several_processes(draft, launcher.name)
+    if inputs.nodes:
+        several.write(draft, inputs.nodes, inputs.machine, launcher.name)
+    return launcher
 
 
 def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:

@@ -53,12 +53,6 @@ def decide(draft: Draft, machine: Machine, memory: Fits, nodes: int = 1) -> Laun
         draft.decisions.append(decision)
         alone = decision.value == "single"
         chosen = Launcher(str(decision.value), 1 if alone else processes, 1 if alone else here)
-    if chosen.name == "single" and nodes > 1:
-        what = f"a single process cannot be on {nodes} nodes"
-        draft.complain(Problem(what, "kit.launcher: ddp", draft.recipe.place("kit.launcher")))
-    if chosen.name == "fsdp" and nodes > 1:
-        what = "FSDP over several nodes is not tried: a node keeps only its part of a checkpoint"
-        draft.complain(Problem(what, "kit.launcher: zero3", draft.recipe.place("kit.launcher")))
     _write(draft, chosen, nodes)
     return chosen
 

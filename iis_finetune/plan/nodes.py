@@ -37,8 +37,16 @@ class Nodes:
         return {"NNODES": str(self.number), "NODE_RANK": str(self.rank), **place}
 
 
-def write(draft: Draft, nodes: Nodes, machine: Machine) -> None:
+NOT_HERE = {
+    "single": "a single process cannot be on several nodes",
+    "fsdp": "FSDP over several nodes is not tried: a node would keep only its part of a checkpoint",
+}
+
+
+def write(draft: Draft, nodes: Nodes, machine: Machine, launcher: str) -> None:
     """Write what a run on several machines needs beside what several processes do."""
+    if launcher in NOT_HERE:
+        draft.complain(Problem(NOT_HERE[launcher], "kit.launcher: ddp, or zero3", draft.recipe.place("kit.launcher")))
     told = f"--nodes on the command line; this is node {nodes.rank}, the first is at {nodes.address}:{nodes.port}"
     draft.decisions.append(Decision("nodes", nodes.number, "override", told))
     draft.environment |= nodes.variables()
