@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ def test_the_summary_lines_up_and_tells_a_failure(tmp_path: Path) -> None:
     declared = Declared()
     found = compare(score(["nothing"], [KEEP], declared), score([KEEP], [KEEP], declared))
     scores = {"data": "held_out", "base": "base", "tuned": "tuned", "rows": 1, "kind": "json", "cut": ["row 3 is cut"]}
-    scores["metrics"] = [each.as_json() for each in found]
+    scores["metrics"] = [asdict(each) for each in found]
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
     lines = summary_lines(run)
     assert lines[0] == "evaluation on held_out, 1 rows"

@@ -605,12 +605,12 @@ def test_a_repository_without_a_model_is_said_to_be_none(place: Place, tmp_path:
 
 def test_the_first_hub_that_has_the_model_is_chosen_and_the_reason_given(place: Place, server: Hub) -> None:
     request = replace(place.request, source="auto")
-    assert hub.choose_source(request, place.environment).source == "huggingface"
+    assert hub.choose_source(request, place.environment).hub.source == "huggingface"
     swapped = place.environment | {"USE_MODELSCOPE_HUB": "1"}
-    assert hub.choose_source(request, swapped).source == "modelscope"
+    assert hub.choose_source(request, swapped).hub.source == "modelscope"
     server.behaviour.refusals = [Refusal("/api/models/*", 404, {"X-Error-Code": "RepoNotFound"})]
     choice = hub.choose_source(request, place.environment)
-    assert choice.source == "modelscope"
+    assert choice.hub.source == "modelscope"
     assert "Hugging Face" in choice.reason
     assert "answered 404" in choice.reason
 
@@ -623,7 +623,7 @@ def test_a_dead_or_silent_hub_does_not_hold_up_the_other(place: Place, server: H
         started = time.monotonic()
         choice = hub.choose_source(request, environment)
         assert time.monotonic() - started < 2
-        assert choice.source == "modelscope"
+        assert choice.hub.source == "modelscope"
         threading.Thread(target=silent.server.serve_forever, daemon=True).start()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..errors import COMMAND_LINE, KitError, Place, Problem, ProblemsFound, RunF
 from ..plan import after
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
-from .answers import PART_ROWS, Job, Material, Side, answers, losses, material, paired
+from .answers import PART_ROWS, Job, Material, Side, answers, losses, material
 from .compare import Comparison, compare, macro_f1, weighted
 from .metrics import Declared, confusion, kind_of, parse, row_values, score
 from .summary import name_of, newest_scores, summary_lines
@@ -105,49 +105,36 @@ def _arguments(run: Run) -> dict[str, Any]:
 
 
 def _judged(job: Job, sides: tuple[Side | None, Side], given: Material, declared: Declared) -> dict[str, Any]:
-    """The answers of both sides and what they are worth."""
-    base, tuned = ([*answers(job, side, given)] if side else None for side in sides)
+    """The answers of both sides and what they are worth; rows that stand out are numbered from 0."""
+    base, tuned = (answers(job, side, given) if side else None for side in sides)
     if not tuned:
         raise RunFailed(f"the data set '{job.data}' has no row that can be answered")
-    problems = list(paired(base, tuned)) if base is not None else []
-    if problems:
-        raise ProblemsFound(problems)
     references = [row["label"] for row in tuned]
-    texts = [[row["predict"] for row in rows] if rows is not None else None for rows in (base, tuned)]
-    found = _compared(texts[0], texts[1] or [], references, declared)
-    judged: dict[str, Any] = {"rows": len(tuned), "kind": kind_of(references, declared)}
-    judged |= _rows_that_stand_out(texts, references, declared)
-    judged |= {"metrics": _told(found), "decoding": "greedy"}
-    judged["longest_answer_tokens"] = given.max_new_tokens
-    if declared.labels or declared.field:
-        judged["confusion"] = confusion(texts[1] or [], references, declared)
-    return judged
-
-
-def _rows_that_stand_out(
-    texts: Sequence[Sequence[str] | None], references: Sequence[str], declared: Declared
-) -> dict[str, Any]:
-    """Numbers from 0 of the rows that the tuned model answers worse than the base, and of its invalid answers."""
-    base, tuned = (row_values(each, references, declared) if each is not None else None for each in texts)
-    invalid = kind_of(references, declared) == "json"
+    if base is not None and [row["label"] for row in base] != references:
+        what = f"the two models did not answer the same rows ({len(base)} and {len(tuned)})"
+        fix = "evaluate both again with the same data set and cutoff_len"
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
+    theirs, ours = [row["predict"] for row in base] if base else None, [row["predict"] for row in tuned]
+    first, second = score(theirs, references, declared) if theirs else None, score(ours, references, declared)
+    kind, labelled = kind_of(references, declared), bool(declared.labels or declared.field)
+    values = zip(row_values(first, kind), row_values(second, kind), strict=True) if first else ()
+    found = compare(first, second)
+    if labelled:
+        found.append(macro_f1(theirs, ours, references, declared))
     return {
-        "worse_rows": [
-            row for row, (one, other) in enumerate(zip(base or [], tuned or [], strict=False)) if other < one
-        ],
-        "invalid_rows": [row for row, text in enumerate(texts[1] or []) if invalid and parse(text) is None],
+        "rows": len(tuned),
+        "kind": kind,
+        "worse_rows": [row for row, (one, other) in enumerate(values) if other < one],
+        "invalid_rows": [row for row, text in enumerate(ours) if kind == "json" and parse(text) is None],
+        "metrics": _told(found),
+        "decoding": "greedy",
+        "longest_answer_tokens": given.max_new_tokens,
+        **({"confusion": confusion(ours, references, declared)} if labelled else {}),
     }
 
 
-def _compared(
-    base: Sequence[str] | None, tuned: Sequence[str], references: Sequence[str], declared: Declared
-) -> list[Comparison]:
-    theirs = score(base, references, declared) if base is not None else None
-    found = compare(theirs, score(tuned, references, declared))
-    return [*found, macro_f1(base, tuned, references, declared)] if declared.labels or declared.field else found
-
-
 def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
-    return [{"title": name_of(each.name), **each.as_json()} for each in found]
+    return [{"title": name_of(each.name), **asdict(each)} for each in found]
 
 
 def _losses(job: Job, sides: tuple[Side | None, Side], given: Material) -> list[Comparison]:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import dataset, launch, process
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, RunFailed, errors_of
+from ..errors import COMMAND_LINE, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
 from ..runs import read_json, read_lines, write
@@ -207,10 +207,3 @@ def run_llamafactory(job: Job, name: str, arguments: Mapping[str, Any], folder: 
         raise RunFailed(f"the evaluation was asked to stop ({job.stop.asked}); started again it goes on from here")
     if child.wait() != 0:
         raise RunFailed(f"{name} could not be evaluated: {raised(log) or f'exit code {child.returncode}'}; see {log}")
-
-
-def paired(base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
-    """Whether two lists of answers belong to the same rows."""
-    if [row["label"] for row in base] != [row["label"] for row in tuned]:
-        what = f"the two models did not answer the same rows ({len(base)} and {len(tuned)})"
-        yield Problem(what, "evaluate both again with the same data set and cutoff_len", Place(COMMAND_LINE))

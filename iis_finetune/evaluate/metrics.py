@@ -115,9 +115,8 @@ def _error(found: Any, wanted: Any) -> float | None:
     return abs(found - wanted) if is_number(found) and is_number(wanted) else None
 
 
-def row_values(predictions: Sequence[str], references: Sequence[str], declared: Declared) -> list[float]:
+def row_values(columns: Scores, kind: Kind) -> list[float]:
     """One value of 0 to 1 a row, to tell which of two answers is the better one."""
-    columns, kind = score(predictions, references, declared), kind_of(references, declared)
     names = {"json": ["valid_json", "decision"], "labels": ["label"], "text": ["exact_match"]}[kind]
     chosen = [columns[name] for name in [*names, *(name for name in columns if name.startswith("field."))]]
     if kind == "text":

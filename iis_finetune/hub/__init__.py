@@ -6,18 +6,16 @@ model says where it came from. `choose_source` and `list_files` ask the hubs and
 
 from .fetching import Fetched, fetch
 from .files import RemoteFile, is_model
-from .folder import Installed, Manifest, ManifestFile, installed, is_whole, read_manifest, verify
-from .remote import Choice, Hub, Listing, Patience, Request, choose_source, list_files
+from .folder import Installed, Manifest, installed, is_whole, read_manifest, verify
+from .remote import Hub, Listing, Patience, Request, choose_source, list_files
 from .transfer import Progress
 
 __all__ = [
-    "Choice",
     "Fetched",
     "Hub",
     "Installed",
     "Listing",
     "Manifest",
-    "ManifestFile",
     "Patience",
     "Progress",
     "RemoteFile",

@@ -24,7 +24,7 @@ from .folder import (
     write_manifest,
 )
 from .refusals import on_disk
-from .remote import Choice, Hub, Listing, Request, choose_source, is_offline, open_session
+from .remote import Hub, Listing, Request, choose_source, is_offline, open_session
 from .transfer import Job, Progress, Report, fetch_files, wrong_file
 
 
@@ -108,31 +108,29 @@ def _disk_problems(folder: Path) -> Iterator[None]:
 
 def _fetch(request: Request, environment: Mapping[str, str], report: Report) -> Fetched:
     caches = [entry for entry in cached(environment) if entry.model == request.id_on(entry.source)]
-    choice, from_cache = _choose(request, environment, caches, report)
-    listing, staging = choice.listing, request.folder.with_name(request.folder.name + INCOMPLETE)
+    listing, from_cache = _choose(request, environment, caches, report)
+    hub, staging = listing.hub, request.folder.with_name(request.folder.name + INCOMPLETE)
     if not listing.files:
         fix = "check the name: this may be a data set, or a model in another format"
-        raise ProblemsFound([Problem(f"{listing.model} on {choice.hub.name} has no files to train on", fix, code=3)])
+        raise ProblemsFound([Problem(f"{listing.model} on {hub.name} has no files to train on", fix, code=3)])
     staging.mkdir(exist_ok=True)
     _link(listing, staging, [request.folder, *(entry.folder for entry in caches)])
     _check_space(listing, staging)
     size = f"{listing.size_bytes / 1e9:.2f} GB in {len(listing.files)} files"
-    report(Progress(note=f"{listing.model}: {size}; {choice.reason}"))
-    session = None if from_cache else open_session(choice.hub, environment)
-    job = Job(request, choice.hub, listing, staging, session, report)
+    report(Progress(note=f"{listing.model}: {size}; {listing.reason}"))
+    job = Job(request, listing, staging, None if from_cache else open_session(hub, environment), report)
     files = fetch_files(job)
     if faults := weights_faults(staging):
-        raise ProblemsFound(wrong_file(choice.hub, path, fault) for path, fault in faults)
-    hub = choice.hub
+        raise ProblemsFound(wrong_file(hub, path, fault) for path, fault in faults)
     manifest = Manifest(listing.model, hub.source, hub.site, listing.revision, listing.commit, files, now())
     write_manifest(staging, manifest)
     _swap(staging, request.folder)
-    return Fetched(request.folder, manifest, choice.reason, job.fetched_bytes)
+    return Fetched(request.folder, manifest, listing.reason, job.fetched_bytes)
 
 
 def _choose(
     request: Request, environment: Mapping[str, str], caches: list[Cached], report: Report
-) -> tuple[Choice, bool]:
+) -> tuple[Listing, bool]:
     """Ask the hubs; when none may be asked, or none gives the model, take a whole one out of their caches."""
     from_cache = _cached_choice(request, caches)
     if is_offline(request, environment):
@@ -149,7 +147,7 @@ def _choose(
         return from_cache, True
 
 
-def _cached_choice(request: Request, caches: list[Cached]) -> Choice | None:
+def _cached_choice(request: Request, caches: list[Cached]) -> Listing | None:
     """Return a whole cached model of the asked revision, the branch's own commit before others, newer before older."""
     usable = [
         entry
@@ -161,8 +159,8 @@ def _cached_choice(request: Request, caches: list[Cached]) -> Choice | None:
     if not usable:
         return None
     entry = max(usable, key=lambda entry: (_is_branch(entry, request), entry.folder.stat().st_mtime))
-    listing = Listing(entry.model, request.revision or "main", entry.commit, tuple(cached_files(entry)))
-    return Choice(Hub(entry.source, f"{entry.source} cache"), listing, f"it lies in {entry.folder}")
+    hub, files = Hub(entry.source, f"{entry.source} cache"), tuple(cached_files(entry))
+    return Listing(hub, entry.model, request.revision or "main", entry.commit, files, f"it lies in {entry.folder}")
 
 
 def _is_branch(entry: Cached, request: Request) -> bool:

@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Literal
+
+Source = Literal["huggingface", "modelscope"]
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub states it; small files on Hugging Face have git's sha1 instead of a sha256."""
+    """A file as a hub or a manifest states it; small files on Hugging Face have git's sha1 instead of a sha256."""
 
     path: str
     size: int

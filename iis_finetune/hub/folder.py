@@ -11,20 +11,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from ..errors import Place, Problem
-from .files import RemoteFile, is_model, needed, weights_faults
+from .files import RemoteFile, Source, is_model, needed, weights_faults
 
 MANIFEST = ".iis-finetune.json"
 INCOMPLETE = ".incomplete"
-
-
-@dataclass(frozen=True)
-class ManifestFile:
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Manifest:
     endpoint: str
     revision: str
     commit: str | None
-    files: tuple[ManifestFile, ...]
+    files: tuple[RemoteFile, ...]
     verified: str | None
 
     @property
@@ -46,11 +39,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Installed:
-    """A model on disk. `place` says whose folder it lies in; unknown values are None."""
+    """A model on disk. `place`: models, huggingface cache or modelscope cache; unknown values are None."""
 
     model: str
     folder: Path
-    place: Literal["models", "huggingface cache", "modelscope cache"]
+    place: str
     source: str | None
     commit: str | None
     size_bytes: int
@@ -66,7 +59,7 @@ class Cached:
     """One revision of a model in a hub's own cache."""
 
     model: str
-    source: Literal["huggingface", "modelscope"]
+    source: Source
     folder: Path
     commit: str | None
 
@@ -79,17 +72,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it whole or not at all."""
     temporary = folder / f"{MANIFEST}.new"
     with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(asdict(manifest), handle, indent=1)
+        json.dump(asdict(manifest, dict_factory=_without_git), handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(folder / MANIFEST)
+
+
+def _without_git(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name != "git_sha1"}
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """Return a folder's manifest; None when there is none, or none that can be read."""
     try:
         data = json.loads((folder / MANIFEST).read_bytes())
-        return Manifest(**data | {"files": tuple(ManifestFile(**file) for file in data["files"])})
+        return Manifest(**data | {"files": tuple(RemoteFile(**file) for file in data["files"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -131,7 +128,7 @@ def verify(folder: Path) -> list[Problem]:
     ]
 
 
-def _fault(folder: Path, file: ManifestFile) -> str | None:
+def _fault(folder: Path, file: RemoteFile) -> str | None:
     path = folder / file.path
     size = _size(path)
     if size is None:
@@ -143,35 +140,29 @@ def _fault(folder: Path, file: ManifestFile) -> str | None:
 
 def installed(models_root: Path, environment: Mapping[str, str]) -> list[Installed]:
     """List the models under the models folder and in both hubs' caches; reads no weights."""
-    found = [_installed(path) for path in sorted(models_root.glob("*")) if path.is_dir() and "@" not in path.name]
+    folders = [path for path in sorted(models_root.glob("*")) if path.is_dir() and "@" not in path.name]
+    here = [_installed(path) for path in folders]
     for entry in cached(environment):
-        size = sum(path.stat().st_size for path in entry.folder.rglob("*") if path.is_file())
-        place: Literal["huggingface cache", "modelscope cache"] = (
-            "huggingface cache" if entry.source == "huggingface" else "modelscope cache"
-        )
-        complete = is_model(entry.folder)
-        found.append(Installed(entry.model, entry.folder, place, entry.source, entry.commit, size, None, complete))
-    return found
+        described = _described(entry.model, entry.folder, f"{entry.source} cache")
+        here.append(replace(described, source=entry.source, commit=entry.commit))
+    return here
 
 
 def _installed(folder: Path) -> Installed:
+    """A folder of the models folder, by its manifest where that is valid."""
     manifest = read_manifest(folder)
-    name = folder.name.removesuffix(INCOMPLETE).replace("--", "/", 1)
     if manifest is None or folder.name.endswith(INCOMPLETE):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        complete = not folder.name.endswith(INCOMPLETE) and is_model(folder)
-        return Installed(name, folder, "models", None, None, size, None, complete)
-    whole = is_whole(folder)
-    return Installed(
-        manifest.model,
-        folder,
-        "models",
-        manifest.source,
-        manifest.commit,
-        manifest.size_bytes,
-        manifest.verified,
-        whole,
-    )
+        name = folder.name.removesuffix(INCOMPLETE).replace("--", "/", 1)
+        return _described(name, folder, "models")
+    origin = manifest.source, manifest.commit, manifest.size_bytes, manifest.verified
+    return Installed(manifest.model, folder, "models", *origin, is_whole(folder))
+
+
+def _described(model: str, folder: Path, place: str) -> Installed:
+    """A folder without a manifest, by the files in it."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    complete = not folder.name.endswith(INCOMPLETE) and is_model(folder)
+    return Installed(model, folder, place, None, None, size, None, complete)
 
 
 def cached(environment: Mapping[str, str]) -> Iterator[Cached]:

@@ -9,16 +9,22 @@ import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ..arguments.catalogue import MODELS
+from ..arguments.table import TABLES
 from ..errors import Problem
 
 if TYPE_CHECKING:
     from .remote import Hub, Request
 
-TABLE = Path(__file__).parent.parent / "tables" / "hub_refusals.toml"
+
+@cache
+def table() -> Any:
+    """The two hubs' words, and what their refusals mean."""
+    return tomllib.loads((TABLES / "hubs.toml").read_text("utf-8"))
 
 
 class HubFailure(Exception):
@@ -36,22 +42,20 @@ class HubFailure(Exception):
 
 def passes(failure: HubFailure) -> bool:
     """Return whether it may be over soon."""
-    return failure.kind in _table()["passing"]
+    return failure.kind in table()["passing"]
 
 
 def problem_of(failure: HubFailure, hub: Hub, request: Request) -> Problem:
     """Put a hub's refusal into the user's words."""
-    advice = _table()["advice"][failure.kind]
+    advice = table()["advice"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
-    words, model = _table()["hubs"][hub.source], request.id_on(hub.source)
-    fields = {
+    model = request.id_on(hub.source)
+    fields = hub.words | {
         "hub": hub.name,
         "address": urlsplit(hub.site).hostname or "",
         "model": model,
         "revision": hub.revision(request),
-        "page": words["page"].format(site=hub.site, model=model),
-        "variable": words["variable"],
-        "login": words["login"],
+        "page": hub.words["page"].format(site=hub.site, model=model),
         "detail": failure.detail,
         "near": _near(model),
         "on_disk": on_disk(request),
@@ -60,13 +64,7 @@ def problem_of(failure: HubFailure, hub: Hub, request: Request) -> Problem:
     return Problem(what, fix, kind=advice.get("kind", "missing"), code=3)
 
 
-def _table() -> Any:
-    return tomllib.loads(TABLE.read_text("utf-8"))
-
-
 def _near(model: str) -> str:
-    from ..arguments.catalogue import MODELS
-
     rows = json.loads(MODELS.read_text("utf-8"))["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
     near = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.8)
@@ -84,8 +82,8 @@ def on_disk(request: Request) -> str:
 
 def refusal(status: int, headers: Mapping[str, str], body: str) -> HubFailure:
     """Name a refusal by the hub's own code, else by the status; ModelScope says 404 for revisions too."""
-    table = _table()
-    kind = table["codes"].get(headers.get("X-Error-Code")) or table["statuses"].get(str(status), "busy")
+    codes, statuses = table()["codes"], table()["statuses"]
+    kind = codes.get(headers.get("X-Error-Code")) or statuses.get(str(status), "busy")
     if kind == "model" and ("evision" in body or "版本" in body):
         kind = "revision"
     return HubFailure(kind, f"it answered {status}", _retry_after(headers))

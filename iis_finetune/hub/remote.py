@@ -11,26 +11,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from ..arguments import find_model
 from ..errors import ProblemsFound
-from .files import RemoteFile, needed
-from .refusals import HubFailure, no_answer, passes, problem_of, refusal
+from .files import RemoteFile, Source, needed
+from .refusals import HubFailure, no_answer, passes, problem_of, refusal, table
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response, Session
 
-Source = Literal["huggingface", "modelscope"]
-
-HUGGING_FACE_ENDPOINT = "https://huggingface.co"
-MODELSCOPE_ENDPOINT = "https://modelscope.cn"
-STREAMS = (
-    4  # files fetched at once; more gain nothing against one hub and cost their open streams at every interruption
-)
+# Files fetched at once; more gain nothing against one hub and cost their open streams at every interruption.
+STREAMS = 4
 MAX_PAUSE_SECONDS = 120.0
 
 
@@ -71,7 +66,7 @@ class Request:
     def id_on(self, source: Source) -> str:
         """Return the id that this hub knows the model by; LLaMA-Factory's table has those that differ."""
         known = find_model(self.model)
-        return (known and (known.huggingface if source == "huggingface" else known.modelscope)) or self.model
+        return (known and getattr(known, source)) or self.model
 
 
 @dataclass(frozen=True)
@@ -88,53 +83,41 @@ class Hub:
         return self.endpoint.replace(f"{urlsplit(self.endpoint).netloc.rpartition('@')[0]}@", "")
 
     @property
+    def words(self) -> dict[str, str]:
+        """Its row in the table of the hubs."""
+        return dict(table()["hubs"][self.source])
+
+    @property
     def name(self) -> str:
-        return f"{'Hugging Face' if self.source == 'huggingface' else 'ModelScope'} ({self.site})"
+        return f"{self.words['title']} ({self.site})"
 
     def revision(self, request: Request) -> str:
         """Return the revision to ask for; the hubs name their default branch differently."""
-        if self.source == "modelscope":
-            return "master" if request.revision in (None, "main") else str(request.revision)
-        return request.revision or "main"
+        return self.words["branch"] if request.revision in (None, "main") else str(request.revision)
 
     def list_url(self, model: str, revision: str) -> str:
-        if self.source == "huggingface":
-            return f"{self.endpoint}/api/models/{model}/revision/{quote(revision, safe='')}?blobs=true"
-        return f"{self.endpoint}/api/v1/models/{model}/repo/files?Revision={quote(revision, safe='')}&Recursive=True"
-
-    def file_url(self, listing: Listing, path: str) -> str:
-        if self.source == "huggingface":  # by the commit, so that nothing changes on the way
-            revision = quote(listing.commit or listing.revision, safe="")
-            return f"{self.endpoint}/{listing.model}/resolve/{revision}/{quote(path)}"
-        query = f"Revision={quote(listing.revision, safe='')}&FilePath={quote(path, safe='')}"
-        return f"{self.endpoint}/api/v1/models/{listing.model}/repo?{query}"
+        return self.words["list"].format(endpoint=self.endpoint, model=model, revision=quote(revision, safe=""))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one revision that training needs, as the hub states them."""
+    """The files of one revision that training needs, as a hub states them; `reason`: why it was this hub."""
 
+    hub: Hub
     model: str
     revision: str
     commit: str | None
     files: tuple[RemoteFile, ...]
+    reason: str = ""
 
     @property
     def size_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
-
-@dataclass(frozen=True)
-class Choice:
-    """The hub that was chosen, what it lists, and why it was this one."""
-
-    hub: Hub
-    listing: Listing
-    reason: str
-
-    @property
-    def source(self) -> Source:
-        return self.hub.source
+    def url(self, path: str) -> str:
+        revision, commit = (quote(each, safe="") for each in (self.revision, self.commit or self.revision))
+        place = {"endpoint": self.hub.endpoint, "model": self.model, "path": quote(path)}
+        return self.hub.words["file"].format(**place, revision=revision, commit=commit)
 
 
 def is_offline(request: Request, environment: Mapping[str, str]) -> bool:
@@ -145,19 +128,17 @@ def is_offline(request: Request, environment: Mapping[str, str]) -> bool:
 
 def hubs(request: Request, environment: Mapping[str, str]) -> list[Hub]:
     """Return the hubs to ask, preferred first; `HF_ENDPOINT` stands in for Hugging Face, as in its own client."""
-    modelscope_endpoint = environment.get("MODELSCOPE_ENDPOINT") or environment.get("MODELSCOPE_DOMAIN")
-    found = [
-        Hub("huggingface", _endpoint(environment.get("HF_ENDPOINT"), HUGGING_FACE_ENDPOINT)),
-        Hub("modelscope", _endpoint(modelscope_endpoint, MODELSCOPE_ENDPOINT)),
-    ]
+    sources: list[Source] = ["huggingface", "modelscope"]
     if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch
-        found.reverse()
-    asked = [hub for hub in found if request.source in ("auto", hub.source)]
-    return [Hub(hub.source, hub.endpoint, _token(hub.source, environment)) for hub in asked]
+        sources.reverse()
+    asked = [source for source in sources if request.source in ("auto", source)]
+    return [Hub(source, _endpoint(source, environment), _token(source, environment)) for source in asked]
 
 
-def _endpoint(configured: str | None, default: str) -> str:
-    endpoint = (configured or default).strip().rstrip("/")
+def _endpoint(source: Source, environment: Mapping[str, str]) -> str:
+    names = {"huggingface": ("HF_ENDPOINT",), "modelscope": ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN")}[source]
+    configured = next((environment[name] for name in names if environment.get(name)), None)
+    endpoint = (configured or str(table()["hubs"][source]["endpoint"])).strip().rstrip("/")
     return endpoint if "://" in endpoint else f"https://{endpoint}"
 
 
@@ -223,7 +204,7 @@ def list_files(hub: Hub, request: Request, environment: Mapping[str, str], secon
             commit, files = read(response.json())
         except (requests.RequestException, ValueError, KeyError, AttributeError) as error:
             raise HubFailure("broken", "its list of files cannot be read") from error
-    return Listing(model, revision, commit, tuple(needed(files)))
+    return Listing(hub, model, revision, commit, tuple(needed(files)))
 
 
 def _read_huggingface(answer: dict[str, Any]) -> tuple[str | None, list[RemoteFile]]:
@@ -248,7 +229,7 @@ def _read_modelscope(answer: dict[str, Any]) -> tuple[str | None, list[RemoteFil
     return latest.get("Id") or newest.get("Revision") or latest.get("ShortId") or None, files
 
 
-def choose_source(request: Request, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Choice:
+def choose_source(request: Request, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
     """Ask every configured hub at once and take the preferred one of those that list the model.
 
     One that is only busy is asked again with growing pauses, which `say` is told of.
@@ -260,12 +241,12 @@ def choose_source(request: Request, environment: Mapping[str, str], say: Callabl
     for hub in candidates:
         answer = answer_of(hub)
         if isinstance(answer, Listing):
-            return Choice(hub, answer, _reason(hub, request, failures))
+            return replace(answer, reason=_reason(hub, request, failures))
         failures.append((hub, answer))
     for hub in [hub for hub, failure in failures if failure.kind in {"busy", "broken"}]:
         answer = _ask_again(hub, request, environment, say)
         if isinstance(answer, Listing):
-            return Choice(hub, answer, f"{hub.name} was busy, and answered when asked again")
+            return replace(answer, reason=f"{hub.name} was busy, and answered when asked again")
         failures = [(other, answer if other == hub else failure) for other, failure in failures]
     telling = [pair for pair in failures if pair[1].kind != "unreachable"] or failures[:1]
     raise ProblemsFound(problem_of(failure, hub, request) for hub, failure in telling)

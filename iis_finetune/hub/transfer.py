@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import Place, Problem, ProblemsFound
 from .files import RemoteFile
-from .folder import ManifestFile
 from .refusals import HubFailure, passes, problem_of
 from .remote import STREAMS, Hub, Listing, Request, get
 
@@ -50,7 +49,6 @@ class Job:
     """What the threads of one fetch share; without a session nothing is fetched, all comes from what was linked."""
 
     request: Request
-    hub: Hub
     listing: Listing
     staging: Path
     session: Session | None
@@ -86,13 +84,13 @@ class _Partial:
         self.size += len(block)
 
 
-def fetch_files(job: Job) -> tuple[ManifestFile, ...]:
+def fetch_files(job: Job) -> tuple[RemoteFile, ...]:
     """Complete and verify every listed file in the staging folder, the largest first.
 
     Raises ProblemsFound with every file that failed, OSError when the disk refuses.
     """
     waiting = deque(sorted(job.listing.files, key=lambda file: -file.size))
-    done: list[ManifestFile] = []
+    done: list[RemoteFile] = []
     # No pool: its threads are waited for at exit, so that Ctrl-C would last until a silent server's time-out.
     threads = [threading.Thread(target=_work, args=(job, waiting, done), daemon=True) for _ in range(STREAMS)]
     for thread in threads:
@@ -114,7 +112,7 @@ def fetch_files(job: Job) -> tuple[ManifestFile, ...]:
     return tuple(sorted(done, key=lambda file: file.path))
 
 
-def _work(job: Job, waiting: deque[RemoteFile], done: list[ManifestFile]) -> None:
+def _work(job: Job, waiting: deque[RemoteFile], done: list[RemoteFile]) -> None:
     with suppress(IndexError, _Stopped):  # nothing is left
         try:
             while not job.stop.is_set():
@@ -124,7 +122,7 @@ def _work(job: Job, waiting: deque[RemoteFile], done: list[ManifestFile]) -> Non
             job.stop.set()
 
 
-def _fetch_file(job: Job, file: RemoteFile) -> ManifestFile:
+def _fetch_file(job: Job, file: RemoteFile) -> RemoteFile:
     """Complete one file; one that fails its check is fetched again once."""
     path = job.staging / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +134,11 @@ def _fetch_file(job: Job, file: RemoteFile) -> ManifestFile:
         had_all = 0 < size == file.size
         sha256, fault = _complete(job, file, path)
         if fault is None:
-            return ManifestFile(file.path, file.size, sha256)
+            return RemoteFile(file.path, file.size, sha256)
         path.unlink(missing_ok=True)  # never written over: it may be a link into a cache
         fetches += not had_all  # a file that lay here wrong has not been fetched yet
         if fetches == 2 or job.session is None:
-            raise ProblemsFound([wrong_file(job.hub, file.path, f"{fault}, also when fetched again")])
+            raise ProblemsFound([wrong_file(job.listing.hub, file.path, f"{fault}, also when fetched again")])
 
 
 def wrong_file(hub: Hub, path: str, fault: str) -> Problem:
@@ -190,10 +188,10 @@ def _pause(job: Job, failure: HubFailure, tries: int) -> None:
     """Wait before going on, longer each time; give up when the failure will not pass."""
     patience = job.request.patience
     if not passes(failure) or tries >= patience.tries:
-        raise ProblemsFound([problem_of(failure, job.hub, job.request)]) from failure
+        raise ProblemsFound([problem_of(failure, job.listing.hub, job.request)]) from failure
     seconds = patience.pause_seconds(tries - 1, failure.retry_after)
     with job.lock:
-        job.report(Progress(note=f"{job.hub.name}: {failure.detail}; going on in {seconds:.0f} s"))
+        job.report(Progress(note=f"{job.listing.hub.name}: {failure.detail}; going on in {seconds:.0f} s"))
     if job.stop.wait(seconds):
         raise _Stopped
 
@@ -208,7 +206,7 @@ def _stream(job: Job, file: RemoteFile, partial: _Partial) -> None:
     patience = job.request.patience
     headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
     timeouts = (patience.connect_seconds, patience.read_seconds)
-    with get(job.session, job.hub.file_url(job.listing, file.path), timeouts, headers) as response:
+    with get(job.session, job.listing.url(file.path), timeouts, headers) as response:
         _place(response, file, partial)
         try:
             while partial.size < file.size:
