@@ -26,7 +26,7 @@ from iis_finetune.errors import ProblemsFound, RunFailed
 from iis_finetune.evaluate.answers import Job, Side, answers, material, run_llamafactory
 from iis_finetune.evaluate.compare import compare
 from iis_finetune.evaluate.metrics import Declared, score
-from iis_finetune.export.checks import check_sources, check_target, judge
+from iis_finetune.export.checks import check_files, check_sources, check_target, judge
 from iis_finetune.models.fingerprint import fingerprint
 from iis_finetune.plan import after
 from iis_finetune.runs import Run
@@ -228,6 +228,21 @@ def test_a_fingerprint_is_that_of_the_weights_not_of_the_folder(tmp_path: Path, 
     data[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(data)
     assert fingerprint(tmp_path) != fingerprint(tiny_model)
+
+
+def test_a_reward_model_is_not_exported_without_the_head_it_scores_with(tmp_path: Path) -> None:
+    result, merged = tmp_path / "output", tmp_path / "merged"
+    weights = after.Weights(str(tmp_path / "base"), (str(result),))
+    reward = after.Trained("reward", {"stage": "rm"}, weights)
+    for folder in (result, merged):
+        folder.mkdir()
+    (result / "value_head.safetensors").write_bytes(b"head")
+    assert ["value_head.safetensors" in each.what for each in check_files(reward, merged)] == [True]
+    shutil.copy(result / "value_head.safetensors", merged)
+    assert check_files(reward, merged) == []
+    (merged / "value_head.safetensors").write_bytes(b"other")
+    assert len(check_files(reward, merged)) == 1
+    assert check_files(replace(reward, arguments={"stage": "dpo"}), merged) == []
 
 
 # On a real run

@@ -262,6 +262,8 @@ def test_what_the_command_line_leaves_out_stays_as_it_was() -> None:
     recorded = {"request": asdict(setup_plan.Request("rocm", "index", "gfx906", ("deepspeed",)))}
     assert setup.read_request([], recorded)[0] == setup_plan.Request("rocm", "index", "gfx906", ("deepspeed",))
     assert setup.read_request(["--accel", "cpu"], recorded)[0] == setup_plan.Request("cpu", extras=("deepspeed",))
+    both = setup.read_request(["--extra", "bitsandbytes"], recorded)[0]
+    assert both.extras == ("bitsandbytes", "deepspeed")
 
 
 def test_someone_elses_environment_is_never_touched(tmp_path: Path) -> None:

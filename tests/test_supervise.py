@@ -254,8 +254,9 @@ def test_nothing_is_left_running_when_an_attempt_is_over(run: Run) -> None:
         assert attempt.process is not None and process.tree(attempt.process) == []
 
 
-def test_a_run_whose_stage_cannot_be_resumed_begins_anew(run: Run) -> None:
-    run.decisions.write_text(json.dumps({**DECIDED, "arguments": {"stage": "rm"}}))
+@pytest.mark.parametrize("arguments", [{"stage": "rm"}, {"stage": "sft", "pissa_init": True, "pissa_convert": True}])
+def test_a_run_that_cannot_be_resumed_begins_anew(run: Run, arguments: dict[str, Any]) -> None:
+    run.decisions.write_text(json.dumps({**DECIDED, "arguments": arguments}))
     assert supervise(job(run, at(5, "kill")), Stop()) == "finished"
     assert starts(run) == [None, None] and "not resumable" in seen(run)
 

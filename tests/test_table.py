@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,16 @@ def test_check_refuses_a_whole_reward_model_of_tied_embeddings(name: str, table_
     assert any("ties its output layer" in each.what for each in wrong)
 
 
+@pytest.mark.parametrize(
+    ("card", "said"), [("mi50", "no ready-made build"), ("mi100", "below ROCm 7.14"), ("a100", "")]
+)
+def test_what_bitsandbytes_has_no_build_for_is_said_of_a_named_card(card: str, said: str) -> None:
+    found = preflight.examine(Question("qlora", (), workspace_of(ROOT), {}, card))
+    told = [each.what for each in found.problems if "bitsandbytes" in each.what]
+    assert not errors_of(found.problems)
+    assert len(told) == bool(said) and all(said in each for each in told)
+
+
 def prepared(cell: Cell, folder: Path) -> tuple[Run, after.Trained, dict[str, Any]]:
     """The cell's run folder, what it will have trained, what its child is asked."""
     found = examined(cell, folder)
@@ -223,6 +233,7 @@ def test_a_cell_learns_loads_merges_and_is_the_same_model(cell: Cell, results: d
     third = len(seen) // 3
     assert third and sum(seen[-third:]) < sum(seen[:third]), seen
     assert bool(json.loads(run.loaded.read_text(encoding="utf-8"))["quantization"]) == cell.quantised
+    ours = replace(ours, weights=after.tuned_weights(ours.arguments, run.result.resolve()))
     assert errors_of(check_sources(ours)) == []
     assert [*check_files(ours, run.export), *errors_of(judge(told["found"], run.export))] == []
     assert told["found"]["weights"]["compared"] >= 20

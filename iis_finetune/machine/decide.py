@@ -112,7 +112,9 @@ def decide_quantization(machine: Machine) -> Decided:
         return allowed, [problem]
     too_old = (rocm_version(machine) or ()) < numbers(cell.get("rocm_from", ""))
     if cell["value"] == "source" or too_old:
-        what = f"bitsandbytes has no ready-made build for {machine.device}" + " and this ROCm" * too_old
+        what = f"bitsandbytes has no ready-made build for {machine.device}"
+        if cell["value"] != "source":
+            what += " and this ROCm" if machine.here else f" below ROCm {cell['rocm_from']}"
         return allowed, [_warning(what, f"{note}; or {other}", key)]
     return allowed, []
 
