@@ -56,6 +56,18 @@ def reads_newer_tokenizers(module: Any) -> None:
     module.tokenizer_class_from_name = by_name
 
 
+def reads_newer_special_tokens(module: Any) -> None:
+    """transformers 5 writes additional_special_tokens as a list named extra_special_tokens."""
+    original = module.PreTrainedTokenizerBase.__init__
+
+    def init(self: Any, **named: Any) -> None:
+        if isinstance(named.get("extra_special_tokens"), list):
+            named["additional_special_tokens"] = named.pop("extra_special_tokens")
+        original(self, **named)
+
+    module.PreTrainedTokenizerBase.__init__ = init
+
+
 def watch(module: Any) -> None:
     """Look on before the first step as in any other stage, with the autocast that the plan names."""
     original = module.CustomPPOTrainer.ppo_train
@@ -75,6 +87,7 @@ def watch(module: Any) -> None:
 PATCHES = {
     "transformers.configuration_utils": reads_newer_configs,
     "transformers.models.auto.tokenization_auto": reads_newer_tokenizers,
+    "transformers.tokenization_utils_base": reads_newer_special_tokens,
     "llamafactory.extras.misc": loads_what_the_folder_says,
     "llamafactory.train.ppo.trainer": watch,
 }
