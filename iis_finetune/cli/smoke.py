@@ -27,7 +27,15 @@ SET = {  # what makes it short, whatever the recipe says
 }
 # What the recipe may say that a CPU, or a model of random weights, has no use for.
 UNSET = (
-    *("kit.base", "kit.from_scratch", "kit.global_batch_size", "kit.devices", "kit.notify", "kit.evaluate_after"),
+    *(
+        "kit.base",
+        "kit.reward",
+        "kit.from_scratch",
+        "kit.global_batch_size",
+        "kit.devices",
+        "kit.notify",
+        "kit.evaluate_after",
+    ),
     *("kit.precision", "kit.attention", "kit.launcher", "kit.env"),
     *("bf16", "fp16", "pure_bf16", "tf32", "flash_attn", "deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "tokenized_path", "warmup_steps", "report_to"),
@@ -54,15 +62,27 @@ def run(request: Request, question: Question, stop: Stop) -> int:
     """Shrink the model, train, evaluate, export and compare; each through the code that the real run takes."""
     examined = preflight.look(question)
     folder = _make_model(request, examined, question)
-    words = (*question.overrides, *overrides_of(examined.recipe, folder))
-    small = replace(question, overrides=words, environment=without_devices(question.environment), smoke=True)
+    scored: tuple[str, ...] = ()
+    if examined.reward:
+        first = replace(question, recipe=str(examined.reward.recipe.path), overrides=())
+        reward = bringup.bring_up(request, _shrunken(first, examined.reward.recipe, folder), stop)
+        code = bringup.outcome(request, reward, stop)
+        if code != FINE:
+            return code
+        kind = "full" if examined.reward.whole else "lora"
+        scored = (f"reward_model={reward.result.resolve()}", f"reward_model_type={kind}")
+    small = _shrunken(question, examined.recipe, folder, scored)
     made = bringup.bring_up(request, small, stop)
     code = bringup.outcome(request, made, stop)
-    if code != FINE:
-        return code
-    _evaluate(request, made, examined.recipe, small, stop)
-    _export(request, made, small)
+    if code == FINE:
+        _evaluate(request, made, examined.recipe, small, stop)
+        _export(request, made, small)
     return code
+
+
+def _shrunken(question: Question, recipe: Recipe, folder: Path, more: tuple[str, ...] = ()) -> Question:
+    words = (*question.overrides, *overrides_of(recipe, folder), *more)
+    return replace(question, overrides=words, environment=without_devices(question.environment), smoke=True)
 
 
 def _make_model(request: Request, examined: Examined, question: Question) -> Path:
