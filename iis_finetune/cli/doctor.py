@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from .. import doctor as clinic
 from .. import machine, recipe
-from ..doctor import Check, Subject, Tried
+from ..doctor import Subject
 from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound, exit_code
 from . import show
 from .words import AsJson, On, workspace
@@ -62,34 +64,31 @@ def _refuse_what_does_not_go_together(jobs: list[str], needs: dict[str, str | No
         raise ProblemsFound([Problem(what, "see `iis-finetune doctor --help`", Place(COMMAND_LINE))])
 
 
-def _look(subject: Subject, quick: bool, as_json: bool) -> None:
-    checks = clinic.examine(subject, quick)
-    problems = [problem for check in checks for problem in check.problems]
-    if as_json:
-        host = subject.machine.as_json()
-        told: list[dict[str, Any]] = [check.as_json() for check in checks]
-        show.document({"machine": host, "checks": told, "problems": [each.as_json() for each in problems]})
+def _end(problems: Sequence[Problem], document: dict[str, Any] | None, following: str) -> NoReturn:
+    """The document, if one was asked for, else the problems and the next command."""
+    if document is not None:
+        show.document({**document, "problems": [each.as_json() for each in problems]})
     else:
-        show.table(("check", "state", "found"), map(_row, checks))
         show.problems(problems, nothing_started=False)
-        if not problems:
-            show.line("nothing to mend")
-        _next("iis-finetune doctor" if quick else "iis-finetune doctor --probe", not exit_code(problems))
+        if not exit_code(problems):
+            show.line(f"next: {following}")
     raise typer.Exit(exit_code(problems))
 
 
-def _row(check: Check) -> tuple[str, str, str]:
-    return check.name, check.state, check.found
-
-
-def _next(command: str, fine: bool) -> None:
-    if fine:
-        show.line(f"next: {command}")
+def _look(subject: Subject, quick: bool, as_json: bool) -> None:
+    checks = clinic.examine(subject, quick)
+    problems = [problem for check in checks for problem in check.problems]
+    if not as_json:
+        show.table(("check", "state", "found"), [(check.name, check.state, check.found) for check in checks])
+        if not problems:
+            show.line("nothing to mend")
+    document = {"machine": subject.machine.as_json(), "checks": [check.as_json() for check in checks]}
+    _end(problems, document if as_json else None, "iis-finetune doctor" if quick else "iis-finetune doctor --probe")
 
 
 def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
     if as_json:
-        show.document(plan.as_json())
+        show.document(asdict(plan))
         return
     sure = "" if plan.confirmed else "; nobody of this project has run it on such a card"
     show.line(f"# {plan.machine}\n# from: {plan.source}{sure}")
@@ -100,14 +99,10 @@ def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
 
 
 def _fix(environment: dict[str, str], as_json: bool) -> None:
-    mended = clinic.mend(environment)
-    if as_json:
-        show.document({"done": mended.done, "problems": [each.as_json() for each in mended.problems]})
-    else:
-        show.line("\n".join(mended.done) or "nothing that could be repaired from here")
-        show.problems(mended.problems, nothing_started=False)
-        _next("iis-finetune doctor", not mended.problems)
-    raise typer.Exit(exit_code(mended.problems))
+    done, problems = clinic.mend(environment)
+    if not as_json:
+        show.line("\n".join(done) or "nothing that could be repaired from here")
+    _end(problems, {"done": done} if as_json else None, "iis-finetune doctor")
 
 
 def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
@@ -118,19 +113,11 @@ def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
         _warn(subject)
     show.aside("computing in children with a time limit; this takes a minute or so")
     tried = clinic.trials(subject, processes)
-    problems = clinic.problems_of(tried)
-    if as_json:
-        told = [each.as_json() for each in tried]
-        show.document({"machine": host.as_json(), "trials": told, "problems": [each.as_json() for each in problems]})
-    else:
-        show.table(("trial", "device", "state", "error", "backward"), map(_trial, tried))
-        show.problems(problems, nothing_started=False)
-        _next("iis-finetune train quickstart", not exit_code(problems))
-    raise typer.Exit(exit_code(problems))
-
-
-def _trial(tried: Tried) -> tuple[str, str, str, float | None, float | None]:
-    return tried.what, tried.device, tried.state, tried.error, tried.backward
+    if not as_json:
+        rows = [(each.what, each.device, each.state, each.error, each.backward) for each in tried]
+        show.table(("trial", "device", "state", "error", "backward"), rows)
+    document = {"machine": host.as_json(), "trials": [each.as_json() for each in tried]}
+    _end(clinic.problems_of(tried), document if as_json else None, "iis-finetune train quickstart")
 
 
 def _warn(subject: Subject) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ..errors import Place
 
 # Source of every table here: LLaMA-Factory 0.9.5, data/parser.py and extras/constants.py, read 2026-11.
 REGISTRY_FILE = "dataset_info.json"
@@ -69,10 +67,9 @@ def stage_of(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A registered data set: its files here, their type, its layout, and where it is registered."""
+    """A registered data set: its files here, their type, its layout."""
 
     name: str
     files: tuple[Path, ...]
     file_type: str
     layout: Layout
-    place: Place = field(default_factory=Place)

@@ -171,8 +171,7 @@ def _registered(entry: Entry, stage: str) -> tuple[Source | None, list[Problem]]
     files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
     if wrong := _file_problem(path, files):
         return None, [*problems, replace(wrong, where=entry.place("file_name"))]
-    file_type = FILE_TYPES[files[0].suffix[1:]]
-    return Source(entry.name, files, file_type, layout_of(value), entry.place("file_name")), problems
+    return Source(entry.name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(value)), problems
 
 
 def _unknown(name: str, registry: Registry, place: Place) -> Problem:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from . import builds, hardware
 from .check import Check, Subject
-from .install import InstallPlan, Mended, install_plan, mend
+from .install import InstallPlan, install_plan, mend
 from .trial import Tried, problems_of, risk, together, trials
 
 __all__ = [
     "Check",
     "InstallPlan",
-    "Mended",
     "Subject",
     "Tried",
     "examine",

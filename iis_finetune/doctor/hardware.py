@@ -18,6 +18,7 @@ LEAST_DISK_GIB, COMFORTABLE_DISK_GIB = 2, 20  # a checkpoint or two; a 7B model 
 LEAST_SHARED_MEMORY_GIB = 1  # Docker gives 64 MB; data workers and the copies between cards need more
 # A guest sees no host setting; RCCL is silent on Hyper-V and Cray kernels too (ROCm/rccl src/init.cc:155; 2026-11-20).
 VIRTUAL = re.compile("microsoft|cray|qemu|kvm|vmware|xen|virtualbox|amazon ec2|google compute", re.IGNORECASE)
+HOST_NAMES = ("proc/version", "sys/class/dmi/id/sys_vendor", "sys/class/dmi/id/product_name")
 # AMD's documented values; they ended hangs of the first all-reduce (ROCm/rccl#1129, ROCm/vllm#390; 2026-11-20).
 PASSTHROUGH = {"dmar": "intel_iommu=on iommu=pt", "ivhd": "amd_iommu=on iommu=pt"}
 
@@ -62,7 +63,7 @@ def iommu(subject: Subject) -> Check | None:
     """Whether an IOMMU translates what AMD cards write to each other, which can hang the first all-reduce."""
     root, cards = subject.root, [one for one in subject.machine.devices if one.vendor == "amd"]
     units = sorted(path.name for path in root.glob("sys/class/iommu/*"))
-    said = " ".join(text_of(root / f) for f in ("proc/version", *map("sys/class/dmi/id/{}".format, _DMI)))
+    said = " ".join(text_of(root / file) for file in HOST_NAMES)
     if not cards or not units or VIRTUAL.search(said):
         reason = "a virtual machine, where the host decides" if units else "not active"
         return Check("iommu", reason) if cards else None
@@ -73,9 +74,6 @@ def iommu(subject: Subject) -> Check | None:
     what = f"the IOMMU translates between the {len(cards)} AMD cards ({found}): the first all-reduce can hang"
     fix = f"add '{words}' to GRUB_CMDLINE_LINUX in /etc/default/grub, sudo update-grub, reboot, doctor --probe"
     return Check("iommu", found, [problem(what, fix)])
-
-
-_DMI = ("sys_vendor", "product_name")
 
 
 def _mode(root: Path, device: Device) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import process
 from ..errors import Problem, ProblemsFound
@@ -29,9 +28,6 @@ class InstallPlan:
     source: str
     note: str
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPlan:
     """The trio from its index first, so that nothing can replace it; raises ProblemsFound when no build is known."""
@@ -49,23 +45,18 @@ def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPla
     return InstallPlan(machine.title, tuple(commands), found.confirmed, found.source, found.note)
 
 
-@dataclass(frozen=True)
-class Mended:
-    """What `mend` did, in sentences, and what it could not do."""
+def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
+    """Cure a torchvision and a torchaudio that cannot load, as set-up does; a torch that cannot is for the user.
 
-    done: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-def mend(environment: Mapping[str, str]) -> Mended:
-    """Cure a torchvision and a torchaudio that cannot load, as set-up does; a torch that cannot is for the user."""
+    Returns what was done, in sentences, and what could not be.
+    """
     prefix = Path(sys.prefix)
     if record_of(prefix) is None and (prefix / RECORD.replace(".json", ".started.json")).exists():
-        return Mended((), (problem(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error"),))
+        return [], [problem(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error")]
     errors, where = load_errors(environment), _folder_of("torchvision")
     if errors["torch"]:
         fix = "iis-finetune doctor --install-plan, then install what it shows"
-        return Mended((), (problem(f"torch cannot be loaded: {errors['torch']}", fix, "error"),))
+        return [], [problem(f"torch cannot be loaded: {errors['torch']}", fix, "error")]
     cure = cure_of(errors, where, prefix)
     done, problems = [], _uninstall(environment) if cure.remove_torchvision else []
     if cure.remove_torchvision and not problems:
@@ -76,7 +67,7 @@ def mend(environment: Mapping[str, str]) -> Mended:
     if _note(prefix, bool(done), cure.torchaudio_placeholder):
         covered = f"is covered by a text-only placeholder ({errors['torchaudio']})"
         done.append(f"torchaudio {covered if cure.torchaudio_placeholder else 'loads: no placeholder any more'}")
-    return Mended(tuple(done), tuple(problems))
+    return done, problems
 
 
 def load_errors(environment: Mapping[str, str]) -> dict[str, str | None]:

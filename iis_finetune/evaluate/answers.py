@@ -72,7 +72,7 @@ def material(job: Job, arguments: Mapping[str, Any]) -> Material:
     whole = any(key in entry for key in UNSLICEABLE)
     parts = {"part-00000": count} if whole else _slices("part", count, job.part_rows)
     slices = {"slice-00000": count} if whole else _slices("slice", count, -(-count // LOSS_SLICES))
-    registry = {name: _slice(entry, name, length) for name, length in [*parts.items(), *slices.items()]}
+    registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     folder = job.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
@@ -85,13 +85,11 @@ def _rows(source: dataset.Source) -> int:
     return sum(1 for file in source.files for _ in dataset.read_rows(file, source.file_type))
 
 
-def _slices(kind: str, count: int, size: int) -> dict[str, int | None]:
+def _slices(kind: str, count: int, size: int) -> dict[str, int]:
     return {f"{kind}-{start:05d}": min(size, count - start) for start in range(0, count, max(size, 1))}
 
 
-def _slice(entry: Mapping[str, Any], name: str, length: int | None) -> dict[str, Any]:
-    if any(key in entry for key in UNSLICEABLE) or length is None:
-        return dict(entry)
+def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
     start = int(name.rpartition("-")[2])
     return {**entry, "split": f"train[{start}:{start + length}]"}
 
@@ -119,7 +117,7 @@ def answers(job: Job, side: Side, given: Material) -> list[dict[str, Any]]:
     if not (kept.is_file() and read_json(_settings(job, side)) == settings):
         _begin(job, side, settings)
         for part in given.parts:
-            _answer_part(job, side, replace(given, parts={part: given.parts[part]}))
+            _answer_part(job, side, given, part)
         lines = [path.read_text(encoding="utf-8") for path in sorted(_parts(job, side).glob("part-*.jsonl"))]
         write(kept, "".join(lines))
         shutil.rmtree(_parts(job, side))
@@ -165,13 +163,12 @@ def _begin(job: Job, side: Side, settings: Mapping[str, Any]) -> None:
     _parts(job, side).mkdir(parents=True, exist_ok=True)
 
 
-def _answer_part(job: Job, side: Side, given: Material) -> None:
-    name = next(iter(given.parts))
-    done = _parts(job, side) / f"{name}.jsonl"
+def _answer_part(job: Job, side: Side, given: Material, part: str) -> None:
+    done = _parts(job, side) / f"{part}.jsonl"
     if done.is_file():
         return
-    output = _parts(job, side) / name
-    rows = after.Rows(given.dataset_dir, tuple(given.parts), str(output.resolve()), given.max_new_tokens)
+    output = _parts(job, side) / part
+    rows = after.Rows(given.dataset_dir, (part,), str(output.resolve()), given.max_new_tokens)
     run_llamafactory(job, side.name, after.predict(side.arguments, side.weights, rows), output)
     (output / after.PREDICTIONS).replace(done)
 

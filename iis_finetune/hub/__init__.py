@@ -1,21 +1,17 @@
 """Base models: fetched once, from the hub that answers, and verified.
 
 `fetch` brings a model here, `verify` checks one offline, `installed` lists what is on disk; the manifest beside each
-model says where it came from. `choose_source` and `list_files` ask the hubs and write nothing.
+model says where it came from. `choose_source` asks the hubs and writes nothing.
 """
 
 from .fetching import Fetched, fetch
-from .files import RemoteFile, is_model
-from .folder import Installed, Manifest, installed, is_whole, read_manifest, verify
-from .remote import Hub, Listing, Patience, Request, choose_source, list_files
+from .files import RemoteFile
+from .folder import installed, is_whole, read_manifest, verify
+from .remote import Patience, Request, choose_source
 from .transfer import Progress
 
 __all__ = [
     "Fetched",
-    "Hub",
-    "Installed",
-    "Listing",
-    "Manifest",
     "Patience",
     "Progress",
     "RemoteFile",
@@ -23,9 +19,7 @@ __all__ = [
     "choose_source",
     "fetch",
     "installed",
-    "is_model",
     "is_whole",
-    "list_files",
     "read_manifest",
     "verify",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem
+from ..runs import write
 from .files import RemoteFile, Source, is_model, needed, weights_faults
 
 MANIFEST = ".iis-finetune.json"
@@ -69,13 +69,7 @@ def now() -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write it whole or not at all."""
-    temporary = folder / f"{MANIFEST}.new"
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(asdict(manifest, dict_factory=_without_git), handle, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(folder / MANIFEST)
+    write(folder / MANIFEST, json.dumps(asdict(manifest, dict_factory=_without_git), indent=1))
 
 
 def _without_git(fields: list[tuple[str, Any]]) -> dict[str, Any]:

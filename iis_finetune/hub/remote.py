@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -39,8 +40,11 @@ class Patience:
     tries: int = 6  # without one new byte in between
     first_pause_seconds: float = 1.0  # doubles with each try
 
-    def pause_seconds(self, tries: int, retry_after: float | None) -> float:
-        return min(max(self.first_pause_seconds * 2.0**tries, retry_after or 0.0), MAX_PAUSE_SECONDS)
+    def pause_seconds(self, failure: HubFailure, tries: int) -> float | None:
+        """How long to wait after so many tries in vain; None when to give up, as the failure will not pass."""
+        if not passes(failure) or tries >= self.tries:
+            return None
+        return min(max(self.first_pause_seconds * 2.0 ** (tries - 1), failure.retry_after or 0.0), MAX_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -281,14 +285,13 @@ def _ask_all(
 def _ask_again(
     hub: Hub, request: Request, environment: Mapping[str, str], say: Callable[[str], object]
 ) -> Listing | HubFailure:
-    for tries in range(request.patience.tries):
+    for tries in count(1):
         try:
             return list_files(hub, request, environment)
         except HubFailure as failure:
             last = failure
-        if not passes(last) or tries + 1 == request.patience.tries:
+        if (seconds := request.patience.pause_seconds(last, tries)) is None:
             break
-        seconds = request.patience.pause_seconds(tries, last.retry_after)
         say(f"{hub.name}: {last.detail}; asking again in {seconds:.0f} s")
         time.sleep(seconds)
     return last

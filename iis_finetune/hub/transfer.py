@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import Place, Problem, ProblemsFound
 from .files import RemoteFile
-from .refusals import HubFailure, passes, problem_of
+from .refusals import HubFailure, problem_of
 from .remote import STREAMS, Hub, Listing, Request, get
 
 if TYPE_CHECKING:
@@ -70,18 +70,27 @@ class Job:
 
 @dataclass
 class _Partial:
-    """A file being written, and the hashes of exactly the bytes in it."""
+    """A file being written, and the hashes of exactly the bytes in it; git's is for small files on Hugging Face."""
 
+    file: RemoteFile
     handle: BinaryIO
-    git: _Hash | None  # what small files on Hugging Face are known by
-    sha256: _Hash = field(default_factory=hashlib.sha256)
+    hashes: dict[str, _Hash] = field(default_factory=dict)
     size: int = 0
 
+    def begin(self) -> None:
+        self.size, self.hashes = 0, {"sha256": hashlib.sha256()}
+        if self.file.git_sha1:
+            self.hashes["git hash"] = hashlib.sha1(b"blob %d\0" % self.file.size, usedforsecurity=False)
+
     def count(self, block: bytes) -> None:
-        self.sha256.update(block)
-        if self.git:
-            self.git.update(block)
+        for each in self.hashes.values():
+            each.update(block)
         self.size += len(block)
+
+    def fault(self) -> str | None:
+        stated = {"sha256": self.file.sha256, "git hash": self.file.git_sha1}
+        wrong = [name for name, each in self.hashes.items() if stated[name] and each.hexdigest() != stated[name]]
+        return f"does not have the {wrong[0]} that the hub states" if wrong else None
 
 
 def fetch_files(job: Job) -> tuple[RemoteFile, ...]:
@@ -163,33 +172,25 @@ def _complete(job: Job, file: RemoteFile, path: Path) -> tuple[str, str | None]:
                 tries = 1 if partial.size > before else tries + 1
                 _pause(job, failure, tries)
         job.tell(file, partial.size)
-    return partial.sha256.hexdigest(), _fault(file, partial)
+    return partial.hashes["sha256"].hexdigest(), partial.fault()
 
 
 @contextmanager
 def _opened(path: Path, file: RemoteFile) -> Iterator[_Partial]:
     """Open for reading what is there and appending to it; a whole file, perhaps a link, for reading only."""
     whole = path.exists() and path.stat().st_size == file.size
-    git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False) if file.git_sha1 else None
     mode = os.O_RDONLY if whole else os.O_RDWR | os.O_CREAT
     with os.fdopen(os.open(path, mode, 0o666), "rb" if whole else "r+b", buffering=0) as handle:
-        yield _Partial(handle, git)
-
-
-def _fault(file: RemoteFile, partial: _Partial) -> str | None:
-    if file.sha256 and partial.sha256.hexdigest() != file.sha256:
-        return "does not have the sha256 that the hub states"
-    if partial.git and partial.git.hexdigest() != file.git_sha1:
-        return "does not have the git hash that the hub states"
-    return None
+        partial = _Partial(file, handle)
+        partial.begin()
+        yield partial
 
 
 def _pause(job: Job, failure: HubFailure, tries: int) -> None:
     """Wait before going on, longer each time; give up when the failure will not pass."""
-    patience = job.request.patience
-    if not passes(failure) or tries >= patience.tries:
+    seconds = job.request.patience.pause_seconds(failure, tries)
+    if seconds is None:
         raise ProblemsFound([problem_of(failure, job.listing.hub, job.request)]) from failure
-    seconds = patience.pause_seconds(tries - 1, failure.retry_after)
     with job.lock:
         job.report(Progress(note=f"{job.listing.hub.name}: {failure.detail}; going on in {seconds:.0f} s"))
     if job.stop.wait(seconds):
@@ -207,7 +208,7 @@ def _stream(job: Job, file: RemoteFile, partial: _Partial) -> None:
     headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
     timeouts = (patience.connect_seconds, patience.read_seconds)
     with get(job.session, job.listing.url(file.path), timeouts, headers) as response:
-        _place(response, file, partial)
+        _place(response, partial)
         try:
             while partial.size < file.size:
                 block = response.raw.read1(min(BLOCK_BYTES, file.size - partial.size))  # what is here, at once
@@ -220,14 +221,14 @@ def _stream(job: Job, file: RemoteFile, partial: _Partial) -> None:
             raise HubFailure("broken", "the connection broke off") from error
 
 
-def _place(response: Response, file: RemoteFile, partial: _Partial) -> None:
+def _place(response: Response, partial: _Partial) -> None:
     """Compare the answer's length with the list; start over when the server sends all instead of the range."""
     if partial.size and response.status_code != 206:
         partial.handle.seek(0)
         partial.handle.truncate()
-        partial.sha256, partial.size = hashlib.sha256(), 0
-        partial.git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False) if partial.git else None
+        partial.begin()
     length = response.headers.get("Content-Length")
-    stated = partial.size + int(length) if length and length.isdigit() else file.size
-    if stated != file.size:
-        raise HubFailure("wrong", f"has {stated} bytes where the hub's list says {file.size}")
+    size = partial.file.size
+    stated = partial.size + int(length) if length and length.isdigit() else size
+    if stated != size:
+        raise HubFailure("wrong", f"has {stated} bytes where the hub's list says {size}")

@@ -52,18 +52,17 @@ def data_problems(asked: Asked, rows: bool) -> tuple[list[Problem], int | None]:
             found, wrong = dataset.check_registered(names, read.data_dir, read.stage, asked.recipe.place(key))
             problems += wrong
             for source in found if rows else ():
-                count, of_rows = _rows(read, source, key)
+                count, of_rows = _rows(read, source)
                 problems += of_rows
                 counts += [count] if key == TRAINED_ON else []
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
-def _rows(asked: Asked, source: Source, key: str) -> tuple[int | None, list[Problem]]:
+def _rows(asked: Asked, source: Source) -> tuple[int | None, list[Problem]]:
     """The usable rows where all were read; what is wrong with them, and what would be cut as far as is known here."""
     options = dataset.options_of(asked.arguments, asked.stage, asked.limit)
     report = dataset.check_rows(source, options, asked.progress)
-    place = asked.recipe.place(key)
-    problems = [replace(each, where=each.where or place) for each in report.problems]
+    problems = list(report.problems)
     if asked.model.folder:
         tokenizer_json = asked.model.folder / "tokenizer.json"
         problems += dataset.check_truncation(source, tokenizer_json, options, asked.progress).problems

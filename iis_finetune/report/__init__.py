@@ -15,7 +15,7 @@ from .. import __version__
 from ..launch import KIT
 from ..observe import number
 from ..runs import Run, attempts, events, read_json, read_lines, state
-from .curves import Curve, svg
+from .curves import Points, svg
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 500
@@ -34,7 +34,7 @@ def page(runs: Sequence[Run]) -> str:
     return environment.get_template(TEMPLATE).render(
         title=", ".join(run.name for run in runs),
         runs=views,
-        pictures=[text for text in map(svg, curves(runs)) if text],
+        pictures=[text for text in (svg(title, lines) for title, lines in curves(runs).items()) if text],
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         most_rows=MOST_ROWS,
@@ -110,7 +110,7 @@ def _event(event: Mapping[str, Any]) -> dict[str, Any]:
     return {"time": stamp, "event": event.get("event"), "details": ", ".join(details)}
 
 
-def curves(runs: Sequence[Run]) -> list[Curve]:
+def curves(runs: Sequence[Run]) -> dict[str, dict[str, Points]]:
     """Loss, learning rate, throughput and memory over the steps, the runs in one picture each."""
     logs = {run.name: list(read_lines(run.trainer_log)) for run in runs}
     named = {
@@ -120,10 +120,10 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
         "tokens a second": "throughput",
         "device memory reserved, GB": "vram_reserved",
     }
-    return [Curve(title, {name: _points(log, key) for name, log in logs.items()}) for title, key in named.items()]
+    return {title: {name: _points(log, key) for name, log in logs.items()} for title, key in named.items()}
 
 
-def _points(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> Points:
     pairs = [(number(line.get("current_steps")), number(line.get(key))) for line in log]
     return [(step, value) for step, value in pairs if step is not None and value is not None and math.isfinite(value)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 INK, GRID = "#010203", "#040506"  # stand-ins that become the page's CSS variables
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
@@ -13,24 +12,18 @@ WIDTH, HEIGHT = 5.2, 2.6  # inches; at 390 pixels its letters still are 7 pixels
 MOST_POINTS = 2000
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A quantity over steps, a line a run."""
-
-    title: str
-    lines: Mapping[str, Sequence[tuple[float, float]]]
-    logarithmic: bool = False
+Points = Sequence[tuple[float, float]]
 
 
-def svg(curve: Curve) -> str:
-    """The picture as an SVG element without fixed size; empty when there is nothing to draw."""
-    lines = {name: _thinned(points) for name, points in curve.lines.items() if points}
+def svg(title: str, runs: Mapping[str, Points]) -> str:
+    """A quantity over steps, a line a run, as an SVG element without fixed size; empty where there is nothing."""
+    lines = {name: _thinned(points) for name, points in runs.items() if points}
     if not lines:
         return ""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": curve.title, "font.size": 9}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
     settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK)
     with mpl.rc_context(settings):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
@@ -38,19 +31,18 @@ def svg(curve: Curve) -> str:
         for number, (name, points) in enumerate(lines.items()):
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.4, label=name)
-        axes.set_title(curve.title, loc="left", fontsize=10)
+        axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
-        axes.set_yscale("log" if curve.logarithmic else "linear")
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _themed(buffer.getvalue(), curve.title)
+    return _themed(buffer.getvalue(), title)
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: Points) -> list[tuple[float, float]]:
     step = -(-len(points) // MOST_POINTS)
     return [*points[::step], *(points[-1:] if (len(points) - 1) % step else [])]
 
