@@ -358,7 +358,7 @@ def test_a_folder_a_file_that_is_not_there_and_a_name_with_a_comma_are_refused(t
         dataset.add(tmp_path / "a.json", tmp_path)
     with pytest.raises(ProblemsFound, match="is a folder") as refused:
         dataset.add(tmp_path, tmp_path)
-    assert "name one file of it" in refused.value.problems[0].fix and refused.value.exit_code == 2
+    assert "give one file (.arrow, " in refused.value.problems[0].fix and refused.value.exit_code == 2
     (tmp_path / "a.json").write_bytes(array(GOOD))
     with pytest.raises(ProblemsFound, match="cannot name"):
         dataset.add(tmp_path / "a.json", tmp_path, name="a,b")

@@ -67,8 +67,8 @@ def _refused(what: str, fix: str, file: Path) -> ProblemsFound:
 def _check_name(name: str, file: Path, registry: Registry) -> None:
     allowed = ", ".join(f".{suffix}" for suffix in FILE_TYPES)
     if file.is_dir():
-        what, fix = f"{file} is a folder", f"name one file of it: {allowed}; a folder of files is an entry by hand"
-        raise _refused(what, f"{fix} in {registry.file}, its path as file_name", file)
+        fix = f"give one file ({allowed}), or write the entry with the folder as file_name into {registry.file}"
+        raise _refused(f"{file} is a folder", fix, file)
     if not file.is_file():
         raise ProblemsFound([Problem(f"{file} is not there", "name a file", Place(str(file)), kind="missing", code=2)])
     if file.suffix[1:] not in FILE_TYPES:
