@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from conftest import run
 from test_plan import SMALL, make
-from test_survival import add_data
+from test_survival import make_project
 
 from iis_finetune.hook import iis_training_hook as hook
-from iis_finetune.observe import signs
 from iis_finetune.plan.launcher import SHARDED, deepspeed_config
 from iis_finetune.runs import Run
 
@@ -25,51 +24,56 @@ ALIKE = {
     "zero2": ("kit.devices=2", "kit.launcher=zero2"),
     "zero3": ("kit.devices=2", "kit.launcher=zero3"),
 }
-WORDS = ("dataset=many", "lora_dropout=0.0", "average_tokens_across_devices=true", "kit.global_batch_size=8")
+WORDS = (
+    *("dataset=many", "lora_dropout=0.0", "average_tokens_across_devices=true", "kit.global_batch_size=8"),
+    *("max_steps=10", "save_steps=10"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
+    """One short training each way, in one project."""
+    pytest.importorskip("deepspeed")
+    project = tmp_path_factory.mktemp("launchers")
+    make_project(project, tiny_model)
+    for words in ALIKE.values():
+        done = run(["train", "tiny", *WORDS, *words], project)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return {name: Run(project / "runs" / f"{number:04d}-tiny") for number, name in enumerate(ALIKE, 1)}
 
 
 @pytest.mark.slow
-def test_the_same_global_batch_gives_the_same_losses_however_the_model_is_shared(iis: Command, project: Path) -> None:
-    pytest.importorskip("deepspeed")
-    add_data(project)
-    losses, grads, sharing = {}, {}, {}
-    for number, (name, words) in enumerate(ALIKE.items(), 1):
-        done = iis("train", "tiny", *WORDS, *words, "max_steps=10", "save_steps=10")
-        assert done.returncode == 0, done.stdout + done.stderr
-        run = Run(project / "runs" / f"{number:04d}-tiny")
-        logged = json.loads(run.trainer_state.read_text())["log_history"]
+def test_the_same_global_batch_gives_the_same_losses_however_the_model_is_shared(trained: dict[str, Run]) -> None:
+    losses, sharing = {}, {}
+    for name, made in trained.items():
+        logged = json.loads(made.trainer_state.read_text())["log_history"]
         losses[name] = [line["loss"] for line in logged if "loss" in line]
-        grads[name] = signs(run).grad_norm
-        sharing[name] = json.loads(run.loaded.read_text())["sharing"]
-    worst = {name: max(abs(a - b) for a, b in zip(losses["alone"], losses[name], strict=True)) for name in ALIKE}
+        sharing[name] = json.loads(made.loaded.read_text())["sharing"]
+    alone = losses["alone"]
+    worst = {name: max(abs(a - b) for a, b in zip(alone, losses[name], strict=True)) for name in ALIKE}
     for name in ALIKE:
         print(f"{name:6} last loss {losses[name][-1]:.6f}, worst difference {worst[name]:.1e}, {sharing[name]}")
-    assert len(losses["alone"]) == 10 and max(worst.values()) <= 1e-3
-    assert losses["alone"][0] - losses["alone"][-1] > 0.01, "it learns, so that a difference would show"
+    assert len(alone) == 10 and max(worst.values()) <= 1e-3
+    assert alone[0] - alone[-1] > 0.05, "it learns, so that a difference would show"
     whole = sharing["alone"]
-    assert sharing["ddp"]["optimizer"] == whole["optimizer"] and sharing["ddp"]["wrapper"] == "DistributedDataParallel"
-    assert sharing["zero2"]["optimizer"] * 2 == whole["optimizer"]
-    assert sharing["zero2"]["parameters"] == whole["parameters"]
+    assert sharing["ddp"] == {**whole, "wrapper": "DistributedDataParallel"}
+    assert sharing["zero2"] == {**whole, "wrapper": "DeepSpeedEngine", "optimizer": whole["optimizer"] // 2}
     assert sharing["zero3"]["optimizer"] * 2 == whole["optimizer"]
     assert sharing["zero3"]["parameters"] * 2 <= whole["parameters"] * 1.01
 
 
 @pytest.mark.slow
-def test_a_run_that_is_not_shared_as_planned_is_stopped_before_its_first_step(iis: Command, project: Path) -> None:
+def test_a_run_that_is_not_shared_as_planned_is_stopped_before_its_first_step(trained: dict[str, Run]) -> None:
     """Planted: the run's deepspeed.json is turned to stage 0 behind the kit's back."""
-    pytest.importorskip("deepspeed")
-    add_data(project)
-    done = iis("train", "tiny", *WORDS, "kit.devices=2", "kit.launcher=zero2", "max_steps=1", "save_steps=1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = project / "runs" / "0001-tiny"
-    config = json.loads((run / "deepspeed.json").read_text())
+    folder = trained["zero2"].folder
+    config = json.loads((folder / "deepspeed.json").read_text())
     config["zero_optimization"] = {"stage": 0}
-    (run / "deepspeed.json").write_text(json.dumps(config))
-    command = ["bash", str(run / "command.sh"), f"output_dir={project}/other"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=dict(os.environ))
+    (folder / "deepspeed.json").write_text(json.dumps(config))
+    command = ["bash", str(trained["zero2"].command), f"output_dir={folder}/other"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert "the plan shares the model by zero2, but each of 2 processes holds" in done.stderr
-    assert not list((project / "other").glob("checkpoint-*"))
+    assert not list((folder / "other").glob("checkpoint-*"))
 
 
 LOADED = {"processes": 2, "parameters": {"trainable": {"float32": 10}, "frozen": {"float32": 90}}}

@@ -50,6 +50,8 @@ def write(draft: Draft, nodes: Nodes, machine: Machine, launcher: str) -> None:
     told = f"--nodes on the command line; this is node {nodes.rank}, the first is at {nodes.address}:{nodes.port}"
     draft.decisions.append(Decision("nodes", nodes.number, "override", told))
     draft.environment |= nodes.variables()
+    if draft.arguments.get("stage") == "ppo":
+        draft.complain(Problem("stage ppo runs on one machine", "train without --nodes", draft.recipe.place("stage")))
     reason = "every node keeps whole checkpoints in a run folder of its own, so no disk need be shared"
     draft.choose("save_on_each_node", True, reason)
     reason = f"a node waits {JOIN_SECONDS // 60} minutes for the others to come, then its attempt ends"
