@@ -378,7 +378,7 @@ def test_every_use_of_the_placeholder_says_what_is_missing(use: str) -> None:
 TARGETS = [
     "help", "setup", "train", "plan", "check", "recipes", "runs", "doctor", "test", "test-slow", "test-all", "lint",
     "clean", "download", "evaluate", "export", "chat", "serve", "report", "status", "watch", "logs", "stop",
-    "resume", "schema", "models",
+    "resume", "schema", "models", "setup-ppo",
 ]
 # fmt: on
 

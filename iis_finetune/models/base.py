@@ -51,6 +51,8 @@ def base_of(
     except ProblemsFound as found:
         first = found.problems[0]
         return None, [Problem(f"kit.{key}: {first.what}", first.fix, place, code=2)]
+    if base.path == recipe.path:
+        return None, [Problem(f"'{named}' is this recipe itself", "name another recipe", place)]
     return _result(base, workspace, depth), problems
 
 

@@ -83,8 +83,6 @@ def make(inputs: Inputs) -> Plan:
     workload = _workload(draft, inputs, precision, attention)
     launcher = _launcher(draft, inputs, workload)
     _environment(draft, inputs, launcher, precision)
-    if draft.arguments.get("stage") == "ppo":
-        ppo.add(draft, inputs.reward)
     memory = _memory(draft, inputs, workload(launcher.name, launcher.processes))
     return Plan(
         recipe=inputs.recipe.name,
@@ -206,3 +204,5 @@ def _environment(draft: Draft, inputs: Inputs, launcher: launchers.Launcher, pre
         text = str(value).lower() if isinstance(value, bool) else str(value)
         draft.environment[name] = text
         draft.keep(f"environment.{name}", text, "kit.env")
+    if draft.arguments.get("stage") == "ppo":
+        ppo.add(draft, inputs.reward)
