@@ -112,21 +112,21 @@ def look(trainer: Any, callback: Any) -> None:
     loaded = describe(trainer)
     write_if(leads(), run / "loaded.json", loaded)
     refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
-    name_the_original(_inner(trainer.model), os.environ.get("IIS_BASE"))
+    name_the_original(trainer.model, os.environ.get("IIS_BASE"))
     trainer.add_callback(sharing_callback(callback)(run, trainer, loaded))
     if nodes() == 1:
         trainer.add_callback(stop_callback(callback)(run, rank))
 
 
-def _inner(model: Any) -> Any:
-    """The model below the value head that stage ppo puts round it."""
-    return getattr(model, "pretrained_model", model)
-
-
 def name_the_original(model: Any, base: str | None) -> None:
     """Have the adapter name the model that was asked for, not the precision view that it was loaded from."""
-    for config in getattr(model, "peft_config", {}).values() if base else ():
+    for config in getattr(without_head(model), "peft_config", {}).values() if base else ():
         config.base_model_name_or_path = base
+
+
+def without_head(model: Any) -> Any:
+    """The language model itself: stages rm and ppo wrap it together with a value head."""
+    return getattr(model, "pretrained_model", model)
 
 
 def _patch_last_epoch(trainer: Any) -> None:
@@ -164,10 +164,10 @@ def describe(trainer: Any) -> dict[str, Any]:
     return {
         "parameters": {name: dict(counter) for name, counter in counts.items()},
         "model": type(model).__name__,
-        "attention": getattr(_inner(model).config, "_attn_implementation", None),
+        "attention": getattr(without_head(model).config, "_attn_implementation", None),
         "mixed_precision": accelerator.mixed_precision,
         "autocast": _autocast(trainer),
-        "quantization": str(getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) or "") or None,
+        "quantization": _quantization(without_head(model)),
         "device": str(next(model.parameters()).device),
         "processes": accelerator.num_processes,
         "distributed": str(accelerator.distributed_type).rpartition(".")[2].lower(),
@@ -181,6 +181,10 @@ def _autocast(trainer: Any) -> str | None:
     """The dtype that stage ppo's own autocast computes in; every other stage's is mixed_precision."""
     own = getattr(trainer, "amp_context", None)
     return str(own.fast_dtype).removeprefix("torch.") if own is not None and own._enabled else None
+
+
+def _quantization(model: Any) -> str | None:
+    return str(getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) or "") or None
 
 
 def _device_memory(torch: Any) -> float | None:
