@@ -266,9 +266,7 @@ def test_reward_model_and_ppo_are_trained_for_real_from_one_command(chain: Path,
     assert adapter and all(math.isfinite(value) for values in adapter.values() for value in values)
     # LoRA begins with B at zero: whatever is in it was learned here.
     assert any(value for name, values in adapter.items() if "lora_B" in name for value in values)
-    assert run(["evaluate", "last", "--data", "little"], chain, timeout=600).returncode == 0, (
-        "with the first environment"
-    )
+    assert run(["export", "last"], chain, timeout=600).returncode == 0, "merged and compared with the first environment"
 
 
 @pytest.mark.extended
