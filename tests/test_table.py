@@ -30,7 +30,7 @@ from iis_finetune.runs import Run, Workspace
 STAGES: dict[str, tuple[str, ...]] = {
     "pt": ("pretrain",),
     "sft": ("qwen0_5b_lora",),
-    "rm": ("reward", "learning_rate=2e-3", "max_steps=15"),  # its value head has dropout: a noisy loss
+    "rm": ("reward", "learning_rate=2e-3", "max_steps=30"),  # its value head has dropout: a noisy loss
     "dpo": ("dpo",),
     "orpo": ("dpo", "pref_loss=orpo"),
     "simpo": ("dpo", "pref_loss=simpo"),
@@ -43,7 +43,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "rsLoRA": (*LORA, "use_rslora=true", "learning_rate=2e-3"),
     "LoRA+": (*LORA, "loraplus_lr_ratio=16", "learning_rate=1e-3"),
     "DoRA": (*LORA, "use_dora=true"),
-    "PiSSA": (*LORA, "pissa_init=true", "learning_rate=1e-3"),
+    "PiSSA": (*LORA, "pissa_init=true", "learning_rate=2e-3"),
     "full": (*WHOLE, "finetuning_type=full", "learning_rate=1e-3"),
     "freeze": (*WHOLE, "finetuning_type=freeze", "freeze_trainable_layers=1"),
     "OFT": (*WHOLE, "finetuning_type=oft"),
