@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -169,6 +170,7 @@ def _short(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
+@cache  # a listing reads the base of several recipes once; nobody writes into what is read
 def _parse(text: str, path: Path) -> Any:
     if path.suffix == ".json":
         what = "LLaMA-Factory 0.9.5 cannot read a JSON recipe (it fails with an AttributeError)"

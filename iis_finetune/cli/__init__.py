@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -89,6 +90,7 @@ def version(
 def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
     sys.argv += ["--help"] * (len(sys.argv) == 1)
+    gc.set_threshold(200_000, 50, 50)  # Python's own 700 looks for garbage hundreds of times while a verb starts
     code = _code()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
