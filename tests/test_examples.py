@@ -25,11 +25,6 @@ BROKEN = {
 # Examples that run in one process only, where LLaMA-Factory starts one for every device it sees.
 ALONE = {
     "extras/badam/llama3_full_sft.yaml": "use_badam",  # its parser wants ZeRO-3 for layers in several processes
-    "extras/oft/llama3_oft_sft.yaml": "finetuning_type",  # DDP: "Expected to mark a variable ready only once"
-    "extras/oft/qwen2_5vl_oft_sft.yaml": "finetuning_type",
-    "extras/qoft/llama3_oft_sft_awq.yaml": "finetuning_type",
-    "extras/qoft/llama3_oft_sft_bnb_npu.yaml": "finetuning_type",
-    "extras/qoft/llama3_oft_sft_gptq.yaml": "finetuning_type",
 }
 
 
