@@ -61,6 +61,16 @@ def test_exit_code_zero_before_the_last_step_is_not_finished(workspace: Workspac
     assert runs.state(run) == "failed"
 
 
+def test_the_weights_may_be_on_the_first_of_several_nodes(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    runs.record(run, Attempt(1, 0.0, GONE, ended=1.0, ending="finished", returncode=0))
+    result(run, 10, 10)
+    (run.output / "adapter_model.safetensors").unlink()
+    for rank, state in ((0, "failed"), (1, "finished")):
+        run.decisions.write_text(json.dumps({"nodes": {"number": 2, "rank": rank}}))
+        assert runs.state(run) == state
+
+
 def test_early_stopping_counts_as_the_end(workspace: Workspace) -> None:
     run = runs.create(workspace, "a")
     runs.record(run, Attempt(1, 0.0, GONE, ended=1.0, ending="finished", returncode=0))

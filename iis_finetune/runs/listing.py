@@ -124,9 +124,15 @@ def reached_last_step(run: Run) -> bool:
     """Whether the files hold a result of the whole training, by all steps done or by early stopping."""
     progress = read_json(run.trainer_state) or {}
     step, planned = progress.get("global_step"), progress.get("max_steps")
-    if not step or not planned or not weights(run.output):
+    if not step or not planned or not (weights(run.output) or _kept_elsewhere(run)):
         return False
     return bool(step >= planned) or _stopped_early(progress)
+
+
+def _kept_elsewhere(run: Run) -> bool:
+    """Whether this is not the first of several nodes: with ZeRO-3 only that one is given the whole weights."""
+    nodes = (read_json(run.decisions) or {}).get("nodes") or {}
+    return bool(nodes.get("rank", 0))
 
 
 def _stopped_early(progress: Mapping[str, Any]) -> bool:
