@@ -108,7 +108,7 @@ for name, config in json.load(sys.stdin).items():
     read = DeepSpeedConfig(filled.config)
     zero = read.zero_config
     parts = [zero.offload_optimizer, zero.offload_param]
-    devices = [str(part.device.value) if part else "none" for part in parts]
+    devices = [getattr(part.device, "value", part.device) if part else "none" for part in parts]
     print(json.dumps([name, int(zero.stage), *devices, bool(read.use_node_local_storage)]))
 """
 
