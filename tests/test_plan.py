@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from iis_finetune import machine, models, plan
+from iis_finetune import machine, models, plan, process, runs
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import Problem, errors_of
 from iis_finetune.plan import Inputs, Plan
@@ -267,3 +268,20 @@ def test_a_pair_takes_the_memory_of_two_rows_and_a_whole_training_that_of_its_re
 def test_pissa_starts_from_what_can_be_made_again() -> None:
     assert make("qwen0_5b_lora", "cpu", "pissa_init=true").arguments["pissa_iter"] == -1
     assert "pissa_iter" not in make("qwen0_5b_lora", "cpu", "pissa_init=true", "pissa_convert=true").arguments
+
+
+def test_a_run_that_goes_on_stands_on_the_base_it_began_with(tmp_path: Path) -> None:
+    (tmp_path / "sft.yaml").write_text("model_name_or_path: owner/model\n")
+    (tmp_path / "dpo.yaml").write_text(f"kit: {{base: {tmp_path / 'sft.yaml'}}}\nstage: dpo\n")
+    workspace = Workspace(tmp_path, tmp_path / "models", tmp_path / "runs")
+    done = {"global_step": 4, "max_steps": 4}
+    for number in (1, 3):
+        run = Run(workspace.runs / f"{number:04d}-sft")
+        run.output.mkdir(parents=True)
+        (run.output / "adapter_model.safetensors").write_bytes(b"")
+        (run.output / "trainer_state.json").write_text(json.dumps(done))
+        runs.record(run, runs.Attempt(1, 0.0, process.Identity(1, 1, "another boot"), returncode=0))
+    recipe, _ = recipes.read(str(tmp_path / "dpo.yaml"))
+    for before, adapter in ((None, "0003-sft"), (2, "0001-sft")):
+        base, problems = models.base_of(recipe, replace(workspace, before=before))
+        assert not problems and base and [path.parent.name for path in base.adapters] == [adapter]

@@ -35,7 +35,7 @@ def question_of(run: Run, question: Question, overrides: tuple[str, ...] = ()) -
 
 def examine_run(run: Run, question: Question) -> Examined:
     """What a run would be planned like now, under its recipe's own name."""
-    examined = examine(question)
+    examined = examine(replace(question, workspace=replace(question.workspace, before=run.number)))
     recipe, planned = replace(examined.recipe, name=run.recipe_name), replace(examined.plan, recipe=run.recipe_name)
     return replace(examined, recipe=recipe, plan=planned)
 

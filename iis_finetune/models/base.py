@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,7 @@ def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
     model = below.model if below else str(base.value("model_name_or_path", ""))
     # Not the state: a run that this very process has just supervised counts as running until the process is gone.
     real = [run for run in listed(workspace) if run.recipe_name == base.name and not run.smoke]
-    finished = [run for run in real if reached_the_end(run)]
+    finished = [run for run in real if run.number < (workspace.before or math.inf) and reached_the_end(run)]
     return Base(base, model, adapters_of(finished[-1]) if finished else (), bool(finished), below)
 
 

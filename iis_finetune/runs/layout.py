@@ -18,13 +18,15 @@ SMOKE = "-smoke"
 class Workspace:
     """The folders a verb works in: recipes and data below the root, models and runs wherever they were put.
 
-    `ppo` is the virtual environment of stage ppo, beside the one that the kit runs in.
+    `ppo` is the virtual environment of stage ppo, beside the one that the kit runs in. A run that goes on stands on
+    what there was when it began: runs whose number is not below `before` are no bases.
     """
 
     root: Path
     models: Path
     runs: Path
     ppo: Path = Path(sys.prefix).parent / ".venv-ppo"
+    before: int | None = None
 
     @property
     def recipes(self) -> Path:
