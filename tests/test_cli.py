@@ -42,6 +42,8 @@ def test_plan_prints_the_tables_advice_without_following_it(iis: Command) -> Non
         (("check", "tiny.yaml"), "did you mean 'tiny'?"),
         (("check", "tiny", "lora_rank=4", "lora_rank=8"), "lora_rank is given twice"),
         (("check", "tiny", "kit.devices=two"), "\n1 error"),
+        (("check", "tiny", f"adapter_name_or_path={'x' * 300}"), "is too long for the name of a file"),
+        (("check", "x" * 300), "is too long for the name of a file"),
         (("check", "tiny", "kitt=1"), "did you mean 'kit'?"),
     ],
     ids=str,

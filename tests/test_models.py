@@ -426,7 +426,7 @@ def test_a_shrunken_model_is_tiny_and_keeps_its_proportions(row: dict[str, Any])
     assert small.attention_heads % small.key_value_heads == 0
     assert (small.attention_heads == small.key_value_heads) == (whole.attention_heads == whole.key_value_heads)
     assert small.hidden_size % small.attention_heads == 0
-    assert count_parameters(small) < 250_000  # type: ignore[operator]
+    assert count_parameters(small) < 500_000  # type: ignore[operator]
     assert shrink(row["config"])["vocab_size"] == row["config"]["vocab_size"]
 
 

@@ -53,7 +53,7 @@ def test_every_recipe_goes_the_whole_way_without_its_model(project_of_recipes: P
     assert made.smoke and runs.state(made) == "finished"
     decided = json.loads(made.decisions.read_text(encoding="utf-8"))
     shapes = look(decided["arguments"]["model_name_or_path"], workspace.models).shapes
-    assert shapes is not None and shapes.layers <= 2 and shapes.hidden_size <= 64
+    assert shapes is not None and shapes.layers <= 2 and shapes.hidden_size <= 128
     assert decided["arguments"]["max_steps"] == 5 and decided["processes"] == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import re
@@ -17,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from ..errors import BUG, INPUT, INTERRUPTED, KitError, ProblemsFound
+from ..errors import BUG, INPUT, INTERRUPTED, KitError, Place, Problem, ProblemsFound
 from . import show
 
 VERBS = {
@@ -109,8 +110,8 @@ def _code() -> int:
         return _misused(getattr(error, "format_message", error.__str__)())
     except (BrokenPipeError, SystemExit) as left:
         return _left(left)
-    except Exception:  # noqa: BLE001 - the last resort: a bug of ours becomes one sentence and a log
-        return _bug()
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug of ours becomes one sentence and a log
+        return _last_resort(error)
 
 
 def _misused(said: str) -> int:
@@ -145,7 +146,10 @@ def _report(error: KitError) -> int:
     return error.exit_code
 
 
-def _bug() -> int:
+def _last_resort(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        what = f"'{str(error.filename)[:40]}...' is too long for the name of a file"
+        return _report(ProblemsFound([Problem(what, "give the path of something that is there", Place())]))
     with NamedTemporaryFile("w", prefix="iis-finetune-", suffix=".log", delete=False) as log:
         log.write(f"iis-finetune {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n{traceback.format_exc()}")
     show.aside(f"error: this is a bug of iis-finetune, not a mistake of yours; please report it with {Path(log.name)}")

@@ -91,7 +91,8 @@ def _make_model(request: Request, examined: Examined, question: Question) -> Pat
         what = f"the shape of '{facts.name}' is not known here: it is neither on disk nor in the built-in table"
         fix = f"iis-finetune download {facts.name}"
         raise ProblemsFound([Problem(what, fix, examined.recipe.place("model_name_or_path"), kind="missing")])
-    folder = question.workspace.models / f"{facts.name.replace('/', '--')}{FOLDER}"
+    name = Path(facts.name).name if preflight.looks_local(facts.name) else facts.name.replace("/", "--")
+    folder = question.workspace.models / f"{name}{FOLDER}"
     template = arguments.find_template(str(examined.plan.arguments.get("template")))
     words = template.tokens if template else ()
     texts = [file for source in _sources(examined, question) for file in source.files]

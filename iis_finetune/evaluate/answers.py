@@ -60,7 +60,9 @@ class Material:
 def material(job: Job, arguments: Mapping[str, Any]) -> Material:
     """Register slices of the data set in a folder of the job's own; raises ProblemsFound when it cannot be read."""
     data_dir = str(arguments["dataset_dir"])
-    sources, problems = dataset.check_registered(job.data, data_dir, "sft", Place(COMMAND_LINE, key="--data"))
+    plain = arguments.get("stage") == "pt"  # text without answers
+    place = Place(COMMAND_LINE, key="--data")
+    sources, problems = dataset.check_registered(job.data, data_dir, "pt" if plain else "sft", place)
     if errors_of(problems):
         raise ProblemsFound(problems)
     if not sources:  # on a hub: nothing to slice or to count here
@@ -76,7 +78,7 @@ def material(job: Job, arguments: Mapping[str, Any]) -> Material:
     folder = job.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    tokens, cut = _look(source, arguments)
+    tokens, cut = (None, ()) if plain else _look(source, arguments)
     hashes = dataset.data_files_hash(source)
     return Material(str(folder.resolve()), parts, slices, tokens, hashes, cut)
 

@@ -242,12 +242,13 @@ def sharing_callback(base: Any) -> Any:
 
 def describe_sharing(trainer: Any) -> dict[str, Any]:
     """What the model is wrapped in, and how many parameters and optimizer's values this process keeps of it."""
-    engine = getattr(trainer.model_wrapped, "optimizer", None)
+    wrapped = getattr(trainer, "model_wrapped", trainer.model)  # stage ppo's trainer keeps no wrapped one
+    engine = getattr(wrapped, "optimizer", None)
     flat = getattr(engine, "fp32_partitioned_groups_flat", None)  # ZeRO-3
     flat = flat or getattr(engine, "single_partition_of_fp32_groups", None)  # ZeRO-1 and 2
     updated = flat or [each for group in trainer.optimizer.param_groups for each in group["params"]]
     return {
-        "wrapper": type(trainer.model_wrapped).__name__,
+        "wrapper": type(wrapped).__name__,
         "parameters": sum(map(_kept, trainer.model.parameters())),
         "optimizer": sum(map(_kept, updated)),
     }

@@ -129,7 +129,9 @@ def losses(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[s
     """The loss of each of the named data sets, as in training."""
     stage = "pt" if arguments.get("stage") == "pt" else "sft"
     each = {"eval_on_each_dataset": True} if len(rows.names) > 1 else {}
-    return {**_measured(arguments, weights, rows), **each, "stage": stage, "do_eval": True}
+    # Packed, plain text that does not fill a block would be dropped, and with it a slice that is shorter than one.
+    row_by_row = {"packing": False} if stage == "pt" else {}
+    return {**_measured(arguments, weights, rows), **each, **row_by_row, "stage": stage, "do_eval": True}
 
 
 def loss_of(results: Mapping[str, Any], name: str) -> float | None:
