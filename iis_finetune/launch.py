@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -148,16 +149,13 @@ def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
     """A Slurm job of the recipe that saves and queues itself again when it is told to leave."""
     devices = len(_devices(plan.environment))
     values = {
-        "@NAME@": plan.recipe,
+        "@NAME@": re.sub(r"[^\w.-]", "-", plan.recipe),
         "@NODES@": str(nodes),
         "@GPUS@": f"#SBATCH --gpus-per-node={devices}\n" if devices else "",
         "@RECIPE@": recipe,
-        "@KIT@": str(Path(sys.executable).parent / "iis-finetune"),
+        "@KIT@": shlex.quote(str(Path(sys.executable).parent / "iis-finetune")),
     }
-    text = SBATCH.read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(name, value)
-    return text
+    return re.sub("|".join(values), lambda mark: values[mark[0]], SBATCH.read_text(encoding="utf-8"))
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:

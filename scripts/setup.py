@@ -53,6 +53,8 @@ def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -
     parser.add_argument("--ppo", action="store_true", help="the second environment, which stage ppo alone runs in")
     parser.add_argument("--venv", help="where to make it (default: .venv, or .venv-ppo)")
     given = parser.parse_args(arguments)
+    if given.ppo and given.extra:
+        parser.error("--ppo takes no --extra: pip install what is missing with .venv-ppo/bin/pip")
     venv = Path(given.venv or (".venv-ppo" if given.ppo else ".venv"))
     before = (recorded or {}).get("request", {})
     request = Request(

@@ -258,7 +258,7 @@ def test_the_metrics_are_those_llamafactory_writes_beside_the_same_answers(
     side = Side("tuned", arguments, after.tuned_weights(arguments, trained.output.resolve()))
     rows = after.Rows(given.dataset_dir, tuple(given.parts), str(tmp_path / "out"), given.max_new_tokens)
     run_llamafactory(job, "tuned", after.predict(arguments, side.weights, rows), tmp_path / "out")
-    theirs = json.loads((tmp_path / "out" / after.SIMILARITIES).read_text())
+    theirs = json.loads((tmp_path / "out" / "predict_results.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out" / after.PREDICTIONS).read_text("utf-8").splitlines()]
     found = compare(None, score([line["predict"] for line in lines], [line["label"] for line in lines], Declared()))
     ours = {each.name: each.tuned for each in found}

@@ -58,6 +58,25 @@ def test_spaces_around_an_equals_sign_are_taken_for_what_they_mean(iis: Command)
     assert (made["arguments"]["lora_rank"], made["arguments"]["max_steps"]) == (4, 2)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_recipes_that_stand_on_each_other_are_told_so(iis: Command, project: Path, method: str) -> None:
+    for name, other in (("one", "two"), ("two", "one")):
+        text = RECIPE.replace("kit:\n", f"kit:\n  base: {other}\n").replace("model_name_or_path: models/tiny\n", "")
+        (project / "recipes" / f"{name}.yaml").write_text(text.replace("type: lora", f"type: {method}"))
+    done = iis("check", "one")
+    assert done.returncode == 2 and "leads back to itself" in done.stderr, done.stderr
+
+
+def test_a_method_that_cannot_go_on_from_an_adapter_is_refused_before_the_adapter_is_made(
+    iis: Command, project: Path
+) -> None:
+    text = RECIPE.replace("kit:\n", "kit:\n  base: tiny\n").replace("model_name_or_path: models/tiny\n", "")
+    (project / "recipes" / "after.yaml").write_text(text)
+    assert iis("check", "after").returncode == 0
+    done = iis("check", "after", "finetuning_type=full", "lora_rank=null", "lora_target=null")
+    assert done.returncode == 2 and "an adapter is loaded with finetuning_type lora only" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(("content", "words", "line"), BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_bad_recipe_is_a_problem_with_file_and_line_and_nothing_is_started(
     iis: Command, project: Path, content: str | bytes, words: str, line: int | None

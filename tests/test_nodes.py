@@ -50,6 +50,7 @@ def test_a_plan_without_an_address_has_a_place_for_it(iis: Command) -> None:
 
 
 WRONG = {
+    ("--node-rank", "1", "--master", "10.0.0.1:29500"): "--nodes is not given",
     ("--nodes", "2"): "'' is not HOST:PORT",
     ("--nodes", "2", "--master", "10.0.0.1"): "'10.0.0.1' is not HOST:PORT",
     ("--nodes", "2", "--master", "a:1", "--node-rank", "2"): "2 nodes have the ranks 0 to 1, not 2",
@@ -97,6 +98,10 @@ def test_the_slurm_job_of_several_nodes_is_a_shell_script(iis: Command, project:
     job = project / "job.sbatch"
     assert "--gpus-per-node" not in job.read_text()
     subprocess.run(["bash", "-n", str(job)], check=True)
+    (project / "recipes" / "after.yaml").write_text((project / "recipes" / "tiny.yaml").read_text())
+    unmade = ("model_name_or_path=null", "kit.base=tiny")
+    refused = iis("slurm", "after", *unmade, "--to", "other.sbatch")
+    assert refused.returncode == 2 and "'tiny' is not trained yet" in refused.stderr
     refused = iis("slurm", "tiny", "lora_rnak=8", "--to", "other.sbatch")
     assert refused.returncode == 2 and not (project / "other.sbatch").exists()
 

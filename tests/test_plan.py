@@ -270,6 +270,12 @@ def test_pissa_starts_from_what_can_be_made_again() -> None:
     assert "pissa_iter" not in make("qwen0_5b_lora", "cpu", "pissa_init=true", "pissa_convert=true").arguments
 
 
+def test_a_pair_cannot_be_halved() -> None:
+    made = make("dpo", "rtx4090", "model_name_or_path=Qwen/Qwen2.5-7B-Instruct", "cutoff_len=2048")
+    told = [problem.fix for problem in made.problems if "GiB a device are needed" in problem.what]
+    assert told and "per_device_train_batch_size" not in told[0]
+
+
 def test_a_run_that_goes_on_stands_on_the_base_it_began_with(tmp_path: Path) -> None:
     (tmp_path / "sft.yaml").write_text("model_name_or_path: owner/model\n")
     (tmp_path / "dpo.yaml").write_text(f"kit: {{base: {tmp_path / 'sft.yaml'}}}\nstage: dpo\n")

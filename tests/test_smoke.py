@@ -28,6 +28,8 @@ finetuning_type: lora
 flash_attn: fa2
 per_device_train_batch_size: 8
 cutoff_len: 4096
+val_size: 100
+streaming: true
 """
 
 
@@ -61,8 +63,9 @@ def test_a_smoke_run_is_one_process_on_the_cpu_whatever_the_recipe_says(tmp_path
     (tmp_path / "several.yaml").write_text(SEVERAL)
     recipe, _ = recipes.read(str(tmp_path / "several.yaml"))
     changed = dict(word.split("=", 1) for word in overrides_of(recipe, tmp_path / "small"))
-    unset = {"kit.launcher", "kit.devices", "kit.global_batch_size", "kit.precision", "flash_attn"}
+    unset = {"kit.launcher", "kit.devices", "kit.global_batch_size", "kit.precision", "flash_attn", "streaming"}
     assert {key for key, value in changed.items() if value == "null"} == unset
+    assert changed["val_size"] == "4"
     assert (changed["per_device_train_batch_size"], changed["cutoff_len"]) == ("4", "512")
     assert without_devices({"HOME": "/"}) == {
         "HOME": "/",

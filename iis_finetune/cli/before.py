@@ -142,15 +142,23 @@ def slurm(recipe: RecipeName, overrides: Overrides = None, nodes: Number = 1, on
 
     asked = question(recipe, overrides, on, rows=False)
     examined = preflight.examine(replace(asked, nodes=nodes_of(nodes, 0, f"{UNNAMED}:29500")))
-    show.problems(examined.problems)
-    if exit_code(examined.problems):
-        raise typer.Exit(exit_code(examined.problems))
+    problems = [*examined.problems, *_unmade(examined)]
+    show.problems(problems)
+    if exit_code(problems):
+        raise typer.Exit(exit_code(problems))
     text = launch.sbatch(examined.plan, shlex.join([recipe, *(overrides or ())]), nodes)
     if to is None:
         show.line(text.rstrip())
     else:
         write(to, text)
         show.line(f"written: {to}\nnext: sbatch {shlex.quote(str(to))}")
+
+
+def _unmade(examined: preflight.Examined) -> list[Problem]:
+    """A base that has still to be trained: every node would, each for itself."""
+    missing = [base.recipe for base in (examined.base, examined.reward) if base and not base.ready]
+    place = examined.recipe.place("kit.base")
+    return [Problem(f"'{each.name}' is not trained yet", f"iis-finetune train {each.path}", place) for each in missing]
 
 
 def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from . import bringup, resuming
 
 FOLDER = "@smoke"
 LONGEST_TOKENS = 512
+HELD_OUT = 4
 SET = {  # what makes it short, whatever the recipe says
     "max_samples": 16,
     "max_steps": 5,
@@ -40,6 +41,7 @@ UNSET = (
     *("bf16", "fp16", "pure_bf16", "tf32", "flash_attn", "deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "tokenized_path", "warmup_steps", "report_to"),
     *("model_revision", "use_unsloth", "enable_liger_kernel", "eval_steps", "save_total_limit"),
+    *("streaming", "buffer_size", "preprocessing_batch_size", "preprocessing_num_workers"),
 )
 NO_NEED = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"})
 
@@ -49,7 +51,14 @@ def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     unset = [f"{key}=null" for key in UNSET if recipe.states(key) or key in recipe.kit_entries]
     length = min(LONGEST_TOKENS, int(recipe.value("cutoff_len") or LONGEST_TOKENS))
     batch = min(4, int(recipe.value("per_device_train_batch_size") or 1))
-    given = {**SET, "cutoff_len": length, "per_device_train_batch_size": batch, "model_name_or_path": str(folder)}
+    held_out = {"val_size": HELD_OUT} if float(recipe.value("val_size") or 0) > 1 else {}
+    given = {
+        **SET,
+        **held_out,
+        "cutoff_len": length,
+        "per_device_train_batch_size": batch,
+        "model_name_or_path": str(folder),
+    }
     return (*unset, *(f"{key}={value}" for key, value in given.items()))
 
 
@@ -110,9 +119,10 @@ def _sources(examined: Examined, question: Question) -> list[dataset.Source]:
 
 def _evaluate(request: Request, made: Run, recipe: Recipe, small: Question, stop: Stop) -> None:
     """The held-out rows the recipe names; the training's own rows, seen already, serve as well here."""
-    trained_on = after.read_arguments(made).get("dataset") if recipe.value("stage", "sft") in ("sft", "pt") else None
-    data = recipe.kit.evaluate_after or recipe.value("eval_dataset") or trained_on
-    if not data:
+    stage = recipe.value("stage", "sft")
+    answers = stage in ("sft", "pt")  # the other stages' own data sets are pairs and marks
+    data = recipe.kit.evaluate_after or (recipe.value("eval_dataset") or recipe.value("dataset") if answers else None)
+    if not data or stage == "rm":
         request.tell(phase="evaluation left out: the recipe names no held-out rows with one answer each")
         return
     name = str(data[0] if isinstance(data, list) else data).split(",")[0].strip()

@@ -46,7 +46,8 @@ def train(
         raise typer.Exit(code)
     asked = {"recipe": str(examined.recipe.path.absolute()), "overrides": overrides or [], "smoke": smoke}
     if smoke:
-        show.line(f"a smoke run of {examined.recipe.name}: its model shrunken, five steps, on the CPU")
+        alone = "; --nodes is not tried" if nodes > 1 else ""
+        show.line(f"a smoke run of {examined.recipe.name}: its model shrunken, five steps, on the CPU{alone}")
         start(asked, background)
         return
     resuming.check_devices(examined, asking)

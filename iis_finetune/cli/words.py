@@ -42,14 +42,15 @@ def question(recipe: str, overrides: list[str] | None, on: str | None = None, ro
 
 def nodes_of(number: int, rank: int, master: str) -> Nodes | None:
     """The place of this machine among several; None when it is alone."""
-    if number == 1:
+    if number == 1 and rank == 0:
         return None
     host, _, port = master.rpartition(":")
     wrong = []
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         wrong.append(("--master", f"'{master}' is not HOST:PORT", "--master 10.0.0.1:29500, the first node's address"))
     if rank >= number:
-        wrong.append(("--node-rank", f"{number} nodes have the ranks 0 to {number - 1}, not {rank}", "--node-rank 0"))
+        what = f"{number} nodes have the ranks 0 to {number - 1}, not {rank}" if number > 1 else "--nodes is not given"
+        wrong.append(("--node-rank", what, "--node-rank 0" if number > 1 else f"--nodes {rank + 1}, or more"))
     if wrong:
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key=key)) for key, what, fix in wrong])
     return Nodes(number, rank, host, int(port))

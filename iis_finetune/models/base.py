@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,19 +54,29 @@ def base_of(
         return None, [Problem(f"kit.{key}: {first.what}", first.fix, place, code=2)]
     if base.path == recipe.path:
         return None, [Problem(f"'{named}' is this recipe itself", "name another recipe", place)]
-    return _result(base, workspace, depth), problems
+    below, further = base_of(base, workspace, depth + 1)
+    if base.kit.base and below is None:
+        return None, problems + further
+    return _result(base, below, workspace), problems + further
 
 
-def _result(base: Recipe, workspace: Workspace, depth: int) -> Base:
+def _result(base: Recipe, below: Base | None, workspace: Workspace) -> Base:
     if base.value("finetuning_type", "lora") in WHOLE:
         folder = published(base.name, workspace)
-        return Base(base, str(folder), (), (folder / "config.json").is_file())
-    below, _ = base_of(base, workspace, depth + 1)
+        return Base(base, str(folder), (), (folder / "config.json").is_file(), below)
     model = below.model if below else str(base.value("model_name_or_path", ""))
-    # Not the state: a run that this very process has just supervised counts as running until the process is gone.
-    real = [run for run in listed(workspace) if run.recipe_name == base.name and not run.smoke]
-    finished = [run for run in real if run.number < (workspace.before or math.inf) and reached_the_end(run)]
+    finished = _finished(base.name, workspace)
     return Base(base, model, adapters_of(finished[-1]) if finished else (), bool(finished), below)
+
+
+def _finished(name: str, workspace: Workspace) -> list[Run]:
+    """The recipe's runs that have a result, newest last; those in runs/ too where this workspace has its own."""
+    own = [run for run in listed(workspace) if run.number < (workspace.before or math.inf)]
+    usual = replace(workspace, runs=workspace.root / "runs")
+    others = listed(usual) if usual.runs.resolve() != workspace.runs.resolve() else []
+    # Not the state: a run that this very process has just supervised counts as running until the process is gone.
+    real = [run for run in (*others, *own) if run.recipe_name == name and not run.smoke]
+    return [run for run in real if reached_the_end(run)]
 
 
 def adapters_of(run: Run) -> tuple[Path, ...]:

@@ -156,6 +156,7 @@ def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> A
             lora_dropout=values.get("lora_dropout") or 0.0,
             trainable_layers=abs(values.get("freeze_trainable_layers") or 2),
             fused_attention=kernels.get("value") != "math",
+            rows_of_a_sample=training.rows_of_a_sample(values),
             micro_batch_size=(values.get("per_device_train_batch_size") or 1) * training.rows_of_a_sample(values),
             reference=training.reference_model(values),
             cutoff_len=values.get("cutoff_len") or 2048,

@@ -12,7 +12,6 @@ from ..runs import Run, read_json
 from .training import dataset_names
 
 PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
-SIMILARITIES = "predict_results.json"
 LOSSES = "eval_results.json"
 WHOLE = ("full", "freeze")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

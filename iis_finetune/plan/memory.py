@@ -27,7 +27,7 @@ class Workload:
 
     `fused_attention` is false where sdpa has only its math form, which keeps all scores (gfx906 and others);
     `accumulates` says that gradients of earlier micro-batches are there during the forward pass; `trainable_layers` is
-    LLaMA-Factory's freeze_trainable_layers.
+    LLaMA-Factory's freeze_trainable_layers. `micro_batch_size` counts rows: a pair is two.
     """
 
     precision: str = "bf16"
@@ -36,6 +36,7 @@ class Workload:
     lora_target: str | list[str] = "all"
     lora_dropout: float = 0.0
     micro_batch_size: int = 1
+    rows_of_a_sample: int = 1
     cutoff_len: int = 2048
     gradient_checkpointing: bool = True
     attention: str = "sdpa"

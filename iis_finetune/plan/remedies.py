@@ -29,12 +29,13 @@ def remedies(workload: Workload, machine: Machine, limit_gib: float, estimate: E
 
 def _changes(now: Workload, machine: Machine) -> Iterator[tuple[str, Workload]]:
     """What a recipe can say otherwise, those first that change the least of the result."""
+    rows = now.rows_of_a_sample
     half, precision = now.cutoff_len // 2, _lower_precision(now, machine)
     quantizable = now.method == "lora" and not now.quantization_bit and decide_quantization(machine)[0].value
     whole = "ddp" if now.processes > 1 else "single"
     possible: tuple[tuple[Any, str, dict[str, Any]], ...] = (
         (not now.gradient_checkpointing, "disable_gradient_checkpointing: false", {"gradient_checkpointing": True}),
-        (now.micro_batch_size > 1, "per_device_train_batch_size: 1", {"micro_batch_size": 1}),
+        (now.micro_batch_size > rows, "per_device_train_batch_size: 1", {"micro_batch_size": rows}),
         (now.processes > 1, "kit.launcher: zero3", {"launcher": "zero3"}),
         (now.processes > 1, "kit.launcher: zero3_offload", {"launcher": "zero3_offload"}),
         (half >= LEAST_TOKENS, f"cutoff_len: {half}", {"cutoff_len": half}),

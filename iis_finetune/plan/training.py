@@ -72,21 +72,21 @@ def adapters(draft: Draft, base: Base) -> None:
         return
     if base.adapters:
         draft.arguments["adapter_name_or_path"] = ",".join(map(str, base.adapters))
+    shown = draft.arguments.get("adapter_name_or_path", f"the result of {base.recipe.name}")
     if needs_reference(draft.arguments.get("stage"), draft.arguments.get("pref_loss")):
-        _reference(draft)
+        _reference(draft, str(shown))
     stacked = draft.arguments.get("create_new_adapter")
     what = "merged into the model as it is loaded; a new one is trained on top" if stacked else "trained on"
-    shown = draft.arguments.get("adapter_name_or_path", f"the result of {base.recipe.name}")
     draft.decisions.append(Decision("adapter_name_or_path", shown, "recipe", f"the adapter of kit.base, {what}"))
 
 
-def _reference(draft: Draft) -> None:
+def _reference(draft: Draft, adapter: str) -> None:
     """Have the loss compare with the result of `kit.base`: without its adapter a model is what came before that."""
-    bits, adapter = draft.arguments.get("quantization_bit"), draft.arguments.get("adapter_name_or_path")
+    bits = draft.arguments.get("quantization_bit")
     if not bits and not draft.stated("ref_model"):
         reason = "the reference is the model without the adapter in training, and is to be the result of kit.base"
         draft.choose("create_new_adapter", True, reason)
-    elif not draft.stated("ref_model") and adapter:
+    elif not draft.stated("ref_model"):
         reason = "a quantised model takes one adapter, so a second copy of both is the reference"
         draft.choose("ref_model", draft.arguments["model_name_or_path"], reason)
         draft.choose("ref_model_adapters", adapter, reason)

@@ -140,6 +140,8 @@ def _case(seen: Examined, workspace: Workspace) -> rules.Case:
     stated, _ = arguments.check(recipe.entries.values(), known)
     of_base = ("adapter_name_or_path", "create_new_adapter") if recipe.kit.base else ()
     stated = {**stated, **{key: planned.arguments[key] for key in of_base if key in planned.arguments}}
+    if seen.base and not seen.base.ready and not seen.base.whole:  # it will be there when this recipe starts
+        stated["adapter_name_or_path"] = f"the result of {seen.base.recipe.name}"
     launcher = str(next(each.value for each in planned.decisions if each.name == "launcher"))
     rest = (seen.machine, seen.model, planned.processes, launcher, planned.precision)
     return rules.Case(recipe, stated, known, *rest)
