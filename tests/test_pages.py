@@ -57,3 +57,20 @@ def test_every_recipe_is_on_the_page_and_every_row_is_a_recipe() -> None:
 
 def test_both_pages_hold_commands() -> None:
     assert all(len(commands(page)) >= 5 for page in PAGES)
+
+
+def test_the_chinese_page_has_the_english_pages_commands_and_names() -> None:
+    """Explanations after # are translated, commands, keys and recipes are not."""
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    assert _commands(english) == _commands(chinese) and len(_commands(english)) > 20
+    english = english.partition("## The tree")[0]  # the figures behind it stand on one page alone
+    assert _keys(english) == [key.replace("、", ", ") for key in _keys(chinese)]
+
+
+def _keys(page: str) -> list[str]:
+    return re.findall(r"^\| (`.*?`)", page, re.MULTILINE)
+
+
+def _commands(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
