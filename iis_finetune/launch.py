@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from . import __version__, hub, process
 from .machine import Machine, dropped_variables, package_version
 from .models.fingerprint import fingerprint
 from .plan import Plan
+from .plan.after import VISIBLE
 from .recipe import Recipe
 from .runs import Run, Workspace, create, listed, read_json, state, write
 
@@ -56,7 +57,7 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
     write(run.command, command_text(plan, environment, run))
     run.command.chmod(0o755)
     decided = {**plan.as_json(), "environment": environment, "processes": plan.processes, "precision": plan.precision}
-    decided["nodes"] = plan.nodes.as_json() if plan.nodes else None
+    decided["nodes"] = asdict(plan.nodes) if plan.nodes else None
     write(run.decisions, _json(fill(decided, run, workspace)))
     write(run.machine, _json(prepared.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
@@ -182,9 +183,6 @@ def program(*words: str, path: str | None = None) -> list[str]:
     """The words that start LLaMA-Factory's command: the one on `path`, else that of this very installation."""
     here = Path(sys.executable).parent
     return [shutil.which("llamafactory-cli", path=path or str(here)) or "llamafactory-cli", *words]
-
-
-VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
 def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | None = None) -> Run | None:

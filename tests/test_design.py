@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "iis_finetune"
 LAYERS = [
-    {"errors"},
-    {"process", "wheels"},
+    {"errors", "decision"},
+    {"process", "wheels", "tensors"},
     {"recipe", "machine", "runs"},
     {"arguments"},
     {"dataset", "hub"},
@@ -25,6 +25,8 @@ LAYERS = [
     {"observe", "recover", "notify"},
     {"supervise", "doctor"},
     {"evaluate", "export", "report"},
+    {"tune"},
+    {"session"},
     {"cli"},
 ]
 APART = {"probe", "hook", "tables", "__init__", "__main__"}  # children's programs, data, the package itself

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from iis_finetune import machine
+from iis_finetune.decision import Decision
 from iis_finetune.errors import ProblemsFound
-from iis_finetune.machine import Decision, Machine, host, profile, table
+from iis_finetune.machine import Machine, host, profile, table
 from iis_finetune.machine.devices import amd_devices, gfx_name
 
 FIXTURES = Path(__file__).parent / "fixtures" / "machines"

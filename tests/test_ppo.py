@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import setup_plan
-from conftest import ROOT, Command, run
+from conftest import RECIPE, ROOT, Command, run
 
 from iis_finetune import launch, machine, preflight, runs
 from iis_finetune.arguments import check, frozen_table, table
@@ -25,21 +25,8 @@ from iis_finetune.wheels import Devices, write_record
 
 MINE = Path(sys.prefix).parent / ".venv-ppo"
 TABLE = frozen_table(PPO_FROZEN)
-SFT = """\
-model_name_or_path: models/tiny
-template: qwen
-stage: sft
-do_train: true
-dataset: little
-cutoff_len: 128
-finetuning_type: lora
-lora_rank: 8
-learning_rate: 1.0e-3
-per_device_train_batch_size: 2
-max_steps: 8
-logging_steps: 1
-save_steps: 8
-"""
+SFT = RECIPE[RECIPE.index("model_name_or_path") :].replace("max_steps: 4", "max_steps: 8")
+SFT = SFT.replace("save_steps: 2", "save_steps: 8")
 ON_SFT = SFT.replace("model_name_or_path: models/tiny\n", "kit: {base: sft}\ncreate_new_adapter: true\n")
 REWARD = ON_SFT.replace("stage: sft", "stage: rm").replace("little", "pairs")
 PPO = (

@@ -3,6 +3,7 @@
 from .catalogue import Model, Template, find_model, find_template
 from .check import check
 from .schema import schema
+from .settings import Origin, Settings, settings_of, trained_with
 from .table import Argument, Limit, Table, frozen_table, installed_table, table
 from .verbs import Verb, for_verb, keys_for
 
@@ -10,6 +11,8 @@ __all__ = [
     "Argument",
     "Limit",
     "Model",
+    "Origin",
+    "Settings",
     "Table",
     "Template",
     "Verb",
@@ -21,5 +24,7 @@ __all__ = [
     "installed_table",
     "keys_for",
     "schema",
+    "settings_of",
     "table",
+    "trained_with",
 ]

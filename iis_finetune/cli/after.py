@@ -24,7 +24,7 @@ from ..plan.after import Trained
 from ..runs import Run
 from ..supervise import Stop
 from . import show
-from .words import AsJson, RunName, workspace
+from .words import AsJson, RunName, first_name, workspace
 
 RunOrRecipe = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`; or a YAML file.")
@@ -99,7 +99,7 @@ def _data(run: Run, given: str | None) -> str:
     kit = recipes.read(str(run.recipe))[0].kit if run.recipe.is_file() else None
     named = given or (kit.evaluate_after if kit else None) or after.read_arguments(run).get("eval_dataset")
     if named:
-        return str(named[0] if isinstance(named, list) else named).split(",")[0].strip()
+        return first_name(named)
     what = f"{run.name} names no held-out rows"
     raise ProblemsFound([Problem(what, "--data NAME, a data set of data/dataset_info.json", Place(COMMAND_LINE))])
 

@@ -112,9 +112,7 @@ def _make_base(request: Request, base: Base, question: Question, stop: Stop) -> 
     with (models_root / f".{base.recipe.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once make one base: the second waits, then finds it
         seen = resuming.examine(question)
-        if not any(
-            each and each.recipe.name == base.recipe.name and not each.ready for each in (seen.base, seen.reward)
-        ):
+        if base.recipe.name not in [each.recipe.name for each in (seen.base, seen.reward) if each and not each.ready]:
             return
         request.tell(phase=f"making the {'reward' if base == seen.reward else 'base'} model: recipe {base.recipe.name}")
         made = bring_up(request, replace(question, recipe=str(base.recipe.path), overrides=(), nodes=None), stop)

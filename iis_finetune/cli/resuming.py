@@ -66,10 +66,15 @@ def check_devices(examined: Examined, question: Question, but: Run | None = None
 
 def data_hashes(examined: Examined, question: Question) -> dict[str, str]:
     """The SHA-256 of each file of the training's data."""
+    found = sources_of(examined, question)
+    return {name: text for source in found for name, text in dataset.data_files_hash(source).items()}
+
+
+def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
+    """The training's data sets, as far as they are on disk."""
     folder = str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data))
     names = examined.plan.arguments.get("dataset") or ""
-    found, _ = dataset.check_registered(names, folder, examined.recipe.value("stage", "sft"), Place())
-    return {name: text for source in found for name, text in dataset.data_files_hash(source).items()}
+    return dataset.check_registered(names, folder, examined.recipe.value("stage", "sft"), Place())[0]
 
 
 def make_view(request: Request, examined: Examined, question: Question) -> None:

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .. import arguments, dataset, evaluate, export, models, preflight
-from ..errors import FINE, Place, Problem, ProblemsFound
+from .. import arguments, evaluate, export, models, preflight
+from ..errors import FINE, Problem, ProblemsFound
 from ..plan import after
 from ..preflight import Examined, Question
 from ..recipe import Recipe
 from ..runs import Request, Run
 from ..supervise import Stop
 from . import bringup, resuming
+from .words import first_name
 
 FOLDER = "@smoke"
-LONGEST_TOKENS = 512
 HELD_OUT = 4
+AT_MOST = {"cutoff_len": (512, 512), "per_device_train_batch_size": (4, 1)}  # limit, and what it is when not stated
 SET = {  # what makes it short, whatever the recipe says
     "max_samples": 16,
     "max_steps": 5,
@@ -28,43 +29,28 @@ SET = {  # what makes it short, whatever the recipe says
 }
 # What the recipe may say that a CPU, or a model of random weights, has no use for.
 UNSET = (
-    *(
-        "kit.base",
-        "kit.reward",
-        "kit.from_scratch",
-        "kit.global_batch_size",
-        "kit.devices",
-        "kit.notify",
-        "kit.evaluate_after",
-    ),
-    *("kit.precision", "kit.attention", "kit.launcher", "kit.env"),
+    *("kit.base", "kit.reward", "kit.from_scratch", "kit.global_batch_size", "kit.devices", "kit.env"),
+    *("kit.precision", "kit.attention", "kit.launcher", "kit.evaluate_after", "kit.notify"),
     *("bf16", "fp16", "pure_bf16", "tf32", "flash_attn", "deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "tokenized_path", "warmup_steps", "report_to"),
     *("model_revision", "use_unsloth", "enable_liger_kernel", "eval_steps", "save_total_limit"),
     *("streaming", "buffer_size", "preprocessing_batch_size", "preprocessing_num_workers"),
 )
-NO_NEED = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"})
 
 
 def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     """What a recipe's smoke run changes of it, as overrides."""
-    unset = [f"{key}=null" for key in UNSET if recipe.states(key) or key in recipe.kit_entries]
-    length = min(LONGEST_TOKENS, int(recipe.value("cutoff_len") or LONGEST_TOKENS))
-    batch = min(4, int(recipe.value("per_device_train_batch_size") or 1))
-    held_out = {"val_size": HELD_OUT} if float(recipe.value("val_size") or 0) > 1 else {}
-    given = {
-        **SET,
-        **held_out,
-        "cutoff_len": length,
-        "per_device_train_batch_size": batch,
-        "model_name_or_path": str(folder),
-    }
+    unset = [f"{key}=null" for key in UNSET if recipe.states(key)]
+    stated, _ = arguments.check(recipe.entries.values(), arguments.table(recipe.value("stage")))
+    least = {key: min(limit, stated.get(key) or default) for key, (limit, default) in AT_MOST.items()}
+    held_out = {"val_size": HELD_OUT} if (stated.get("val_size") or 0) > 1 else {}
+    given = {**SET, **least, **held_out, "model_name_or_path": str(folder)}
     return (*unset, *(f"{key}={value}" for key, value in given.items()))
 
 
 def without_devices(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment in which this machine is its CPU alone."""
-    return {**environment, **dict.fromkeys(NO_NEED, "-1")}
+    return {**environment, **dict.fromkeys(after.VISIBLE, "-1")}
 
 
 def run(request: Request, question: Question, stop: Stop) -> int:
@@ -104,17 +90,10 @@ def _make_model(request: Request, examined: Examined, question: Question) -> Pat
     folder = question.workspace.models / f"{name}{FOLDER}"
     template = arguments.find_template(str(examined.plan.arguments.get("template")))
     words = template.tokens if template else ()
-    texts = [file for source in _sources(examined, question) for file in source.files]
+    texts = [file for source in resuming.sources_of(examined, question) for file in source.files]
     request.tell(phase=f"shrinking {facts.name} to {folder}")
     bringup.make_scratch(request, models.smoke_spec(facts, words, texts, folder), question)
     return folder
-
-
-def _sources(examined: Examined, question: Question) -> list[dataset.Source]:
-    """The recipe's own data sets, as far as they are on disk."""
-    names, stage = examined.plan.arguments.get("dataset") or "", examined.recipe.value("stage", "sft")
-    folder = str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data))
-    return dataset.check_registered(names, folder, stage, Place())[0]
 
 
 def _evaluate(request: Request, made: Run, recipe: Recipe, small: Question, stop: Stop) -> None:
@@ -125,14 +104,14 @@ def _evaluate(request: Request, made: Run, recipe: Recipe, small: Question, stop
     if not data or stage == "rm":
         request.tell(phase="evaluation left out: the recipe names no held-out rows with one answer each")
         return
-    name = str(data[0] if isinstance(data, list) else data).split(",")[0].strip()
+    name = first_name(data)
     request.tell(phase=f"evaluating base and tuned on {name}", run=made.name)
     evaluate.evaluate(made, evaluate.Wanted(name, resuming.environment_of(made, small), stop))
 
 
 def _export(request: Request, made: Run, small: Question) -> None:
     request.tell(phase="merging, and comparing the merged model with base and adapter")
-    trained = after.trained_by(made, made.output)
+    trained = after.trained_by(made, made.result)
     wanted = export.Wanted(made.export.absolute(), resuming.environment_of(made, small), run=made, replace=True)
     export.export(trained, wanted)
     request.tell(smoked=made.name)

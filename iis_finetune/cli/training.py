@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +54,7 @@ def train(
     for decision in examined.plan.decisions:
         if decision.name in ("precision", "attention", "launcher", "nodes"):
             show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-    start({**asked, "nodes": asking.nodes.as_json() if asking.nodes else None}, background)
+    start({**asked, "nodes": asdict(asking.nodes) if asking.nodes else None}, background)
 
 
 def start(asked: dict[str, Any], background: bool) -> None:
@@ -119,7 +119,7 @@ def resume(
         raise ProblemsFound([Problem(f"{found.name} is {now}", fix, Place(COMMAND_LINE))])
     nodes = (runs.read_json(found.decisions) or {}).get("nodes")
     if nodes and master:
-        nodes |= (nodes_of(nodes["number"], nodes["rank"], master) or Nodes(**nodes)).as_json()
+        nodes |= asdict(nodes_of(nodes["number"], nodes["rank"], master) or Nodes(**nodes))
     asked = _question(str(found.recipe), overrides or [], nodes)
     examined = resuming.examine_run(found, asked)
     show.problems(examined.problems)

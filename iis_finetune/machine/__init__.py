@@ -13,16 +13,14 @@ from .detect import detect
 from .environment import decide_environment, dropped_variables, warned_variables
 from .host import package_version
 from .network import interface_to
-from .records import HERE, Accelerator, Decision, Device, Machine, Source
+from .records import HERE, Accelerator, Device, Machine
 from .table import architecture, profile, rocm_version, wheel
 
 __all__ = [
     "HERE",
     "Accelerator",
-    "Decision",
     "Device",
     "Machine",
-    "Source",
     "advice",
     "architecture",
     "build_problems",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..decision import Decision, Source
 from ..errors import Place, Problem
 from .host import package_version
-from .records import Decision, Machine, Source
+from .records import Machine
 from .table import architecture, numbers, rocm_version
 
 Decided = tuple[Decision, list[Problem]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
+from ..decision import Decision
 from ..errors import Place, Problem
-from .records import Decision, Machine
+from .records import Machine
 from .table import variables
 
 GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; more only adds switching

@@ -9,7 +9,6 @@ from ..errors import Problem
 
 Vendor = Literal["amd", "nvidia"]
 Accelerator = Literal["rocm", "cuda", "cpu"]
-Source = Literal["recipe", "override", "machine table", "measured here", "kit default"]
 
 HERE = "here"
 
@@ -84,16 +83,3 @@ class Machine:
             "left_out": [{**asdict(device), "reason": reason} for device, reason in self.left_out],
             "problems": [problem.as_json() for problem in self.problems],
         }
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A value that the kit chose or changed, who says so, and why in one sentence."""
-
-    name: str
-    value: Any
-    source: Source
-    reason: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import check, for_verb, table
+from ..decision import Decision
 from ..errors import Problem, in_file_order
-from ..machine import Decision, Machine, architecture, decide_environment
+from ..machine import Machine, architecture, decide_environment
 from ..models import Base, ModelFacts, needs_view, view_path
 from ..recipe import Recipe
-from ..runs import Workspace
+from ..runs import Nodes, Workspace
 from . import launcher as launchers
 from . import nodes as several
 from . import ppo, training
 from .draft import Draft
 from .memory import MemoryEstimate, Workload, estimate
-from .nodes import UNNAMED, Nodes
+from .nodes import UNNAMED
 from .remedies import remedies
 
 __all__ = ["UNNAMED", "Inputs", "MemoryEstimate", "Nodes", "Plan", "make"]

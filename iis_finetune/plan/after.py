@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import for_verb, table
+from ..models import WHOLE
 from ..runs import Run, read_json
 from .training import dataset_names
 
 PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
 LOSSES = "eval_results.json"
-WHOLE = ("full", "freeze")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..decision import Decision
 from ..errors import Place, Problem
-from ..machine import Decision
 from ..recipe import Recipe
 
 

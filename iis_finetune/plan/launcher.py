@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..decision import Decision
 from ..errors import Problem
-from ..machine import Decision, Machine
+from ..machine import Machine
 from .draft import Draft
 
 Fits = Callable[[str, int], float | None]  # launcher, processes -> GiB a device, None when unknown

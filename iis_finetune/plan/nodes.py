@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
+from ..decision import Decision
 from ..errors import Problem
-from ..machine import Decision, Machine
+from ..machine import Machine
+from ..runs import Nodes
 from .draft import Draft
 
 UNNAMED = "FIRST_NODE"  # stands for an address that is not known yet
 JOIN_SECONDS = 600  # torch 2.13 static_tcp_rendezvous.py; said all the same, because it is the limit that users meet
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """`rank` is this machine's place among them; the first, at `address`, is 0. `interface` is the card towards it."""
-
-    number: int
-    rank: int
-    address: str
-    port: int
-    interface: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def all(self) -> list[Nodes]:
-        """The same for each of the machines; which card another one has is not known here."""
-        return [self if rank == self.rank else replace(self, rank=rank, interface=None) for rank in range(self.number)]
-
-    def variables(self) -> dict[str, str]:
-        """What LLaMA-Factory's launcher makes its torchrun command of."""
-        place = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)}
-        return {"NNODES": str(self.number), "NODE_RANK": str(self.rank), **place}
 
 
 NOT_HERE = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..machine import Decision
+from ..decision import Decision
 from ..models import Base
 from .draft import Draft
 

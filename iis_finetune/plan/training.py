@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..decision import Decision
 from ..errors import Problem
-from ..machine import Decision, Machine, decide_attention, decide_precision
+from ..machine import Machine, decide_attention, decide_precision
 from ..models import Base
 from ..rules import needs_reference
 from .draft import Draft

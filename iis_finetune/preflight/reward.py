@@ -31,7 +31,7 @@ def reward_problems(inputs: Inputs, planned: Arguments) -> list[Problem]:
     stage = reward.recipe.value("stage", "sft")
     if stage != "rm":
         return [Problem(f"kit.reward names a recipe of stage {stage}, which gives no reward", "name one of rm", place)]
-    if reward.recipe.value("finetuning_type", "lora") in models.WHOLE:
+    if reward.whole:
         return []
     return _footing(inputs, reward, planned)
 
@@ -70,6 +70,6 @@ def _footing(inputs: Inputs, reward: Base, planned: Arguments) -> list[Problem]:
 def _weights(recipe: Recipe, base: Base | None, merged: object) -> str:
     """The frozen weights below the adapter that a recipe trains, in words."""
     model = base.model if base else recipe.value("model_name_or_path", "")
-    if base is None or not merged or base.recipe.value("finetuning_type", "lora") in models.WHOLE:
+    if base is None or not merged or base.whole:
         return str(model)
     return f"{model} with the adapter of '{base.recipe.name}' merged"

@@ -2,6 +2,7 @@
 
 from .attempts import Attempt, Ending, attempts, end, events, note, record
 from .checkpoint import Skipped, faults, newest_good, weight_faults
+from .decided import Decided, Nodes, read_decided, write_decided
 from .files import append, json_object, read_json, read_lines, write
 from .layout import Request, Run, Workspace, step_of
 from .listing import (
@@ -21,7 +22,9 @@ from .listing import (
 
 __all__ = [
     "Attempt",
+    "Decided",
     "Ending",
+    "Nodes",
     "Request",
     "Run",
     "Skipped",
@@ -43,6 +46,7 @@ __all__ = [
     "note",
     "reached_last_step",
     "reached_the_end",
+    "read_decided",
     "read_json",
     "read_lines",
     "record",
@@ -52,4 +56,5 @@ __all__ = [
     "weight_faults",
     "weights",
     "write",
+    "write_decided",
 ]

@@ -1,0 +1,65 @@
+"""What each argument of LLaMA-Factory will be, and who says so: the one place that knows a default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import Problem
+from ..recipe import Recipe
+from .check import check
+from .table import Table, table
+
+Origin = Literal["stated", "decided", "default"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An argument is what the recipe states, else what the plan decided, else LLaMA-Factory's own default.
+
+    Values are in LLaMA-Factory's types; null counts as not given. A name that the table does not have is a KeyError.
+    """
+
+    table: Table
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    decided: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        for given in (self.stated, self.decided):
+            if given.get(name) is not None:
+                return given[name]
+        return self.table[name].default
+
+    def origin(self, name: str) -> Origin:
+        """Who says what the argument is."""
+        if self.states(name):
+            return "stated"
+        return "decided" if self.decided.get(name) is not None else "default"
+
+    def states(self, *names: str) -> bool:
+        """Whether the recipe or the command line gives one of the arguments a value."""
+        return any(self.stated.get(name) is not None for name in names)
+
+    def names(self, name: str) -> list[str]:
+        """The names in an argument that takes several, as a list or with commas between them."""
+        value = self[name]
+        parts = value.split(",") if isinstance(value, str) else value or []
+        return [text for part in parts if (text := str(part).strip())]
+
+    def decide(self, **values: Any) -> Settings:
+        """The same with more of it decided."""
+        return replace(self, decided={**self.decided, **values})
+
+
+def settings_of(recipe: Recipe, ppo: Path | None = None) -> tuple[Settings, list[Problem]]:
+    """A recipe's settings before anything is decided, and the problems of its lines; `ppo`: stage ppo's environment."""
+    known = table(recipe.value("stage"), ppo)
+    stated, problems = check(recipe.entries.values(), known)
+    return Settings(known, stated), problems
+
+
+def trained_with(arguments: Mapping[str, Any]) -> Settings:
+    """The settings of a training that was given these arguments."""
+    return Settings(table(arguments.get("stage")), arguments)

@@ -1,0 +1,75 @@
+"""decisions.json: what a run was planned as, written once and read back here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from ..decision import Decision
+from .files import read_json, write
+from .layout import Run
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """`rank` is this machine's place among them; the first, at `address`, is 0. `interface` is the card towards it."""
+
+    number: int
+    rank: int
+    address: str
+    port: int
+    interface: str | None = None
+
+    @property
+    def all(self) -> list[Nodes]:
+        """The same for each of the machines; which card another one has is not known here."""
+        return [self if rank == self.rank else replace(self, rank=rank, interface=None) for rank in range(self.number)]
+
+    def variables(self) -> dict[str, str]:
+        """What LLaMA-Factory's launcher makes its torchrun command of."""
+        place = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)}
+        return {"NNODES": str(self.number), "NODE_RANK": str(self.rank), **place}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a run was planned as, with real paths; empty where a folder of an older version does not say it."""
+
+    recipe: str = ""
+    machine: str = ""
+    precision: str = "as-saved"
+    launcher: str = "single"
+    processes: int = 1
+    nodes: Nodes | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[Mapping[str, Any], ...] = ()
+
+    def decision(self, name: str) -> Decision | None:
+        return next((each for each in self.decisions if each.name == name), None)
+
+
+def write_decided(run: Run, decided: Decided) -> None:
+    write(run.decisions, json.dumps(asdict(decided), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_decided(run: Run) -> Decided | None:
+    """None where the file is missing or damaged; a folder of version 0.1.0 names its launcher among the decisions."""
+    read = read_json(run.decisions)
+    if read is None:
+        return None
+    try:
+        known = {each.name: read[each.name] for each in fields(Decided) if each.name in read}
+        known["decisions"] = tuple(Decision(**each) for each in known.get("decisions", ()))
+        known |= {name: tuple(known.get(name, ())) for name in ("command", "problems")}
+        known["nodes"] = Nodes(**known["nodes"]) if known.get("nodes") else None
+        found = Decided(**known)
+    except TypeError:
+        return None
+    launcher = found.decision("launcher")
+    return replace(found, launcher=str(launcher.value)) if launcher and "launcher" not in read else found
