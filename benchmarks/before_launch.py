@@ -25,7 +25,7 @@ template: qwen
 stage: sft
 do_train: true
 dataset: many
-cutoff_len: 128
+cutoff_len: 1024
 finetuning_type: lora
 lora_rank: 8
 learning_rate: 1.0e-3
