@@ -1,14 +1,16 @@
-"""What is supervised, and what is known of it."""
+"""What is supervised, what is known of it, and what the supervisor was asked by signal."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
-from ..observe import Patience
+from ..observe import StallLimits
 from ..plan.recovery import micro_batch_of
-from ..runs import Run, read_json
+from ..runs import Decided, Run, read_decided, read_json
 
 NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory 0.9.5 cannot: value heads are not where the trainer looks for weights
 
@@ -18,7 +20,7 @@ def _untold(_event: str, _why: str) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """A prepared run and its training's whole environment.
 
     `replan` makes a change (precision, attention, micro_batch) in the run's folder and returns the new environment;
@@ -29,7 +31,7 @@ class Job:
     environment: Mapping[str, str]
     replan: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     tell: Callable[[str, str], None] = _untold
-    patience: Patience = field(default_factory=Patience)
+    stall: StallLimits = field(default_factory=StallLimits)
     poll_seconds: float = 0.5
     may_recover: bool = True
 
@@ -38,48 +40,43 @@ class Job:
 class Facts:
     """What the run's own files say of its plan."""
 
-    arguments: Mapping[str, Any]
-    precision: str
-    attention: str
+    decided: Decided
     arch: str
-    processes: int
-    nodes: int = 1
-    node_rank: int = 0
+
+    @property
+    def nodes(self) -> int:
+        return self.decided.nodes.number if self.decided.nodes else 1
 
     @property
     def ranks(self) -> range:
         """The ranks of this machine's processes."""
-        here = self.processes // self.nodes
-        return range(self.node_rank * here, (self.node_rank + 1) * here)
+        here = self.decided.processes // self.nodes
+        rank = self.decided.nodes.rank if self.decided.nodes else 0
+        return range(rank * here, (rank + 1) * here)
+
+    @property
+    def attention(self) -> str:
+        chosen = self.decided.decision("attention")
+        return str(chosen.value) if chosen else "sdpa"
 
     @property
     def micro_batch(self) -> int:
-        return micro_batch_of(self.arguments)
+        return micro_batch_of(self.decided.arguments)
 
     @property
     def begins_anew(self) -> str | None:
-        """Why no checkpoint of this training can be gone on with; None where one can."""
-        if self.arguments.get("stage") in NEVER_RESUMED:
-            return f"LLaMA-Factory cannot resume stage {self.arguments['stage']}"
+        """Why no checkpoint of this training can be resumed; None where one can."""
+        arguments = self.decided.arguments
+        if arguments.get("stage") in NEVER_RESUMED:
+            return f"LLaMA-Factory cannot resume stage {arguments['stage']}"
         # It subtracts what the attempt began with, which in a resume is no longer the start.
-        return "pissa_convert is wrong after a resume" if self.arguments.get("pissa_convert") else None
+        return "pissa_convert is wrong after a resume" if arguments.get("pissa_convert") else None
 
 
 def facts_of(run: Run) -> Facts:
     """Read them anew: a change between two attempts rewrites the plan."""
-    decided, machine = read_json(run.decisions) or {}, read_json(run.machine) or {}
-    chosen = {each["name"]: each["value"] for each in decided.get("decisions", ())}
-    devices = machine.get("devices") or [{}]
-    nodes = decided.get("nodes") or {}
-    return Facts(
-        arguments=decided.get("arguments", {}),
-        precision=decided.get("precision", "fp32"),
-        attention=str(chosen.get("attention", "sdpa")),
-        arch=devices[0].get("arch", "cpu"),
-        processes=int(decided.get("processes", 1)),
-        nodes=nodes.get("number", 1),
-        node_rank=nodes.get("rank", 0),
-    )
+    devices = (read_json(run.machine) or {}).get("devices") or [{}]
+    return Facts(read_decided(run) or Decided(), devices[0].get("arch", "cpu"))
 
 
 def loaded_precision(run: Run) -> str | None:
@@ -93,3 +90,22 @@ def loaded_precision(run: Run) -> str | None:
             counts[name] = counts.get(name, 0) + count
     names = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
     return names.get(max(counts, key=lambda name: counts[name])) if counts else None
+
+
+@dataclass
+class Stop:
+    """SIGTERM or SIGINT ask for a checkpoint and an end, a second SIGINT or SIGQUIT for the end at once."""
+
+    asked: str | None = None
+    now: bool = False
+
+    def install(self) -> None:
+        """Take the signals over; a hang-up is ignored."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._ask)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        # A second SIGTERM is no hurry: systemd and Slurm send several on the way to one end.
+        self.now = self.now or number == signal.SIGQUIT or (number == signal.SIGINT and self.asked == "SIGINT")
+        self.asked = signal.Signals(number).name
