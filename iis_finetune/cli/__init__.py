@@ -31,7 +31,7 @@ VERBS = {
     "models": ("download.models", "The base models on disk."),
     "data": ("data.app", "Register and check your own data sets."),
     "train": ("train.train", "Check, fetch what is missing, train, watch."),
-    "slurm": ("plan.slurm", "A Slurm job of a recipe, over one machine or several."),
+    "slurm": ("slurm.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("runs.runs_", "List the runs, or delete one."),
     "status": ("runs.status", "One run: state, step, loss, processes, events."),
     "watch": ("runs.watch", "Follow a run; Ctrl-C leaves it alone."),

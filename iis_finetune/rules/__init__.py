@@ -3,7 +3,7 @@
 from .case import Case
 from .check import check
 from .disk import checkpoint_bytes, disk_bytes
-from .explain import explain
+from .explain import explain, known_failures
 from .finetuning import needs_reference
 from .packages import check_needs, check_packages, packages_of
 
@@ -15,6 +15,7 @@ __all__ = [
     "checkpoint_bytes",
     "disk_bytes",
     "explain",
+    "known_failures",
     "needs_reference",
     "packages_of",
 ]
