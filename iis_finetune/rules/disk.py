@@ -9,7 +9,7 @@ from ..models import ModelFacts
 from .case import Case
 
 # Bytes a trained parameter takes in a checkpoint. LLaMA-Factory writes fp32 weights even of a bf16 run (only pure_bf16
-# does not); Adam keeps two more numbers. Seen in the files of real runs, LLaMA-Factory 0.9.5, 2026-11-20.
+# does not); Adam keeps two more numbers. Seen in the files of real runs, LLaMA-Factory, 2026-11-20.
 WEIGHT, ADAM, EIGHT_BIT, SMALL = 4, 8, 2, 0.1
 
 

@@ -142,7 +142,7 @@ RULES = (
          "use_dora on a quantised base is refused after the model is loaded, with bitsandbytes too",
          "remove use_dora, or quantization_bit", "model/adapter.py:220"),
     Rule(58, "shift_attn", lambda c: c["shift_attn"] and model_type(c.model) == "llama",
-         "shift_attn needs transformers below 4.48, which LLaMA-Factory 0.9.5 cannot use: it always fails on Llama",
+         "shift_attn needs transformers below 4.48, which LLaMA-Factory cannot use: it always fails on Llama",
          "remove shift_attn", "model/model_utils/longlora.py:353"),
     warning(58, "shift_attn", lambda c: c["shift_attn"] and model_type(c.model) != "llama",
             "shift_attn has no effect on any model but Llama",
