@@ -21,7 +21,7 @@ import pytest
 from conftest import RECIPE, ROOT
 
 from iis_finetune import export, launch, runs
-from iis_finetune.cli.after import loopback
+from iis_finetune.cli.chat import loopback
 from iis_finetune.errors import ProblemsFound, RunFailed
 from iis_finetune.evaluate.answers import Job, Side, answers, material, run_llamafactory
 from iis_finetune.evaluate.compare import compare

@@ -22,7 +22,7 @@ def test_a_header_tells_names_shapes_places_and_the_length_of_the_file(tmp_path:
     }
     assert header.file_bytes == path.stat().st_size
     assert header.data_bytes == 3 * 4 + 10 * 8
-    assert (header.dtype, header.modules, header.parameters(tied=False)) == ("float32", {"norm", "block"}, 3)
+    assert (header.dtype, header.modules, header.parameters(tied=False)) == ("float32", frozenset({"norm", "block"}), 3)
     norm = header.tensors["block.norm.weight"]
     assert numpy.frombuffer(path.read_bytes()[norm.begin : norm.end], "<f4").tolist() == [0.0, 1.0, 2.0]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..tensors import FLOATING, Header, read_header
-from .files import read_json
-from .layout import Run, step_of
+from .documents import read_json
+from .run import Run, step_of
 
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # transformers 5.6, enable_jit_checkpoint; nothing there reads it
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
