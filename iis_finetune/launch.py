@@ -17,7 +17,7 @@ from typing import Any
 from . import __version__, hub, process
 from .decision import Decision
 from .machine import Machine, dropped_variables, package_version
-from .models.fingerprint import fingerprint
+from .models import fingerprint
 from .plan import Plan
 from .plan.after import VISIBLE
 from .recipe import Recipe

@@ -11,6 +11,7 @@ from typing import Any
 from ..observe import StallLimits
 from ..plan.recovery import micro_batch_of
 from ..runs import Decided, Run, read_decided, read_json
+from ..tensors import PRECISIONS
 
 NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory 0.9.5 cannot: value heads are not where the trainer looks for weights
 
@@ -88,8 +89,7 @@ def loaded_precision(run: Run) -> str | None:
     for part in loaded.get("parameters", {}).values():
         for name, count in part.items():
             counts[name] = counts.get(name, 0) + count
-    names = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-    return names.get(max(counts, key=lambda name: counts[name])) if counts else None
+    return PRECISIONS.get(max(counts, key=lambda name: counts[name])) if counts else None
 
 
 @dataclass
