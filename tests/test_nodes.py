@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command
-from test_resume import python  # noqa: F401 - a fixture
 from test_survival import add_data, until
 
 from iis_finetune import process, runs
@@ -110,7 +109,7 @@ SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nSLURM_NODEID=0 exec "
 SCONTROL = '#!/bin/bash\nif [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>"$CALLS"; fi\n'
 
 
-def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project: Path) -> None:  # noqa: F811
+def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project: Path) -> None:
     """Stand-ins for srun, scontrol and the training; the job script and the kit are real."""
     bin_folder = python.parent
     kit = bin_folder / "iis-finetune"

@@ -46,7 +46,8 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     """Write the plan anew with a change of the supervisor's; the data it began with stays on record."""
     recipe, _ = recipes.read(str(run.recipe))
     overrides = safer_overrides(recipe, (runs.read_decided(run) or Decided()).arguments, change)
-    examined = examine_run(run, replace(question, recipe=str(run.recipe), overrides=overrides, rows=False))
+    asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)
+    examined = examine_run(run, asked)  # the machine is looked at again: a device may be what failed
     make_view(request, examined, question.workspace)
     rewrite(run, examined, question, (runs.read_json(run.provenance) or {}).get("data_sha256", {}))
     return environment_of(run, examined.machine, question.environment)
