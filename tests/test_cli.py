@@ -1,4 +1,4 @@
-"""The command line what a mistake gets, what is documented of exit codes and JSON."""
+"""The command line: what a mistake gets, what is documented of exit codes and JSON."""
 
 from __future__ import annotations
 
