@@ -3,7 +3,7 @@
 `look` gives the facts; the `check_*` functions return Problems; `precision_view` and `shrink` make other models of it.
 """
 
-from .base import WHOLE, Base, adapters_of, base_of, published
+from .base import WHOLE, Base, adapters_of, base_of, published, stacked
 from .facts import ModelFacts, Shapes, find_folder, from_config, look
 from .folder_check import added_tokens, check_folder
 from .match import check_adapter, check_additional_target, check_targets, check_template
@@ -35,5 +35,6 @@ __all__ = [
     "scratch_spec",
     "shrink",
     "smoke_spec",
+    "stacked",
     "view_path",
 ]

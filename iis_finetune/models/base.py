@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .. import recipe as recipes
+from ..arguments import trained_with
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
-from ..runs import Run, Workspace, listed, reached_the_end, read_json
+from ..runs import Run, Workspace, listed, reached_the_end, read_decided
 
 WHOLE = ("full", "freeze")
 LONGEST_CHAIN = 5
@@ -81,9 +83,18 @@ def _finished(name: str, workspace: Workspace) -> list[Run]:
 
 def adapters_of(run: Run) -> tuple[Path, ...]:
     """What a run left, after the adapters that it was put on top of."""
-    arguments = (read_json(run.decisions) or {}).get("arguments", {})
-    earlier = [Path(each) for each in str(arguments.get("adapter_name_or_path") or "").split(",") if each]
-    return (*(earlier if arguments.get("create_new_adapter") else earlier[:-1]), run.result)
+    decided = read_decided(run)
+    return tuple(map(Path, stacked(decided.arguments if decided else {}, run.result)))
+
+
+def stacked(arguments: Mapping[str, Any], result: Path) -> tuple[str, ...]:
+    """The adapters that a training with these arguments leaves, in the order in which they are loaded.
+
+    Its result replaces the last one that it started from, or is a new one on top.
+    """
+    settings = trained_with(arguments)
+    earlier = settings.names("adapter_name_or_path")
+    return (*(earlier if settings["create_new_adapter"] else earlier[:-1]), str(result))
 
 
 def published(name: str, workspace: Workspace) -> Path:
