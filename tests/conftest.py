@@ -72,6 +72,25 @@ def project(tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path
 
 
+FAKE = Path(__file__).parent / "fake_training.py"
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with all of this one's packages, beside which another `llamafactory-cli` stands."""
+    folder = tmp_path_factory.mktemp("environment")
+    (folder / "bin").mkdir()
+    real = Path(sys.executable).resolve()
+    (folder / "pyvenv.cfg").write_text(f"home = {real.parent}\ninclude-system-site-packages = false\n")
+    (folder / "bin" / "python").symlink_to(real)
+    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
+    program = folder / "bin" / "llamafactory-cli"
+    program.write_text(f'#!/bin/sh\nexec "{real}" -S "{FAKE}" "$@"\n')
+    program.chmod(0o755)
+    (folder / "bin" / "torchrun").symlink_to(program)  # only looked for: the program above starts its own workers
+    return folder / "bin" / "python"
+
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

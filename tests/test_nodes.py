@@ -16,14 +16,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command
-from test_resume import python  # noqa: F401 - a fixture
 from test_survival import add_data, until
 
 from iis_finetune import process, runs
 from iis_finetune.machine import interface_to, network
 from iis_finetune.observe import signs
-from iis_finetune.plan import Nodes
-from iis_finetune.runs import Run
+from iis_finetune.runs import Nodes, Run
 
 TWO = ("--nodes", "2", "--master", "10.0.0.1:29500")
 
@@ -110,7 +108,7 @@ SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nSLURM_NODEID=0 exec "
 SCONTROL = '#!/bin/bash\nif [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>"$CALLS"; fi\n'
 
 
-def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project: Path) -> None:  # noqa: F811
+def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project: Path) -> None:
     """Stand-ins for srun, scontrol and the training; the job script and the kit are real."""
     bin_folder = python.parent
     kit = bin_folder / "iis-finetune"

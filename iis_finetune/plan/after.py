@@ -10,10 +10,10 @@ from typing import Any
 from ..arguments import Settings, Verb, for_verb, table, trained_with
 from ..models import WHOLE, stacked
 from ..runs import Run, read_decided
+from ..tensors import TORCH_NAMES
 
 PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
 LOSSES = "eval_results.json"
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Arguments of sampling and of the training alone: dropped when evaluating.
@@ -45,7 +45,7 @@ class Trained:
     @property
     def dtype(self) -> str:
         """Torch's name of the precision; `auto` is what the model's own config says."""
-        return DTYPES.get(self.precision, "auto")
+        return TORCH_NAMES.get(self.precision, "auto")
 
 
 @dataclass(frozen=True)

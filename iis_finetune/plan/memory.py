@@ -13,11 +13,11 @@ from typing import Any
 from ..arguments import Settings
 from ..models import WHOLE, ModelFacts, Shapes
 from ..rules import block_parameters, needs_reference, trained_blocks, trained_layers, trained_parameters
+from ..tensors import BYTES
 from .activations import Items, Pass, at_loss, in_attention, in_mlp
 
 TABLE = Path(__file__).parent.parent / "tables" / "memory.toml"
 GIB = 2**30
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 HALF = ("bf16", "fp16")
 PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
 

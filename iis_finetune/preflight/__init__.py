@@ -10,9 +10,9 @@ from .. import recipe as recipes
 from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
-from ..plan import Nodes, Plan
+from ..plan import Plan
 from ..recipe import Recipe
-from ..runs import Workspace
+from ..runs import Nodes, Workspace
 from . import deep
 from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems, quantization_problems

@@ -3,14 +3,15 @@
 from ..errors import Problem
 from . import of_data, of_devices, of_evaluation, of_exports, of_methods, of_training
 from .case import Case
-from .explain import explain
+from .explain import explain, known_failures
 from .of_methods import needs_reference
 from .packages import ALWAYS, check_always, check_needs, check_packages, packages_of
-from .rule import Rule
+from .rule import OWN, Rule
 from .sizes import block_parameters, disk_bytes, trained_blocks, trained_layers, trained_parameters
 
 __all__ = [
     "ALWAYS",
+    "OWN",
     "RULES",
     "Case",
     "block_parameters",
@@ -20,6 +21,7 @@ __all__ = [
     "check_packages",
     "disk_bytes",
     "explain",
+    "known_failures",
     "needs_reference",
     "packages_of",
     "trained_blocks",
