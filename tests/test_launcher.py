@@ -15,7 +15,7 @@ from test_plan import SMALL, make
 from test_survival import add_data
 
 from iis_finetune.hook import iis_training_hook as hook
-from iis_finetune.plan.launcher import SHARDED, deepspeed_config
+from iis_finetune.plan.processes import SHARDED, deepspeed_config
 from iis_finetune.runs import Run
 
 ALIKE = {

@@ -21,8 +21,7 @@ from test_survival import add_data, until
 from iis_finetune import process, runs
 from iis_finetune.machine import interface_to, network
 from iis_finetune.observe import signs
-from iis_finetune.plan import Nodes
-from iis_finetune.runs import Run
+from iis_finetune.runs import Nodes, Run
 
 TWO = ("--nodes", "2", "--master", "10.0.0.1:29500")
 

@@ -10,9 +10,9 @@ from .. import recipe as recipes
 from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
-from ..plan import Nodes, Plan
+from ..plan import Plan
 from ..recipe import Recipe
-from ..runs import Workspace
+from ..runs import Nodes, Workspace
 from . import deep
 from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems, quantization_problems
@@ -157,11 +157,9 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
 
 
 def _case(seen: Examined) -> rules.Case:
-    """What the rules look at: the recipe's own arguments, and of the plan's additions the adapter it starts from."""
-    recipe, planned = seen.recipe, seen.plan
-    of_base = ("adapter_name_or_path", "create_new_adapter") if recipe.kit.base else ()
-    stated = {**planned.settings.stated, **{key: planned.arguments[key] for key in of_base if key in planned.arguments}}
-    if seen.base and not seen.base.ready and not seen.base.whole:  # it will be there when this recipe starts
-        stated["adapter_name_or_path"] = f"the result of {seen.base.recipe.name}"
+    """What the rules look at; a base that is made first will have left its adapter when this recipe starts."""
+    planned, settings = seen.plan, seen.plan.settings
+    if seen.base and not seen.base.ready and not seen.base.whole:
+        settings = settings.decide(adapter_name_or_path=f"the result of {seen.base.recipe.name}")
     rest = (seen.machine, seen.model, planned.processes, planned.launcher, planned.precision)
-    return rules.Case(recipe, stated, planned.settings.table, *rest)
+    return rules.Case(seen.recipe, settings, *rest)

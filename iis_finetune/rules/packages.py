@@ -88,7 +88,7 @@ NEEDS = (
     _saved("gptq", "gptqmodel", "2.0.0"),
     _saved("awq", "autoawq"),
     _saved("aqlm", "aqlm", "1.1.0"),
-    Need("matplotlib", "plot_loss", lambda c: c.trains and c.arguments.get("plot_loss") is not False),
+    Need("matplotlib", "plot_loss", lambda c: c.trains and c["plot_loss"]),
     Need("deepspeed", "deepspeed kit.launcher", lambda c: c.zero_stage is not None, "0.9.3"),
     Need("torchao", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "torchao" and c.machine.devices),
     Need("transformer_engine", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "te" and c.machine.devices),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .case import Case
-from .files import is_there, same
+from .case import Case, is_there, same
 from .rule import ANY, OWN, Rule, warning
 
 

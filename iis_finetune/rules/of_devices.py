@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .case import Case
-from .files import is_there
+from .case import Case, is_there
 from .rule import ANY, Rule, warning
 
 
@@ -77,7 +76,8 @@ RULES = (
     Rule(73, "fsdp kit.launcher", lambda c: c.launcher == "fsdp" and on_cpu(c),
          "on a CPU FSDP finds no device to share the model over: it fails, or is plain DDP without a word",
          "kit.launcher: ddp", "torch 2.13 FullyShardedDataParallel", kind="machine"),
-    Rule(18, "deepspeed", lambda c: isinstance(c["deepspeed"], str) and not is_there(c["deepspeed"]),
+    Rule(18, "deepspeed",
+         lambda c: c.states("deepspeed") and isinstance(c["deepspeed"], str) and not is_there(c["deepspeed"]),
          "the DeepSpeed configuration '{c[deepspeed]}' does not exist",
          "kit.launcher: zero2 or zero3, and no deepspeed line", "transformers integrations/deepspeed.py",
          kind="missing", code=2),
