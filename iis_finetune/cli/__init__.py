@@ -23,29 +23,29 @@ from . import show
 
 VERBS = {
     # verb: where its function is, what `--help` says of it. Only the module of the verb that is asked for is imported.
-    "recipes": ("before.recipes", "List the recipes, with model, method and memory need."),
-    "check": ("before.check", "Every problem of a recipe, before anything starts."),
-    "plan": ("before.plan", "What would run: arguments, environment, memory, and why."),
+    "recipes": ("recipes.recipes", "List the recipes, with model, method and memory need."),
+    "check": ("plan.check", "Every problem of a recipe, before anything starts."),
+    "plan": ("plan.plan", "What would run: arguments, environment, memory, and why."),
     "doctor": ("doctor.doctor", "This machine: what is wrong with it, and the fix."),
-    "download": ("fetch.download", "Fetch a base model, resumable and verified."),
-    "models": ("fetch.models", "The base models on disk."),
+    "download": ("download.download", "Fetch a base model, resumable and verified."),
+    "models": ("download.models", "The base models on disk."),
     "data": ("data.app", "Register and check your own data sets."),
-    "train": ("training.train", "Check, fetch what is missing, train, watch."),
-    "slurm": ("before.slurm", "A Slurm job of a recipe, over one machine or several."),
-    "runs": ("life.runs_", "List the runs, or delete one."),
-    "status": ("life.status", "One run: state, step, loss, processes, events."),
-    "watch": ("life.watch", "Follow a run; Ctrl-C leaves it alone."),
-    "logs": ("life.logs", "What LLaMA-Factory printed."),
-    "stop": ("life.stop", "End a run with a checkpoint."),
-    "resume": ("training.resume", "Go on from the newest good checkpoint."),
-    "evaluate": ("after.evaluate", "Base against tuned on held-out rows."),
-    "export": ("after.export", "Merge the adapter, and prove that it is the same model."),
-    "chat": ("after.chat", "Talk to the tuned model."),
-    "serve": ("after.serve", "An OpenAI-style server of the tuned model."),
-    "report": ("after.report", "One page about a run, or several."),
-    "schema": ("before.schema", "The JSON schema of recipes, for editors."),
-    "_train": ("training.detached", ""),
-    "_notify": ("training.notice", ""),
+    "train": ("train.train", "Check, fetch what is missing, train, watch."),
+    "slurm": ("slurm.slurm", "A Slurm job of a recipe, over one machine or several."),
+    "runs": ("runs.runs_", "List the runs, or delete one."),
+    "status": ("runs.status", "One run: state, step, loss, processes, events."),
+    "watch": ("runs.watch", "Follow a run; Ctrl-C leaves it alone."),
+    "logs": ("runs.logs", "What LLaMA-Factory printed."),
+    "stop": ("runs.stop", "End a run with a checkpoint."),
+    "resume": ("train.resume", "Go on from the newest good checkpoint."),
+    "evaluate": ("evaluate.evaluate", "Base against tuned on held-out rows."),
+    "export": ("export.export", "Merge the adapter, and prove that it is the same model."),
+    "chat": ("chat.chat", "Talk to the tuned model."),
+    "serve": ("chat.serve", "An OpenAI-style server of the tuned model."),
+    "report": ("report.report", "One page about a run, or several."),
+    "schema": ("recipes.schema", "The JSON schema of recipes, for editors."),
+    "_train": ("train.detached", ""),
+    "_notify": ("train.notice", ""),
 }
 
 
@@ -92,14 +92,15 @@ def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
     sys.argv += ["--help"] * (len(sys.argv) == 1)
     gc.set_threshold(200_000, 50, 50)  # Python's own 700 looks for garbage hundreds of times while a verb starts
-    code = _code()
+    code = run()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing is left to do: taking the interpreter down would cost every verb 40 ms more
 
 
-def _code() -> int:
+def run() -> int:
+    """Run the verb that `sys.argv` names; its exit code."""
     try:
         return int(application(sys.argv[1:2])(standalone_mode=False) or 0)
     except KitError as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..process import Identity
-from .files import append, read_lines, write
-from .layout import Run
+from .documents import append, read_lines, write
+from .run import Run
 
 # `interrupted` is an attempt that another one is to follow; if none does, so is the run.
 Ending = Literal["finished", "failed", "stopped", "interrupted"]
@@ -50,12 +49,6 @@ def record(run: Run, attempt: Attempt) -> None:
     lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
     text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
     write(run.attempts, text)
-
-
-def end(run: Run, attempt: Attempt, ending: Ending, why: str | None = None) -> Attempt:
-    done = replace(attempt, ended=time.time(), ending=ending, why=why)
-    record(run, done)
-    return done
 
 
 def note(run: Run, event: str, **details: Any) -> None:
