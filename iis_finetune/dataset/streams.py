@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .findings import Fault, Row
-from .layout import Source
+from .sources import Source
 
 Progress = Callable[[float], None]
 
