@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_an_array_is_read_in_pieces_that_cut_rows_anywhere(tmp_path: Path, monke
     ]
     (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, array(*rows), "data.json"), "sft", RECIPE)
     for characters in (64, 257, 1 << 22):
-        monkeypatch.setattr("iis_finetune.dataset.files.CHUNK_CHARACTERS", characters)
+        monkeypatch.setattr("iis_finetune.dataset.streams.CHUNK_CHARACTERS", characters)
         report = dataset.check_rows(source, dataset.Options("sft"))
         assert (report.rows, report.kept, report.problems) == (200, 200, ())
 
@@ -461,3 +462,27 @@ def test_whatever_the_bytes_a_check_ends_with_problems_and_no_trace(tmp_path: Pa
         folder = register(tmp_path, {"formatting": random.choice(["alpaca", "sharegpt"])}, bytes(body), f"data{suffix}")
         sources, _ = dataset.check_registered("mine", folder, "sft", RECIPE)
         assert dataset.check_rows(sources[0], dataset.Options("sft")).rows >= 0, number
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
+    folder = register(tmp_path, {}, lines(GOOD, GOOD))
+    (source,), _ = dataset.check_registered("mine", folder, "sft", RECIPE)
+    none, options = tmp_path / "tokenizer.json", dataset.Options("sft")
+    first = dataset.Readings()
+    assert first.read(source, none, options).kept == 2
+    (told,) = first.known.values()
+    other_process = dataset.Readings(json.loads(json.dumps(first.as_json())))
+    assert other_process.read(source, none, options) == told and len(other_process.known) == 1
+    assert other_process.read(source, none, dataset.Options("sft", limit=1)).kept is None, (
+        "other options, another reading"
+    )
+    source.files[0].write_bytes(lines(GOOD, GOOD, GOOD))
+    assert other_process.read(source, none, options).kept == 3
+
+
+def test_a_package_that_a_file_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    body = b"instruction,input,output\na,,b\n"
+    (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, body, "data.csv"), "sft", RECIPE)
+    (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
+    assert "pandas, which is not installed" in problem.what and problem.fix == "make setup"

@@ -41,7 +41,8 @@ def train(
     show.problems(examined.problems, nothing_started=bool(stops))
     if stops:
         raise typer.Exit(code)
-    order = Order(str(examined.recipe.path.absolute()), asking.overrides)
+    readings = asking.readings.as_json()
+    order = Order(str(examined.recipe.path.absolute()), asking.overrides, readings=readings)
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
@@ -73,6 +74,7 @@ def resume(
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
     order = Order(asking.recipe, asking.overrides, asking.nodes, resume=found.name, accept_changes=accept_changes)
+    order = replace(order, readings=asking.readings.as_json())
     _start(order, background)
 
 

@@ -1,24 +1,23 @@
 """Data sets: dataset_info.json, what the rows would do to LLaMA-Factory, what cutoff_len cuts, one's own files."""
 
 from .add import Added, add
-from .files import Progress, data_files_hash, read_rows
-from .layout import REGISTRY_FILE, Layout, Source, stage_of
-from .options import LIMIT, Options, options_of
-from .registry import Registry, check_registered, read_registry
+from .reading import Reading, Readings
+from .registry import check_registered, read_registry
 from .rows import RowReport, check_rows, usable_samples
-from .truncation import TruncationReport, check_truncation
+from .sources import LIMIT, REGISTRY_FILE, Options, Source, options_of, stage_of
+from .streams import Progress, data_files_hash, read_rows
+from .truncation import check_truncation
 
 __all__ = [
     "LIMIT",
     "REGISTRY_FILE",
     "Added",
-    "Layout",
     "Options",
     "Progress",
-    "Registry",
+    "Reading",
+    "Readings",
     "RowReport",
     "Source",
-    "TruncationReport",
     "add",
     "check_registered",
     "check_rows",

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ..errors import Place, Problem
-from .columns import Column, note
 from .convert import Sample, convert, hold
-from .files import Progress, is_lines, read_rows
-from .findings import Fault, Findings, Row
-from .layout import Layout, Source
-from .options import Options
+from .findings import Column, Fault, Findings, Row, note
+from .sources import Layout, Options, Source
+from .streams import Progress, is_lines, read_rows
 
 BATCH = 1000  # LLaMA-Factory's preprocessing_batch_size
 GROUPS = 40  # different findings kept apart; a file that is broken in more ways needs no longer list
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
+Take = Callable[[Row, Sample], object]
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class _Tally:
 
     source: Source
     options: Options
+    take: Take | None
     file: str
     words: tuple[tuple[str, str], ...]  # that a text should not hold, with the case that each one is
     findings: Findings = field(default_factory=Findings)
@@ -56,9 +56,14 @@ class _Tally:
         self.findings.add((fault.case, detail, self.file), row)
 
 
-def check_rows(source: Source, options: Options, progress: Progress | None = None) -> RowReport:
-    """Read a source's rows, streamed, and report every kind of fault once, with its first rows and its count."""
-    tally = _Tally(source, options, str(source.files[-1]), _odd_words(options))
+def check_rows(
+    source: Source, options: Options, progress: Progress | None = None, take: Take | None = None
+) -> RowReport:
+    """Read a source's rows, streamed, and report every kind of fault once, with its first rows and its count.
+
+    `take` is given each sample that LLaMA-Factory would keep, with its row numbered over all files.
+    """
+    tally = _Tally(source, options, take, str(source.files[-1]), _odd_words(options))
     rows = _rows(source, progress)
     for tally.file, row in islice(rows, options.limit):
         _check_row(tally, row)
@@ -117,6 +122,8 @@ def _check_sample(tally: _Tally, row: Row) -> None:
         tally.kept += 1
         tally.labels.add(sample.label)
         tally.batch.add("kept")
+        if tally.take:
+            tally.take(row._replace(number=tally.rows), sample)
         for remark in _remarks(sample, processing, tally.words):
             tally.add(remark, row)
     if sample is None or (len(sample.answers) < 2 and not any(turn.text for turn in sample.answers)):

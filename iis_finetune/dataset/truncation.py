@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments import Template
 from ..errors import Place, Problem
 from .convert import Sample, Turn
-from .files import Progress
 from .findings import Findings, Row
-from .layout import Source
-from .options import Options
 from .rows import BATCH, usable_samples
+from .sources import Options, Source
+from .streams import Progress
 
 # Worst first; what LLaMA-Factory 0.9.5 does is in its data/processor/processor_utils.py, infer_seqlen.
 KINDS = {
@@ -71,32 +69,76 @@ class _Encoder:
         return [len(encoding) for encoding in encodings]
 
 
-def check_truncation(
-    source: Source, tokenizer_json: Path, options: Options, progress: Progress | None = None
-) -> TruncationReport:
-    """Count what would be cut from the rows that `check_rows` finds usable; nothing without template and tokenizer.
+class Truncation:
+    """Counts sample by sample what would be cut; a thousand are tokenised at a time.
 
     With a byte-level tokenizer only rows that could be too long by their bytes are tokenised whole. The texts of
     tools are counted without the template's sentences around them.
     """
-    if options.template is None or not tokenizer_json.is_file():
-        return TruncationReport()
-    encoder = _encoder(tokenizer_json, options, options.template)
-    samples = usable_samples(source, options, progress)
-    if options.stage == "pt" and options.packing:
-        return _check_blocks(source, samples, encoder)
-    rows = tokenised = longest = 0
-    found = Findings()
-    while batch := list(islice(samples, BATCH)):
-        rows += len(batch)
+
+    def __init__(self, source: Source, encoder: _Encoder) -> None:
+        self.source, self.encoder = source, encoder
+        self.waiting: list[tuple[Row, Sample]] = []
+        self.rows = self.tokenised = self.longest = 0
+        self.found = Findings()
+        self.in_blocks = encoder.options.stage == "pt" and encoder.options.packing
+        self.fills_a_block = False
+
+    def take(self, row: Row, sample: Sample) -> None:
+        self.waiting.append((row, sample))
+        if len(self.waiting) == BATCH:
+            self._count()
+
+    def report(self) -> TruncationReport:
+        """What was found in all samples taken."""
+        self._count()
+        options, problems = self.encoder.options, []
+        if not self.in_blocks:
+            problems = list(_problems(self.source, options, self.found, (self.rows, self.longest)))
+        elif self.rows and not self.fills_a_block:
+            what = f"the texts of '{self.source.name}' do not fill one block of cutoff_len {options.cutoff_len} tokens"
+            problems = [Problem(what, "give more text, or lower cutoff_len", Place(str(self.source.files[0])))]
+        return TruncationReport(self.rows, self.tokenised, self.longest, dict(self.found.counts), tuple(problems))
+
+    def _count(self) -> None:
+        batch, self.waiting = self.waiting, []
+        self.rows += len(batch)
+        if self.in_blocks:
+            self._fill_blocks(batch)
+            return
+        encoder = self.encoder
         rendered = [(row, _render(sample, encoder)) for row, sample in batch]
         for row, lengths in _lengths(_suspects(rendered, encoder) if encoder.byte_level else rendered, encoder):
             kind, length = _what_is_cut(lengths, encoder)
-            tokenised, longest = tokenised + 1, max(longest, length)
+            self.tokenised, self.longest = self.tokenised + 1, max(self.longest, length)
             if kind:
-                found.add(kind, row)
-    problems = tuple(_problems(source, options, found, (rows, longest)))
-    return TruncationReport(rows, tokenised, longest, dict(found.counts), problems)
+                self.found.add(kind, row)
+
+    def _fill_blocks(self, batch: list[tuple[Row, Sample]]) -> None:
+        """Stage pt joins the texts of a batch and keeps whole blocks: one block anywhere is enough to train."""
+        if not self.fills_a_block:
+            texts = [sample.prompt[0].text for _, sample in batch]
+            self.tokenised += len(texts)
+            self.fills_a_block = sum(self.encoder.counts(texts)) + len(texts) >= self.encoder.options.cutoff_len
+
+
+def truncation_of(source: Source, tokenizer_json: Path, options: Options) -> Truncation | None:
+    """What counts a source's samples; None without template or tokenizer."""
+    if options.template is None or not tokenizer_json.is_file():
+        return None
+    return Truncation(source, _encoder(tokenizer_json, options, options.template))
+
+
+def check_truncation(
+    source: Source, tokenizer_json: Path, options: Options, progress: Progress | None = None
+) -> TruncationReport:
+    """Count what would be cut from the rows that `check_rows` finds usable; nothing without template and tokenizer."""
+    counted = truncation_of(source, tokenizer_json, options)
+    if counted is None:
+        return TruncationReport()
+    for row, sample in usable_samples(source, options, progress):
+        counted.take(row, sample)
+    return counted.report()
 
 
 def _encoder(tokenizer_json: Path, options: Options, template: Template) -> _Encoder:
@@ -224,16 +266,3 @@ def _problems(source: Source, options: Options, found: Findings, whole: tuple[in
             place = Place(str(source.files[0]), None, f"row {found.first[kind][0].number}")
             hopeless = kind == "answer_lost" and count == rows
             yield Problem(f"{cut} ({found.rows(kind)})", fix, place, "error" if hopeless else "warning")
-
-
-def _check_blocks(source: Source, samples: Iterator[tuple[Row, Sample]], encoder: _Encoder) -> TruncationReport:
-    """Stage pt joins the texts of a batch and keeps whole blocks: one block anywhere is enough to train."""
-    rows, cutoff = 0, encoder.options.cutoff_len
-    while batch := list(islice(samples, BATCH)):
-        rows += len(batch)
-        texts = [sample.prompt[0].text for _, sample in batch]
-        if sum(encoder.counts(texts)) + len(texts) >= cutoff:
-            return TruncationReport(rows, rows)
-    what = f"the texts of '{source.name}' do not fill one block of cutoff_len {cutoff} tokens"
-    problem = Problem(what, "give more text, or lower cutoff_len", Place(str(source.files[0])))
-    return TruncationReport(rows, rows, problems=(problem,) if rows else ())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import dataset, launch, process
+from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
@@ -104,7 +105,7 @@ def _look(source: dataset.Source, arguments: Mapping[str, Any]) -> tuple[int | N
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    options = replace(dataset.options_of(arguments, "sft"), generate=True)
+    options = replace(dataset.options_of(trained_with(arguments), "sft"), generate=True)
     texts = [sample.answers[0].text for _, sample in dataset.usable_samples(source, options) if sample.answers]
     longest = max((len(found.ids) for found in tokenizer.encode_batch(texts)), default=0)
     cut = tuple(each.what for each in dataset.check_truncation(source, tokenizer_json, options).problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
@@ -14,10 +14,10 @@ from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
-from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
+from .rows import Asked, data_problems
 
 __all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
 
@@ -47,6 +47,7 @@ class Question:
     smoke: bool = False  # the run it leads to is a smoke run
     limit: int | None = dataset.LIMIT
     progress: dataset.Progress | None = None
+    readings: dataset.Readings = field(default_factory=dataset.Readings)  # those made already, and those to come
     nodes: Nodes | None = None
     machine: Machine | None = None  # found already: it is not looked for again
 
@@ -114,8 +115,8 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
-    folder, limit, progress = question.workspace.data, question.limit, question.progress
-    return data_problems(Asked(seen.recipe, seen.plan.arguments, seen.model, folder, limit, progress), question.rows)
+    wanted = (question.workspace.data, question.limit, question.progress, question.readings)
+    return data_problems(Asked(seen.recipe, seen.plan.settings, seen.model, *wanted), question.rows)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .. import runs
+from ..dataset import Readings
 from ..errors import BUG, INPUT, KitError, ProblemsFound
 from ..preflight import Question
 from ..runs import Nodes, Request, Workspace
@@ -26,9 +28,11 @@ class Order:
     smoke: bool = False
     resume: str | None = None
     accept_changes: bool = False
+    readings: Mapping[str, Any] = field(default_factory=dict)  # of the data, made before the order was placed
 
     def question(self, workspace: Workspace, environment: Mapping[str, str]) -> Question:
-        return Question(self.recipe, self.overrides, workspace, environment, nodes=self.nodes)
+        readings = Readings(self.readings)
+        return Question(self.recipe, self.overrides, workspace, environment, nodes=self.nodes, readings=readings)
 
 
 def place(order: Order, workspace: Workspace) -> Request:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .findings import Fault, Row
-from .layout import Source
+from .sources import Source
 
 Progress = Callable[[float], None]
 
@@ -22,11 +22,7 @@ LONGEST_ROW_CHARACTERS = 64 << 20
 JSON = json.JSONDecoder()
 BOM = b"\xef\xbb\xbf"
 SPACE = re.compile(r"\s*")
-# What pandas' read_csv takes for missing, for a number and for a truth value (2.3, its documented defaults).
-CSV_MISSING = {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"}
-CSV_MISSING |= {"NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
-CSV_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*", re.IGNORECASE)
-CSV_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+CSV_CHUNK_ROWS = 10_000  # as `datasets` reads them, each with types of its own
 
 
 def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> Iterator[Row]:
@@ -42,6 +38,8 @@ def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> I
         yield from _reporting(rows, path, progress) if progress else rows
     except UnicodeDecodeError:
         yield encoding_fault(path)
+    except ImportError as error:
+        yield Row(1, None, Fault("package", f"{path.suffix} files are read by {error.name}"))
 
 
 def _reporting(rows: Iterator[Row], path: Path, progress: Progress) -> Iterator[Row]:
@@ -192,38 +190,38 @@ def text_rows(path: Path) -> Iterator[Row]:
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """Rows as pandas reads them: a column that holds only numbers or truth values is no text."""
+    """Rows as pandas types them for LLaMA-Factory: a column that holds only numbers or truth values is no text."""
+    import pandas  # type: ignore[import-untyped]
+
+    places = _csv_places(path)
+    try:
+        with pandas.read_csv(path, chunksize=CSV_CHUNK_ROWS, encoding="utf-8-sig") as chunks:
+            for chunk in chunks:
+                columns = len(chunk.columns)
+                if not isinstance(
+                    chunk.index, pandas.RangeIndex
+                ):  # pandas takes the first cells of long rows for names
+                    yield Row(1, 2, Fault("csv_cells", f"{columns + chunk.index.nlevels} cells for {columns} columns"))
+                    return
+                for cells in chunk.astype(object).where(chunk.notna(), None).to_dict("records"):
+                    number, line = next(places, (0, 0))
+                    yield Row(number, line, cells)
+    except pandas.errors.EmptyDataError:
+        return
+    except pandas.errors.ParserError as error:
+        said = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
+        detail = f"{said[3]} cells for {said[1]} columns" if said else " ".join(str(error).split())
+        number, line = next((place for place in places if said and place[1] == int(said[2])), (1, 1))
+        yield Row(number, line, Fault("csv_cells", detail))
+
+
+def _csv_places(path: Path) -> Iterator[tuple[int, int]]:
+    """Number and last line of each row; pandas does not say them."""
     csv.field_size_limit(2**31 - 1)
-    kinds = _csv_kinds(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        for number, cells in enumerate((cells for cells in reader if cells), 1):
-            if len(cells) > len(header):
-                yield Row(number, reader.line_num, Fault("csv_cells", f"{len(cells)} cells for {len(header)} columns"))
-                continue
-            padded = cells + [""] * (len(header) - len(cells))
-            values = (_csv_value(cell, kinds.get(index, "number")) for index, cell in enumerate(padded))
-            yield Row(number, reader.line_num, dict(zip(header, values, strict=True)))
-
-
-def _csv_kinds(path: Path) -> dict[int, str]:
-    kinds: dict[int, str] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         next(reader, None)
-        for cells in reader:
-            for index, cell in enumerate(cells):
-                if kinds.get(index) != "text" and cell not in CSV_MISSING:
-                    kind = "truth" if cell in CSV_TRUTH else "number" if CSV_NUMBER.fullmatch(cell) else "text"
-                    kinds[index] = kind if kinds.get(index, kind) == kind else "text"
-    return kinds
-
-
-def _csv_value(cell: str, kind: str) -> str | float | bool | None:
-    if cell in CSV_MISSING:
-        return None
-    return float(cell) if kind == "number" else CSV_TRUTH[cell] if kind == "truth" else cell
+        yield from enumerate((reader.line_num for cells in reader if any(cell.strip() for cell in cells)), 1)
 
 
 def table_rows(path: Path) -> Iterator[Row]:

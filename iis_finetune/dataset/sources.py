@@ -1,4 +1,4 @@
-"""How a data set's rows are laid out: LLaMA-Factory's words for columns, tags and file types."""
+"""What is read and how: registered files, their columns and tags, the arguments that decide what becomes of rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..arguments import Settings, Template, find_template
 
 # Source of every table here: LLaMA-Factory 0.9.5, data/parser.py and extras/constants.py, read 2026-11.
 REGISTRY_FILE = "dataset_info.json"
@@ -29,6 +31,8 @@ TAGS = {
     "system_tag": "system",
 }
 ROLES = ("user", "assistant", "observation", "function", "system")
+LIMIT = 200_000  # rows that are read when not all are asked for
+UNCUT = 2**63
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,43 @@ class Source:
     files: tuple[Path, ...]
     file_type: str
     layout: Layout
+
+
+@dataclass(frozen=True)
+class Options:
+    """LLaMA-Factory's arguments by their names; `limit` is how many rows are read at most (None: all).
+
+    `generate` is its predict_with_generate, `default_system` None the template's own.
+    """
+
+    stage: str
+    limit: int | None = LIMIT
+    max_samples: int | None = None
+    generate: bool = False
+    template: Template | None = None
+    cutoff_len: int = UNCUT
+    default_system: str | None = None
+    enable_thinking: bool = True
+    mask_history: bool = False
+    packing: bool = False
+
+    @property
+    def processing(self) -> str:
+        """Which of LLaMA-Factory's data processors the rows go through."""
+        return "generate" if self.generate or self.stage == "ppo" else "rm" if self.stage == "dpo" else self.stage
+
+
+def options_of(settings: Settings, stage: str, limit: int | None = LIMIT) -> Options:
+    """The options of a training with these settings."""
+    packing = stage == "pt" if settings["packing"] is None else settings["packing"]
+    return Options(
+        stage,
+        limit,
+        max_samples=settings["max_samples"],
+        template=find_template(str(settings["template"] or "")),
+        cutoff_len=settings["cutoff_len"],
+        default_system=settings["default_system"],
+        enable_thinking=settings["enable_thinking"] is not False,
+        mask_history=settings["mask_history"],
+        packing=packing or settings["neat_packing"],
+    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from .. import dataset
-from ..dataset import Progress, Source
+from ..arguments import Settings
+from ..dataset import Progress, Readings, Source
 from ..errors import Problem
 from ..models import ModelFacts
 from ..recipe import Recipe
@@ -18,17 +17,19 @@ TRAINED_ON = "dataset"
 
 @dataclass(frozen=True)
 class Asked:
-    """A recipe's data, the arguments they are read with, the model whose tokenizer counts, the data folder.
+    """A recipe's data, the settings they are read with, the model whose tokenizer counts, the data folder.
 
-    `limit` is how many rows are read at most (None: all), `progress` is told how far the reading is.
+    `limit` is how many rows are read at most (None: all), `progress` is told how far the reading is; `readings` are
+    those that need not be made again.
     """
 
     recipe: Recipe
-    arguments: Mapping[str, Any]
+    settings: Settings
     model: ModelFacts
     folder: Path
     limit: int | None = dataset.LIMIT
     progress: Progress | None = None
+    readings: Readings = field(default_factory=Readings)
     answers_only: bool = False  # an evaluation after training asks for answers: pairs and labels are not for it
 
     @property
@@ -37,7 +38,7 @@ class Asked:
 
     @property
     def stage(self) -> str:
-        stage = str(self.recipe.value("stage", "sft"))
+        stage = str(self.settings["stage"])
         return "sft" if self.answers_only and stage != "pt" else stage
 
 
@@ -45,7 +46,7 @@ def data_problems(asked: Asked, rows: bool) -> tuple[list[Problem], int | None]:
     """Every problem, and how many usable rows there are to train on; None where that was not counted."""
     problems: list[Problem] = []
     counts: list[int | None] = []
-    values = [(key, asked.arguments.get(key)) for key in (TRAINED_ON, "eval_dataset")]
+    values = [(key, asked.settings[key]) for key in (TRAINED_ON, "eval_dataset")]
     for key, names in [*values, ("kit.evaluate_after", asked.recipe.kit.evaluate_after)]:
         if names:
             read = replace(asked, answers_only=key == "kit.evaluate_after")
@@ -60,10 +61,7 @@ def data_problems(asked: Asked, rows: bool) -> tuple[list[Problem], int | None]:
 
 def _rows(asked: Asked, source: Source) -> tuple[int | None, list[Problem]]:
     """The usable rows where all were read; what is wrong with them, and what would be cut as far as is known here."""
-    options = dataset.options_of(asked.arguments, asked.stage, asked.limit)
-    report = dataset.check_rows(source, options, asked.progress)
-    problems = list(report.problems)
-    if asked.model.folder:
-        tokenizer_json = asked.model.folder / "tokenizer.json"
-        problems += dataset.check_truncation(source, tokenizer_json, options, asked.progress).problems
-    return (report.kept if report.complete else None), problems
+    options = dataset.options_of(asked.settings, asked.stage, asked.limit)
+    tokenizer_json = (asked.model.folder or Path("no model")) / "tokenizer.json"
+    reading = asked.readings.read(source, tokenizer_json, options, asked.progress)
+    return reading.kept, list(reading.problems)
