@@ -22,8 +22,8 @@ from hub_server import COMMIT, Behaviour, Hub, Refusal
 
 from iis_finetune import hub
 from iis_finetune.errors import Problem, ProblemsFound
-from iis_finetune.hub.files import needed
 from iis_finetune.hub.folder import MANIFEST
+from iis_finetune.hub.selection import needed
 
 MODEL = "Org/Tiny-0.5B"
 TOKEN = "hf_secretsecretsecret"
@@ -75,7 +75,7 @@ class Place:
         self.root = root
         self.models = root / "models"
         self.environment = server.environment | {"HOME": str(root / "home")}
-        self.request = hub.Request(MODEL, self.models, source="huggingface", patience=QUICK)
+        self.request = hub.Order(MODEL, self.models, source="huggingface", patience=QUICK)
         self.notes: list[str] = []
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(root / "home" / "token"))
         for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
@@ -302,7 +302,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from iis_finetune import hub
-request = hub.Request(sys.argv[1], Path(sys.argv[2]), source=sys.argv[3],
+request = hub.Order(sys.argv[1], Path(sys.argv[2]), source=sys.argv[3],
                       patience=hub.Patience(first_pause_seconds=0.05, read_seconds=5))
 import os
 try:
@@ -468,7 +468,7 @@ def test_the_token_opens_what_is_private_and_goes_to_no_other_host(place: Place,
     place.environment |= TOKENS
     done = place.fetch(source=source)
     assert server.behaviour.elsewhere_with_token == 0
-    assert_token_nowhere(place, [done.as_json(), repr(hub.remote.hubs(place.request, place.environment))])
+    assert_token_nowhere(place, [done.as_json(), repr(hub.order.hubs(place.request, place.environment))])
 
 
 def test_the_logins_of_the_hubs_own_clients_are_used(place: Place, server: Hub) -> None:

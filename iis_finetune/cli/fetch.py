@@ -55,7 +55,7 @@ def download(
     show.line("next: iis-finetune models")
 
 
-def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.Request:
+def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.Order:
     """A recipe's model when there is such a recipe, a hub's id otherwise; a word that is neither is refused."""
     names = recipe.registered(workspace().recipes)
     if asked in names or Path(asked).suffix in recipe.SUFFIXES:
@@ -73,9 +73,9 @@ def _request(asked: str, source: Any, to: Path | None, revision: str | None, off
 
 def of_model(
     name: str, source: Any, to: Path | None = None, revision: str | None = None, offline: bool = False
-) -> hub.Request:
+) -> hub.Order:
     """The order for a model, into the models folder or exactly `to`."""
-    return hub.Request(name, to or workspace().models, to is not None, revision, source, offline)
+    return hub.Order(name, to or workspace().models, to is not None, revision, source, offline)
 
 
 def _verify(folder: Path, as_json: bool) -> None:

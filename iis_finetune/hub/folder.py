@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import Place, Problem
 from ..runs import write
-from .files import RemoteFile, Source, is_model, needed, weights_faults
+from .order import HubName, RemoteFile
+from .selection import is_model, needed, weights_faults
 
 MANIFEST = ".iis-finetune.json"
 INCOMPLETE = ".incomplete"
@@ -59,7 +60,7 @@ class Cached:
     """One revision of a model in a hub's own cache."""
 
     model: str
-    source: Source
+    source: HubName
     folder: Path
     commit: str | None
 
