@@ -61,7 +61,7 @@ def get(
     """Ask once; the answer's body is still to be read. Raises HubFailure for no answer and for a refusal."""
     for _ in range(MOST_REDIRECTS):
         try:
-            response = session.get(url, timeout=timeouts, headers=headers, stream=True, allow_redirects=False)
+            response = _send(session, url, timeouts, headers)
             target = session.get_redirect_target(response)
             url = urljoin(url, target or "")
         except (OSError, ValueError) as error:  # what requests raises is an OSError, but for some malformed addresses
@@ -73,6 +73,16 @@ def get(
         if urlsplit(url).scheme not in ("http", "https"):
             raise HubFailure("redirect", "to an address that is not http or https")
     raise HubFailure("redirect", f"more than {MOST_REDIRECTS} times, perhaps in a circle")
+
+
+def _send(session: Session, url: str, timeouts: tuple[float, float], headers: Mapping[str, str] | None) -> Response:
+    """Send one request; the session's own `get` would read all of a redirect's body, however long that is."""
+    import requests
+
+    prepared = session.prepare_request(requests.Request("GET", url, headers=headers))
+    address = str(prepared.url)
+    settings = session.merge_environment_settings(address, {}, stream=True, verify=None, cert=None)
+    return session.get_adapter(address).send(prepared, timeout=timeouts, **settings)
 
 
 def _granted(response: Response, seconds: float) -> Response:

@@ -21,6 +21,7 @@ from .folder import (
     is_whole,
     now,
     read_manifest,
+    size_of,
     write_manifest,
 )
 from .order import Hub, Listing, Order, is_offline
@@ -180,7 +181,7 @@ def _link(listing: Listing, staging: Path, folders: list[Path]) -> None:
             path.unlink()
     for file in listing.files:
         target = staging / file.path
-        found = [folder / file.path for folder in folders if _has_size(folder / file.path, file.size)]
+        found = [folder / file.path for folder in folders if size_of(folder / file.path) == file.size]
         if not found or target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -191,12 +192,8 @@ def _link(listing: Listing, staging: Path, folders: list[Path]) -> None:
             target.symlink_to(found[0].resolve())
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 def _check_space(listing: Listing, staging: Path) -> None:
-    present = sum((staging / file.path).stat().st_size for file in listing.files if (staging / file.path).exists())
+    present = sum(size_of(staging / file.path) or 0 for file in listing.files)
     needed, free = listing.size_bytes - present, shutil.disk_usage(staging).free
     if needed > free:
         what = (

@@ -21,7 +21,7 @@ from pydantic import (
 from .order import RemoteFile
 from .refusals import HubFailure, refusal
 
-MOST_FILES = 500_000
+MOST_COMMAS = 5_000_000  # 200,000 files have some 3,000,000; what is longer would fill the memory before it is refused
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -64,9 +64,9 @@ class ListAnswer(BaseModel):
 
     commit: Commit = _at("sha", AliasPath("Data", "LatestCommitter", "Id"))
     short_commit: Commit = _at(AliasPath("Data", "LatestCommitter", "ShortId"))
-    files: Annotated[
-        list[ListedFile], FailFast(), Field(max_length=MOST_FILES), BeforeValidator(lambda rows: rows or [])
-    ] = Field([], validation_alias=AliasChoices("siblings", AliasPath("Data", "Files")))
+    files: Annotated[list[ListedFile], FailFast(), BeforeValidator(lambda rows: rows or [])] = Field(
+        [], validation_alias=AliasChoices("siblings", AliasPath("Data", "Files"))
+    )
     success: bool | None = _at("Success")
     code: int | None = _at("Code")
     message: str | None = _at("Message")
@@ -74,11 +74,15 @@ class ListAnswer(BaseModel):
 
 def read_list(body: bytes) -> tuple[str | None, list[RemoteFile]]:
     """Return the commit and its files. Raises HubFailure."""
+    if body.count(b",") > MOST_COMMAS:
+        raise _malformed("it is too long")
     try:
         answer = ListAnswer.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise _malformed(": ".join([*[".".join(map(str, first["loc"]))] * bool(first["loc"]), first["msg"]])) from error
+        place = ".".join(str(step) for step in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise _malformed(f"{place}: {what}" if place else what) from error
     if answer.success is False:
         raise refusal(answer.code or 404, {}, answer.message or "")
     listed = [each for each in answer.files if each.type != "tree"]

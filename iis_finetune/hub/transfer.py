@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from ..errors import Place, Problem, ProblemsFound
 from .asking import get
@@ -75,19 +75,17 @@ class _Partial:
     """A file being written, and the hashes of exactly the bytes in it; git's is for small files on Hugging Face."""
 
     file: RemoteFile
-    handle: BinaryIO
+    handle: FileIO
     hashes: dict[str, _Hash] = field(default_factory=dict)
     size: int = 0
 
     def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         self.size, self.hashes = 0, {"sha256": hashlib.sha256()}
         if self.file.git_sha1:
             self.hashes["git hash"] = hashlib.sha1(b"blob %d\0" % self.file.size, usedforsecurity=False)
-
-    def restart(self) -> None:
-        self.handle.seek(0)
-        self.handle.truncate()
-        self.__post_init__()
 
     def count(self, block: bytes) -> None:
         for each in self.hashes.values():
@@ -164,8 +162,12 @@ def wrong_file(hub: Hub, path: str, fault: str) -> Problem:
 def _complete(transfer: Transfer, file: RemoteFile, path: Path) -> tuple[str, str | None]:
     """Bring the file to its size, going on where it ends; return its sha256 and what is wrong with it."""
     tries = 0
-    with _opened(path, file) as partial:
-        while block := partial.handle.read(BLOCK_BYTES):
+    is_whole = path.exists() and path.stat().st_size == file.size
+    if not is_whole:
+        path.touch()
+    with path.open("rb" if is_whole else "r+b", buffering=0) as handle:  # a whole file may be a link into a cache
+        partial = _Partial(file, handle)
+        while block := handle.read(BLOCK_BYTES):
             partial.count(block)
             transfer.tell(file, partial.size)
         while partial.size < file.size:
@@ -179,15 +181,6 @@ def _complete(transfer: Transfer, file: RemoteFile, path: Path) -> tuple[str, st
                 _pause(transfer, failure, tries)
         transfer.tell(file, partial.size)
     return partial.hashes["sha256"].hexdigest(), partial.fault()
-
-
-@contextmanager
-def _opened(path: Path, file: RemoteFile) -> Iterator[_Partial]:
-    """Open for reading what is there and appending to it; a whole file, perhaps a link, for reading only."""
-    whole = path.exists() and path.stat().st_size == file.size
-    mode = os.O_RDONLY if whole else os.O_RDWR | os.O_CREAT
-    with os.fdopen(os.open(path, mode, 0o666), "rb" if whole else "r+b", buffering=0) as handle:
-        yield _Partial(file, handle)
 
 
 def _pause(transfer: Transfer, failure: HubFailure, tries: int) -> None:
@@ -213,7 +206,9 @@ def _stream(transfer: Transfer, partial: _Partial) -> None:
     timeouts = (patience.connect_seconds, patience.read_seconds)
     with get(transfer.session, transfer.listing.url(file.path), timeouts, headers) as response:
         if partial.size and response.status_code != 206:  # the server sends all instead of the range
-            partial.restart()
+            partial.handle.seek(0)
+            partial.handle.truncate()
+            partial.begin()
         length: int | None = response.raw.length_remaining
         if length is not None and partial.size + length != file.size:
             raise HubFailure("wrong", f"has {partial.size + length} bytes where the hub's list says {file.size}")
