@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from ..errors import Problem
 from ..recipe import Recipe
-from .check import check
-from .table import Table, table
+from .llamafactory import Table, table, table_problems
+from .stated import check
 
 Origin = Literal["stated", "decided", "default"]
 
@@ -55,9 +55,10 @@ class Settings:
 
 def settings_of(recipe: Recipe, ppo: Path | None = None) -> tuple[Settings, list[Problem]]:
     """A recipe's settings before anything is decided, and the problems of its lines; `ppo`: stage ppo's environment."""
-    known = table(recipe.value("stage"), ppo)
+    stage = recipe.value("stage")
+    known = table(stage, ppo)
     stated, problems = check(recipe.entries.values(), known)
-    return Settings(known, stated), problems
+    return Settings(known, stated), [*table_problems(stage, ppo), *problems]
 
 
 def trained_with(arguments: Mapping[str, Any]) -> Settings:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..arguments.table import TABLES
+from ..arguments import TABLES
 from .layout import TAGS
 
 NEEDED = (

@@ -3,7 +3,8 @@
 `look` gives the facts; the `check_*` functions return Problems; `precision_view` and `shrink` make other models of it.
 """
 
-from .base import WHOLE, Base, adapters_of, base_of, published
+from ..arguments import WHOLE
+from .base import Base, adapters_of, base_of, published
 from .facts import ModelFacts, Shapes, find_folder, from_config, look
 from .folder_check import added_tokens, check_folder
 from .match import check_adapter, check_additional_target, check_targets, check_template

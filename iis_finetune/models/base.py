@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from .. import recipe as recipes
+from ..arguments import WHOLE
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
 from ..runs import Run, Workspace, listed, reached_the_end, read_json
 
-WHOLE = ("full", "freeze")
 LONGEST_CHAIN = 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..arguments import LLAMAFACTORY, version_of
 from ..decision import Decision
 from ..models import Base
 from .draft import Draft
@@ -13,7 +14,8 @@ def add(draft: Draft, reward: Base | None) -> None:
     """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
     # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
     draft.environment |= {"VIRTUAL_ENV": ENVIRONMENT, "IIS_STAGE": "ppo"}
-    reason = "LLaMA-Factory 0.9.5 cannot run PPO; 0.9.3 can, in an environment of its own (make setup-ppo)"
+    able = version_of("ppo")
+    reason = f"LLaMA-Factory {LLAMAFACTORY} cannot run PPO; {able} can, in an environment of its own (make setup-ppo)"
     draft.decisions.append(Decision("environment.VIRTUAL_ENV", ENVIRONMENT, "kit default", reason))
     if reward is None:
         return
