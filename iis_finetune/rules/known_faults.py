@@ -116,7 +116,7 @@ RULES = (
     warning(OWN, "add_tokens add_special_tokens new_special_tokens_config", fills_wrong_rows,
             "the embedding of {c.model.name} has spare rows, and new tokens land in them: LLaMA-Factory 0.9.5 gives "
             "them no start value, and fills other rows if it adds any",
-            "train them long enough, with additional_target: embed_tokens,lm_head",
+            "expect them to need more steps, or use words that the tokenizer has",
             "LlamaFactory pull request 10547; model/model_utils/embedding.py:44"),
     warning(OWN, "model_name_or_path", slow_layers,
             "without the package flash-linear-attention a step of {c.model.name} takes about 1.7 times as long",
