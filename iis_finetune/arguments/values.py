@@ -154,11 +154,12 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
     if not argument.former or isinstance(value, list | dict) or value in (argument.choices or ()):
         return
     spellings = [str(text).strip().lower() for text in (value, entry.text) if text is not None]
-    for spelling in spellings:
+    for spelling in (*spellings, *(text.replace("-", "_") for text in spellings)):
         if new := argument.former.get(spelling):
-            lines = [f"{key}: {_plain(item)}" for key, item in _lines(new, argument).items()]
-            wanted = " and ".join(f"'{line}'" for line in lines)
-            raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
+            lines = dict(_lines(new, argument))
+            because = f": {lines.pop('because')}" if "because" in lines else ""
+            wanted = " and ".join(f"'{key}: {_plain(item)}'" for key, item in lines.items())
+            raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}{because}", f"write {wanted}")
 
 
 def _lines(new: str | Mapping[str, Any], argument: Argument) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..arguments import check, for_verb, table
 from ..decision import Decision
 from ..errors import Problem, in_file_order
-from ..machine import Machine, architecture, decide_environment
+from ..machine import Machine, decide_environment, fused_attention
 from ..models import Base, ModelFacts, needs_view, view_path
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
@@ -146,7 +146,6 @@ def _placed(path: Path, workspace: Workspace) -> str:
 def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> Any:
     """A function of launcher and processes that says what the memory estimate needs to know."""
     values = draft.arguments
-    kernels = architecture(inputs.machine.arch).get("sdpa_kernels", {})
 
     def of(launcher: str, processes: int) -> Workload:
         return Workload(
@@ -156,7 +155,7 @@ def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> A
             lora_target=values.get("lora_target") or "all",
             lora_dropout=values.get("lora_dropout") or 0.0,
             trainable_layers=abs(values.get("freeze_trainable_layers") or 2),
-            fused_attention=kernels.get("value") != "math",
+            fused_attention=fused_attention(inputs.machine, inputs.recipe.kit.env),
             rows_of_a_sample=training.rows_of_a_sample(values),
             micro_batch_size=(values.get("per_device_train_batch_size") or 1) * training.rows_of_a_sample(values),
             reference=training.reference_model(values),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import Problem
-from . import after, data, devices, evaluation, finetuning, training
+from . import after, data, devices, evaluation, finetuning, known_faults, training
 from .case import Case
 from .rule import Rule
 
@@ -14,6 +14,7 @@ RULES: tuple[Rule, ...] = (
     *devices.RULES,
     *evaluation.RULES,
     *after.RULES,
+    *known_faults.RULES,
 )
 
 

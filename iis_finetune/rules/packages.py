@@ -95,8 +95,13 @@ def _needs(case: Case) -> list[Need]:
     found = [need for need in NEEDS if need.when(case)]
     trackers = case.names("report_to") if case.trains else []
     found += [Need(TRACKERS[name], "report_to", bool) for name in trackers if name in TRACKERS]
-    by_name = next((package for pattern, package in OPTIMIZERS.items() if re.match(pattern, case["optim"])), None)
+    by_name = optimizer_package(case)
     return [*found, Need(by_name, "optim", bool)] if by_name and case.trains else found
+
+
+def optimizer_package(case: Case) -> str | None:
+    """The package that an optimizer comes from; None for those of torch and transformers."""
+    return next((package for pattern, package in OPTIMIZERS.items() if re.match(pattern, case["optim"])), None)
 
 
 def packages_of(case: Case) -> tuple[str, ...]:
