@@ -10,17 +10,18 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import __version__, hub, process
+from .decision import Decision
 from .machine import Machine, dropped_variables, package_version
-from .models.fingerprint import fingerprint
+from .models import fingerprint
 from .plan import Plan
 from .plan.after import VISIBLE
 from .recipe import Recipe
-from .runs import Run, Workspace, create, listed, read_json, state, write
+from .runs import Decided, Run, Workspace, create, listed, read_decided, state, write, write_decided
 
 KIT = Path(__file__).parent
 SBATCH = KIT / "tables" / "job.sbatch"
@@ -56,12 +57,19 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
     environment = fill(plan.environment, run, workspace)
     write(run.command, command_text(plan, environment, run))
     run.command.chmod(0o755)
-    decided = {**plan.as_json(), "environment": environment, "processes": plan.processes, "precision": plan.precision}
-    decided["nodes"] = asdict(plan.nodes) if plan.nodes else None
-    write(run.decisions, _json(fill(decided, run, workspace)))
+    write_decided(run, _decided(plan, run, workspace))
     write(run.machine, _json(prepared.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
     write(run.provenance, _json(provenance(prepared, workspace, model)))
+
+
+def _decided(plan: Plan, run: Run, workspace: Workspace) -> Decided:
+    """The plan as this run's own, with real paths."""
+    told = fill(plan.as_json(), run, workspace)
+    decisions = tuple(Decision(**each) for each in told.pop("decisions"))
+    launcher = next((str(each.value) for each in decisions if each.name == "launcher"), "single")
+    decided = Decided(precision=plan.precision, launcher=launcher, processes=plan.processes, nodes=plan.nodes)
+    return replace(decided, **told, decisions=decisions)
 
 
 def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
@@ -160,7 +168,7 @@ def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
-    """The environment the kit was started in, minus what would change the run behind its back, plus the plan's."""
+    """The user's environment without the variables that would change the run, and with the plan's."""
     dropped = {name for name, _ in dropped_variables(machine, environment)}
     inherited = {name: value for name, value in environment.items() if name not in dropped}
     search = f"{programs(chosen)}:{environment.get('PATH', '/usr/bin:/bin')}"
@@ -188,13 +196,16 @@ def program(*words: str, path: str | None = None) -> list[str]:
 def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | None = None) -> Run | None:
     """The living run that has one of the devices this environment names; a CPU is shared and never occupied."""
     wanted = _devices(environment)
-    living = (run for run in listed(workspace) if run != but and state(run) in ("starting", "running"))
-    return next((run for run in living if wanted & _devices((read_json(run.decisions) or {}).get("environment"))), None)
+    for run in listed(workspace):
+        if run != but and state(run) in ("starting", "running"):
+            decided = read_decided(run)
+            if decided and wanted & _devices(decided.environment):
+                return run
+    return None
 
 
-def _devices(environment: Mapping[str, str] | None) -> set[tuple[str, str]]:
-    named = environment or {}
-    return {(name, each) for name in VISIBLE for each in named.get(name, "").split(",") if each not in ("", "-1")}
+def _devices(environment: Mapping[str, str]) -> set[tuple[str, str]]:
+    return {(name, each) for name in VISIBLE for each in environment.get(name, "").split(",") if each not in ("", "-1")}
 
 
 def provenance(prepared: Prepared, workspace: Workspace, model: Path) -> dict[str, Any]:

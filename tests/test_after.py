@@ -21,13 +21,13 @@ import pytest
 from conftest import RECIPE, ROOT
 
 from iis_finetune import export, launch, runs
-from iis_finetune.cli.after import loopback
+from iis_finetune.cli.chat import loopback
 from iis_finetune.errors import ProblemsFound, RunFailed
 from iis_finetune.evaluate.answers import Job, Side, answers, material, run_llamafactory
 from iis_finetune.evaluate.compare import compare
 from iis_finetune.evaluate.metrics import Declared, score
 from iis_finetune.export.checks import check_files, check_sources, check_target, judge
-from iis_finetune.models.fingerprint import fingerprint
+from iis_finetune.models import fingerprint
 from iis_finetune.plan import after
 from iis_finetune.runs import Run
 from iis_finetune.supervise import Stop

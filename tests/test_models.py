@@ -25,14 +25,15 @@ from iis_finetune.models import (
     check_folder,
     check_targets,
     check_template,
-    find_folder,
     look,
     needs_view,
     precision_view,
-    shrink,
     view_path,
 )
-from iis_finetune.models.facts import TABLE, count_parameters, shapes_of
+from iis_finetune.models.base import adapters_of
+from iis_finetune.models.facts import TABLE, count_parameters, find_folder, shapes_of
+from iis_finetune.models.specs import shrink
+from iis_finetune.runs import Run
 
 PLACE = Place("recipe.yaml", 3, "model_name_or_path")
 NOWHERE = Path("nowhere")
@@ -313,6 +314,19 @@ def test_an_adapter_folder_without_an_adapter_is_told(model: Path, tmp_path: Pat
     weights = short / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
     assert said(short) == ["/adapter_model.safetensors is cut short"]
+
+
+# adapters on adapters
+
+
+def test_a_third_training_starts_from_both_adapters_below_it(tmp_path: Path) -> None:
+    run = Run(tmp_path / "0002-dpo")
+    run.folder.mkdir()
+    arguments = {"adapter_name_or_path": "runs/0001-sft/output", "create_new_adapter": True}
+    run.decisions.write_text(json.dumps({"arguments": arguments}), encoding="utf-8")
+    assert adapters_of(run) == (Path("runs/0001-sft/output"), run.output)
+    run.decisions.write_text(json.dumps({"arguments": {**arguments, "create_new_adapter": False}}), encoding="utf-8")
+    assert adapters_of(run) == (run.output,)
 
 
 # precision views

@@ -248,16 +248,6 @@ def test_what_comes_after_sft_is_compared_with_the_sft_model(
     assert ("on top" in told["adapter_name_or_path"].reason) == (expected == STACKED)
 
 
-def test_a_third_training_starts_from_both_adapters_below_it(tmp_path: Path) -> None:
-    run = Run(tmp_path / "0002-dpo")
-    run.folder.mkdir()
-    arguments = {"adapter_name_or_path": str(SFT), "create_new_adapter": True}
-    run.decisions.write_text(json.dumps({"arguments": arguments}), encoding="utf-8")
-    assert models.adapters_of(run) == (SFT, run.output)
-    run.decisions.write_text(json.dumps({"arguments": {**arguments, "create_new_adapter": False}}), encoding="utf-8")
-    assert models.adapters_of(run) == (run.output,)
-
-
 def test_a_pair_takes_the_memory_of_two_rows_and_a_whole_training_that_of_its_reference() -> None:
     pairs, single = make("dpo", "rtx4090").memory.items, make("qwen0_5b_lora", "rtx4090", "lora_dropout=0").memory.items
     assert pairs["logits"] == 2 * single["logits"]

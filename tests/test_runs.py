@@ -11,7 +11,7 @@ import pytest
 from iis_finetune import process, runs
 from iis_finetune.errors import ProblemsFound
 from iis_finetune.process import Identity
-from iis_finetune.runs import Attempt, Run, Workspace
+from iis_finetune.runs import Attempt, Decided, Nodes, Run, Workspace
 
 GONE = Identity(2**22 + 1, 1, "another boot")
 
@@ -67,7 +67,7 @@ def test_the_weights_may_be_on_the_first_of_several_nodes(workspace: Workspace) 
     result(run, 10, 10)
     (run.output / "adapter_model.safetensors").unlink()
     for rank, state in ((0, "failed"), (1, "finished")):
-        run.decisions.write_text(json.dumps({"nodes": {"number": 2, "rank": rank}}))
+        runs.write_decided(run, Decided(nodes=Nodes(2, rank, "10.0.0.1", 29500)))
         assert runs.state(run) == state
 
 

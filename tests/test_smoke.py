@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from conftest import ROOT, Command, run
 
 from iis_finetune import recipe as recipes
 from iis_finetune import runs
-from iis_finetune.cli.smoke import overrides_of, without_devices
 from iis_finetune.models import look
 from iis_finetune.runs import Workspace
+from iis_finetune.session.smoke import overrides_of, without_devices
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 IN_SLOW = ("qwen7b_lora", "llama8b_lora")
@@ -49,14 +48,14 @@ def test_every_recipe_goes_the_whole_way_without_its_model(project_of_recipes: P
     done = run(["train", name, "--smoke"], project_of_recipes, timeout=600)
     print(done.stdout[-1500:], done.stderr[-1500:])
     assert done.returncode == 0
-    assert f"{name} went the whole way" in done.stdout and f"next: iis-finetune train {name}" in done.stdout
+    assert f"{name}: smoke run passed" in done.stdout and f"next: iis-finetune train {name}" in done.stdout
     workspace = Workspace(project_of_recipes, project_of_recipes / "models", project_of_recipes / "runs")
     made = [each for each in runs.listed(workspace) if each.recipe_name == name][-1]
     assert made.smoke and runs.state(made) == "finished"
-    decided = json.loads(made.decisions.read_text(encoding="utf-8"))
-    shapes = look(decided["arguments"]["model_name_or_path"], workspace.models).shapes
+    decided = runs.read_decided(made)
+    assert decided is not None and decided.processes == 1 and decided.arguments["max_steps"] == 5
+    shapes = look(decided.arguments["model_name_or_path"], workspace.models).shapes
     assert shapes is not None and shapes.layers <= 2 and shapes.hidden_size <= 128
-    assert decided["arguments"]["max_steps"] == 5 and decided["processes"] == 1
 
 
 def test_a_smoke_run_is_one_process_on_the_cpu_whatever_the_recipe_says(tmp_path: Path) -> None:

@@ -15,23 +15,23 @@ import pytest
 from fake_training import checkpoint, safetensors
 
 from iis_finetune import process, recover, runs
+from iis_finetune.decision import Decision
 from iis_finetune.errors import Problem, ProblemsFound
-from iis_finetune.runs import Run
-from iis_finetune.supervise import Job, Patience, Stop, supervise, trial
+from iis_finetune.runs import Decided, Run, write_decided
+from iis_finetune.supervise import StallLimits, Stop, Task, attempt, supervise
 
 FAKE = Path(__file__).parent / "fake_training.py"
-DECIDED = {
-    "arguments": {"stage": "sft", "per_device_train_batch_size": 4},
-    "decisions": [{"name": "attention", "value": "sdpa"}],
-    "precision": "fp32",
-    "processes": 1,
-}
+DECIDED = Decided(
+    arguments={"stage": "sft", "per_device_train_batch_size": 4},
+    decisions=(Decision("attention", "sdpa", "machine table", "a fused kernel"),),
+    precision="fp32",
+)
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recover, "PAUSES_SECONDS", (0.05, 0.05, 0.05))
-    monkeypatch.setattr(trial, "DUMP_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "DUMP_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -39,19 +39,19 @@ def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "0001-a")
     run.folder.mkdir()
     run.arguments.write_text("stage: sft\n")
-    run.decisions.write_text(json.dumps(DECIDED))
+    write_decided(run, DECIDED)
     return run
 
 
-def job(run: Run, *told: Mapping[str, Any], **environment: str) -> Job:
-    """A job whose `llamafactory-cli` is the fake one, found on PATH as the real one is."""
+def task(run: Run, *told: Mapping[str, Any], **environment: str) -> Task:
+    """A task whose `llamafactory-cli` is the fake one, found on PATH as the real one is."""
     programs = run.folder.parent / "bin"
     programs.mkdir(exist_ok=True)
     program = programs / "llamafactory-cli"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{FAKE}" "$@"\n')
     program.chmod(0o755)
     path = f"{programs}:{os.environ['PATH']}"
-    return Job(run, {"PATH": path, "FAKE": json.dumps(told), **environment}, poll_seconds=0.02)
+    return Task(run, {"PATH": path, "FAKE": json.dumps(told), **environment}, poll_seconds=0.02)
 
 
 def at(step: int, what: str) -> dict[str, Any]:
@@ -68,14 +68,14 @@ def starts(run: Run) -> list[str | None]:
 
 
 def test_an_undisturbed_run_is_one_attempt(run: Run) -> None:
-    assert supervise(job(run), Stop()) == "finished"
+    assert supervise(task(run), Stop()) == "finished"
     assert seen(run) == ["started", "finished"] and starts(run) == [None]
     assert runs.state(run) == "running", "its supervisor, this process, lives"
     assert (run.folder / "starts").read_text() == "arguments.yaml\n"
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(run: Run) -> None:
-    assert supervise(job(run, at(5, "kill"), at(9, "kill")), Stop()) == "finished"
+    assert supervise(task(run, at(5, "kill"), at(9, "kill")), Stop()) == "finished"
     assert starts(run) == [None, "checkpoint-4", "checkpoint-8"]
     assert seen(run) == ["started", "recovering", "started", "recovering", "started", "finished"]
     recovery = runs.events(run)[1]
@@ -84,31 +84,31 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(run: Run) -> None:
 
 
 def test_three_kills_without_a_new_checkpoint_are_the_end(run: Run) -> None:
-    assert supervise(job(run, *[at(1, "kill")] * 9), Stop()) == "failed"
+    assert supervise(task(run, *[at(1, "kill")] * 9), Stop()) == "failed"
     assert starts(run) == [None, None, None]
     assert "3 attempts in a row without a new good checkpoint" in str(runs.attempts(run)[-1].why)
     assert runs.state_after_end(run) == "failed"
 
 
 def test_the_same_crash_at_the_same_step_is_not_tried_a_third_time(run: Run) -> None:
-    assert supervise(job(run, *[at(5, "crash")] * 9), Stop()) == "failed"
+    assert supervise(task(run, *[at(5, "crash")] * 9), Stop()) == "failed"
     assert len(starts(run)) == 2 and "ValueError: a broken row; twice at the same step" in str(
         runs.attempts(run)[-1].why
     )
 
 
 def test_what_is_refused_before_the_first_step_is_not_tried_again(run: Run) -> None:
-    assert supervise(job(run, *[at(0, "crash")] * 9), Stop()) == "failed"
+    assert supervise(task(run, *[at(0, "crash")] * 9), Stop()) == "failed"
     assert len(starts(run)) == 1 and "before the first step" in str(runs.attempts(run)[0].why)
 
 
 def test_exit_code_zero_before_the_last_step_is_a_failure(run: Run) -> None:
-    assert supervise(job(run, at(5, "exit")), Stop()) == "finished"
+    assert supervise(task(run, at(5, "exit")), Stop()) == "finished"
     assert "without reaching the last step" in runs.events(run)[1]["why"]
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_moved_out_of_the_way(run: Run) -> None:
-    assert supervise(job(run, at(6, "half")), Stop()) == "finished"
+    assert supervise(task(run, at(6, "half")), Stop()) == "finished"
     assert starts(run) == [None, "checkpoint-4"]
     rejected = next(event for event in runs.events(run) if event["event"] == "checkpoint rejected")
     assert rejected["checkpoint"] == "checkpoint-6" and "optimizer.pt cannot be read" in rejected["why"]
@@ -116,14 +116,14 @@ def test_a_half_written_checkpoint_is_passed_over_and_moved_out_of_the_way(run: 
 
 
 def test_a_broken_first_checkpoint_means_the_beginning_not_whatever_lies_there(run: Run) -> None:
-    assert supervise(job(run, at(2, "half")), Stop()) == "finished"
+    assert supervise(task(run, at(2, "half")), Stop()) == "finished"
     assert starts(run) == [None, None]
     assert "resume_from_checkpoint: false" in run.resumed_arguments.read_text()
 
 
 @pytest.mark.parametrize("mixed", ["bf16", "fp16"])
 def test_nan_is_seen_at_its_step_and_the_next_attempt_is_safer(run: Run, mixed: str) -> None:
-    given = job(run, at(6, "nan"), FAKE_MIXED=mixed)
+    given = task(run, at(6, "nan"), FAKE_MIXED=mixed)
     made: list[Mapping[str, Any]] = []
 
     def replan(change: Mapping[str, Any]) -> Mapping[str, str]:
@@ -141,17 +141,17 @@ def test_nan_is_seen_at_its_step_and_the_next_attempt_is_safer(run: Run, mixed: 
 
 
 def test_nan_in_fp32_is_tried_once_more_then_reported(run: Run) -> None:
-    assert supervise(job(run, *[at(6, "nan")] * 9), Stop()) == "failed"
+    assert supervise(task(run, *[at(6, "nan")] * 9), Stop()) == "failed"
     assert len(starts(run)) == 2 and "lower learning_rate" in str(runs.attempts(run)[-1].why)
 
 
 def test_a_loss_of_exactly_zero_is_trouble(run: Run) -> None:
-    assert supervise(job(run, at(5, "zero")), Stop()) == "finished"
+    assert supervise(task(run, at(5, "zero")), Stop()) == "finished"
     assert "exactly 0 for 5 logs" in runs.events(run)[1]["why"]
 
 
 def test_weights_that_end_not_finite_are_no_result(run: Run) -> None:
-    given = job(run)
+    given = task(run)
     run.output.mkdir()
     checkpoint(run.output / "checkpoint-10", 10)
     broken = run.folder.parent / "bin" / "llamafactory-cli"
@@ -165,13 +165,13 @@ def test_weights_that_end_not_finite_are_no_result(run: Run) -> None:
 
 
 def test_out_of_memory_twice_halves_the_micro_batch_twice(run: Run) -> None:
-    given = job(run, at(5, "oom"), at(7, "oom"))
+    given = task(run, at(5, "oom"), at(7, "oom"))
     made: list[Mapping[str, Any]] = []
 
     def replan(change: Mapping[str, Any]) -> Mapping[str, str]:
         made.append(change)
-        arguments = {**DECIDED["arguments"], "per_device_train_batch_size": change["micro_batch"]}  # type: ignore[dict-item]
-        run.decisions.write_text(json.dumps({**DECIDED, "arguments": arguments}))
+        arguments = {**DECIDED.arguments, "per_device_train_batch_size": change["micro_batch"]}
+        write_decided(run, replace(DECIDED, arguments=arguments))
         return given.environment
 
     assert supervise(replace(given, replan=replan), Stop()) == "finished"
@@ -181,13 +181,13 @@ def test_out_of_memory_twice_halves_the_micro_batch_twice(run: Run) -> None:
 
 
 def test_out_of_memory_at_micro_batch_one_says_what_else_would_help(run: Run) -> None:
-    run.decisions.write_text(json.dumps({**DECIDED, "arguments": {"per_device_train_batch_size": 1}}))
-    assert supervise(job(run, at(5, "oom")), Stop()) == "failed"
+    write_decided(run, replace(DECIDED, arguments={"per_device_train_batch_size": 1}))
+    assert supervise(task(run, at(5, "oom")), Stop()) == "failed"
     assert "cutoff_len" in str(runs.attempts(run)[-1].why)
 
 
 def test_out_of_memory_before_the_first_step_is_not_the_batchs_fault(run: Run) -> None:
-    assert supervise(job(run, at(0, "oom")), Stop()) == "failed"
+    assert supervise(task(run, at(0, "oom")), Stop()) == "failed"
     assert "does not fit" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 1
 
 
@@ -195,32 +195,32 @@ def test_a_change_that_cannot_be_planned_ends_the_run_with_its_reason(run: Run) 
     def refuse(_change: Mapping[str, Any]) -> Mapping[str, str]:
         raise ProblemsFound([Problem("40 GiB are needed", "a smaller model", kind="machine")])
 
-    given = replace(job(run, at(5, "nan"), FAKE_MIXED="bf16"), replan=refuse)
+    given = replace(task(run, at(5, "nan"), FAKE_MIXED="bf16"), replan=refuse)
     assert supervise(given, Stop()) == "failed"
     assert "40 GiB are needed" in str(runs.attempts(run)[-1].why)
 
 
 def test_a_stall_is_dumped_ended_and_resumed_once(run: Run) -> None:
-    given = replace(job(run, at(5, "stall"), at(5, "stall")), patience=Patience(5, 0.8, 3))
+    given = replace(task(run, at(5, "stall"), at(5, "stall")), stall=StallLimits(5, 0.8, 3))
     assert supervise(given, Stop()) == "failed"
     assert starts(run) == [None, "checkpoint-4"]
     assert seen(run).count("stacks dumped") == 2 and "IOMMU" in str(runs.attempts(run)[-1].why)
 
 
 def test_kit_on_failure_stop_means_one_attempt(run: Run) -> None:
-    assert supervise(replace(job(run, at(5, "kill")), may_recover=False), Stop()) == "failed"
+    assert supervise(replace(task(run, at(5, "kill")), may_recover=False), Stop()) == "failed"
     assert len(starts(run)) == 1 and "kit.on_failure" in str(runs.attempts(run)[0].why)
 
 
 def test_a_stop_leaves_a_checkpoint_of_the_step_under_way_and_the_next_start_goes_on_there(run: Run) -> None:
     stop = Stop()
-    given = job(run, FAKE_STEP_SECONDS="0.3")
+    given = task(run, FAKE_STEP_SECONDS="0.3")
     threading.Timer(1.2, lambda: setattr(stop, "asked", "SIGTERM")).start()
     assert supervise(given, stop) == "stopped"
     at_step = json.loads(run.stop_at_step.read_text())
     assert run.checkpoints()[-1].name == f"checkpoint-{at_step}"
     assert runs.attempts(run)[-1].returncode == 0 and runs.state_after_end(run) == "stopped"
-    assert supervise(job(run), Stop()) == "finished"
+    assert supervise(task(run), Stop()) == "finished"
     assert starts(run) == [None, f"checkpoint-{at_step}"]
     assert not run.stop_requested.exists()
 
@@ -233,37 +233,37 @@ def test_a_stop_at_once_does_not_wait(run: Run) -> None:
 
     threading.Timer(1.0, quit_now).start()
     began = time.monotonic()
-    assert supervise(job(run, at(5, "stall")), stop) == "stopped"
+    assert supervise(task(run, at(5, "stall")), stop) == "stopped"
     assert time.monotonic() - began < 10
 
 
 def test_sigterm_to_the_training_alone_is_a_stop_not_a_crash(run: Run) -> None:
-    assert supervise(job(run, at(5, "term")), Stop()) == "stopped"
+    assert supervise(task(run, at(5, "term")), Stop()) == "stopped"
     assert runs.attempts(run)[-1].why == "SIGTERM from outside"
 
 
 def test_a_full_disk_gives_up_and_says_so(run: Run) -> None:
-    assert supervise(job(run, at(5, "full")), Stop()) == "failed"
+    assert supervise(task(run, at(5, "full")), Stop()) == "failed"
     assert "free some space" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 1
 
 
 def test_nothing_is_left_running_when_an_attempt_is_over(run: Run) -> None:
-    given = replace(job(run, at(5, "stall"), at(6, "stall")), patience=Patience(5, 0.8, 3))
+    given = replace(task(run, at(5, "stall"), at(6, "stall")), stall=StallLimits(5, 0.8, 3))
     supervise(given, Stop())
-    for attempt in runs.attempts(run):
-        assert attempt.process is not None and process.tree(attempt.process) == []
+    for each in runs.attempts(run):
+        assert each.process is not None and process.tree(each.process) == []
 
 
 @pytest.mark.parametrize("arguments", [{"stage": "rm"}, {"stage": "sft", "pissa_init": True, "pissa_convert": True}])
 def test_a_run_that_cannot_be_resumed_begins_anew(run: Run, arguments: dict[str, Any]) -> None:
-    run.decisions.write_text(json.dumps({**DECIDED, "arguments": arguments}))
-    assert supervise(job(run, at(5, "kill")), Stop()) == "finished"
+    write_decided(run, replace(DECIDED, arguments=arguments))
+    assert supervise(task(run, at(5, "kill")), Stop()) == "finished"
     assert starts(run) == [None, None] and "not resumable" in seen(run)
 
 
 def test_every_recovery_and_the_end_are_told(run: Run) -> None:
     told: list[str] = []
-    given = replace(job(run, at(5, "kill")), tell=lambda event, _why: told.append(event))
+    given = replace(task(run, at(5, "kill")), tell=lambda event, _why: told.append(event))
     supervise(given, Stop())
     assert told == ["recovering", "finished"]
 
@@ -295,15 +295,15 @@ import json, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 from iis_finetune import supervise
-from iis_finetune.runs import Run
-from iis_finetune.supervise import Job, Stop, disk
+from iis_finetune.runs import Run, write_decided
+from iis_finetune.supervise import Stop, space
 import test_supervise as t
-disk.LOOK_SECONDS = 0
+space.LOOK_SECONDS = 0
 run = Run(Path({folder!r}) / "0001-a")
 run.folder.mkdir()
 run.arguments.write_text("stage: sft\\n")
-run.decisions.write_text(json.dumps(t.DECIDED))
-print(supervise.supervise(t.job(run, FAKE_BYTES="2000000", FAKE_STEP_SECONDS="0.2"), Stop()))
+write_decided(run, t.DECIDED)
+print(supervise.supervise(t.task(run, FAKE_BYTES="2000000", FAKE_STEP_SECONDS="0.2"), Stop()))
 print(run.events.read_text())
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iis_finetune import observe
-from iis_finetune.observe import Patience, Seen, Watcher, host
+from iis_finetune.observe import Seen, StallLimits, Watcher, computer
 from iis_finetune.runs import Run
 
 HEAD = "***** Running training *****\n  Total optimization steps = 1,000\n"
@@ -80,7 +80,7 @@ def test_what_an_earlier_attempt_printed_is_not_looked_at(run: Run) -> None:
 
 
 def test_a_stall_is_measured_by_the_usual_step_above_a_floor(run: Run) -> None:
-    watcher = Watcher(run, 0.0, patience=Patience(5, 100, 1000))
+    watcher = Watcher(run, 0.0, limits=StallLimits(5, 100, 1000))
     assert watcher.limit_seconds() == 1000, "before the second step nothing is known"
     add(run, HEAD)
     for step in range(1, 6):
@@ -93,7 +93,7 @@ def test_a_stall_is_measured_by_the_usual_step_above_a_floor(run: Run) -> None:
 
 
 def test_another_bar_that_moves_is_life_and_repeated_warnings_are_not(run: Run) -> None:
-    watcher = Watcher(run, 0.0, patience=Patience(5, 100, 1000))
+    watcher = Watcher(run, 0.0, limits=StallLimits(5, 100, 1000))
     add(run, HEAD + bar(1))
     watcher.look(1.0)
     add(run, bar(2))
@@ -109,7 +109,7 @@ def test_another_bar_that_moves_is_life_and_repeated_warnings_are_not(run: Run) 
 
 
 def test_before_training_any_output_is_life(run: Run) -> None:
-    watcher = Watcher(run, 0.0, patience=Patience(5, 10, 50))
+    watcher = Watcher(run, 0.0, limits=StallLimits(5, 10, 50))
     for second in (40, 80, 120):
         add(run, "Loading checkpoint shards\n")
         assert watcher.look(float(second)) is None
@@ -184,7 +184,7 @@ def test_a_tool_that_tells_half_or_nonsense_harms_nothing(tmp_path: Path) -> Non
 
 
 def test_kills_for_memory_are_counted_in_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "CGROUPS", tmp_path)
-    assert host.killed_for_memory() is None
+    monkeypatch.setattr(computer, "CGROUPS", tmp_path)
+    assert computer.killed_for_memory() is None
     (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\n")
-    assert host.killed_for_memory() == 3
+    assert computer.killed_for_memory() == 3

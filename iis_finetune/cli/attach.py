@@ -1,79 +1,23 @@
-"""Follow a detached start, or a run, from the terminal; nothing here can harm what is followed."""
+"""Follow a detached start, or a run, from the terminal, and tell how it ends; what is followed is never harmed."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from .. import process, runs
-from ..errors import FINE, INTERRUPTED, RUN_FAILED
-from ..observe import Signs, follow, last_lines, signs
+from .. import evaluate, process, runs
+from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem
+from ..hub import Progress
+from ..observe import follow, last_lines, signs
 from ..process import Identity
-from ..runs import Request, Run
-from . import result, show
+from ..runs import Request, Run, weights
+from . import show
+from .meter import DownloadMeter, StepMeter
 from .words import workspace
 
 POLL_SECONDS = 0.3
-PLAIN_SECONDS = 10.0
-SILENT_SECONDS = 30.0
-LONGEST_LINE = 150
-
-
-class Meter:
-    """The progress of one run: a bar on a terminal, a line every few seconds otherwise."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.told: int | None = None
-        self.printed = time.monotonic()
-        self.bar: Any = None
-        self.task: Any = None
-
-    def update(self, final: bool = False) -> None:
-        now = signs(self.run)
-        if now.step is None:
-            self._before_the_first_step()
-        if now.step is None or now.step == self.told:
-            return
-        first = self.told is None
-        if sys.stdout.isatty():
-            self.told = now.step
-            self._draw(now)
-        elif first or final or now.step == now.total_steps or time.monotonic() - self.printed >= PLAIN_SECONDS:
-            self.told, self.printed = now.step, time.monotonic()
-            show.line(sentence(now))
-
-    def _before_the_first_step(self) -> None:
-        """Loading a large model takes minutes: what LLaMA-Factory said last shows that it is at work."""
-        if time.monotonic() - self.printed >= SILENT_SECONDS:
-            self.printed = time.monotonic()
-            show.line(f"no step yet; the log's end: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
-
-    def _draw(self, now: Signs) -> None:
-        if self.bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            self.bar = Progress(TextColumn(self.run.name), BarColumn(), TextColumn("{task.fields[text]}"))
-            self.task = self.bar.add_task("", total=now.total_steps, text="")
-            self.bar.start()
-        self.bar.update(self.task, completed=now.step, total=now.total_steps, text=sentence(now))
-
-    def close(self) -> None:
-        self.update(final=True)
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-
-def sentence(now: Signs) -> str:
-    """`step 12/300  loss 2.113  grad norm 0.81  learning rate 1e-05  1240 tokens/s  4 min 10 s left`."""
-    parts = [f"step {now.step}/{now.total_steps}"]
-    for name, value in (("loss", now.loss), ("grad norm", now.grad_norm), ("learning rate", now.learning_rate)):
-        parts += [f"{name} {value:.4g}"] if value is not None else []
-    parts += [f"{now.tokens_per_second:.0f} tokens/s"] if now.tokens_per_second else []
-    return "  ".join([*parts, f"{show.duration(now.eta_seconds)} left"])
 
 
 def to_request(request: Request, supervisor: Identity) -> int:
@@ -119,7 +63,8 @@ class _Follower:
         self.request = request
         self.position = 0
         self.code: int | None = None
-        self.meter: Meter | None = None
+        self.meter: StepMeter | None = None
+        self.download: DownloadMeter | None = None
 
     def step(self) -> None:
         for text, position in follow(self.request.progress, self.position):
@@ -129,27 +74,32 @@ class _Follower:
             self.meter.update()
 
     def _tell(self, told: dict[str, Any]) -> None:
+        if "download" in told:
+            self.download = self.download or DownloadMeter(show.line)
+            self.download(Progress(**told["download"]))
+            return
         self.close()
         if "run" in told and "phase" not in told:
             run = Run(workspace().runs / told["run"])
             show.line(f"run {run.name}: {run.folder}")
-            self.meter = Meter(run)
+            self.meter = StepMeter(run)
         elif "phase" in told:
             show.line(f"{told['phase']} ...")
         elif "exit" in told:
             self.code = int(told["exit"])
         else:
-            result.tell(told, workspace().runs)
+            _tell_ending(told, workspace().runs)
 
     def close(self) -> None:
-        if self.meter:
-            self.meter.close()
-            self.meter = None
+        for meter in (self.meter, self.download):
+            if meter:
+                meter.close()
+        self.meter = self.download = None
 
 
 def to_run(run: Run) -> int:
     """Follow a run that is already there; Ctrl-C only looks away."""
-    meter = Meter(run)
+    meter = StepMeter(run)
     try:
         while runs.state(run) in ("starting", "running"):
             meter.update()
@@ -161,3 +111,58 @@ def to_run(run: Run) -> int:
     meter.close()
     show.line(f"{run.name}: {runs.state(run)}")
     return FINE if runs.state(run) == "finished" else RUN_FAILED
+
+
+def _tell_ending(told: dict[str, Any], folder: Path) -> None:
+    """Print one ending that a request told."""
+    if "finished" in told:
+        _finished(Run(folder / told["finished"]))
+    elif "evaluated" in told:
+        _evaluated(Run(folder / told["evaluated"]))
+    elif "smoked" in told:
+        run = Run(folder / told["smoked"])
+        show.line(f"{run.recipe_name}: smoke run passed: base, data, training and export work")
+        show.line(f"next: iis-finetune train {run.recipe_name}")
+    elif "stopped" in told:
+        show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
+        show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")
+    elif "problems" in told:
+        show.problems([_problem(each) for each in told["problems"]], nothing_started=False)
+    elif "failed" in told:
+        _failed(told)
+
+
+def _problem(told: dict[str, Any]) -> Problem:
+    """A problem as it was before it became JSON."""
+    place = Place(told["file"], told["line"], told["key"])
+    return Problem(told["what"], told["fix"], place, told["severity"], told["kind"])
+
+
+def _finished(run: Run) -> None:
+    show.line(f"{run.name}: finished")
+    names = ", ".join(path.name for path in weights(run.output))
+    show.line(f"  result: {run.output} ({names})")
+    picture = run.output / "training_loss.png"
+    if picture.is_file():
+        show.line(f"  loss:   {picture}")
+    text = run.recipe.read_text(encoding="utf-8")
+    if "evaluate_after:" not in text and not run.smoke:
+        merges = (run.output / "adapter_config.json").is_file()
+        verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
+        show.line(f"next: iis-finetune {verb} {run.number:04d}")
+
+
+def _evaluated(run: Run) -> None:
+    for text in evaluate.summary_lines(run):
+        show.line(text)
+    show.line(f"next: iis-finetune export {run.number:04d}")
+
+
+def _failed(told: dict[str, Any]) -> None:
+    for text in told.get("lines", ()):
+        show.aside(f"  | {text}")
+    if "problem" in told:
+        show.problems([_problem(told["problem"])], nothing_started=False)
+    else:
+        show.aside(f"error: {told['failed']}")
+    show.aside(f"  log:   {told['log']}")

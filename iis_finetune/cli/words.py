@@ -10,8 +10,7 @@ import typer
 
 from .. import preflight
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from ..plan import Nodes
-from ..runs import Workspace
+from ..runs import Nodes, Workspace
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")]
 Overrides = Annotated[
@@ -54,8 +53,3 @@ def nodes_of(number: int, rank: int, master: str) -> Nodes | None:
     if wrong:
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key=key)) for key, what, fix in wrong])
     return Nodes(number, rank, host, int(port))
-
-
-def first_name(named: str | list[str]) -> str:
-    """The first of the data sets that an argument names, as a list or with commas."""
-    return str(named[0] if isinstance(named, list) else named).split(",")[0].strip()

@@ -12,11 +12,12 @@ from typing import Any
 
 from .. import launch, process
 from ..errors import Problem, ProblemsFound, RunFailed, errors_of
-from ..models import DTYPES, look
+from ..models import look
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run, read_json, write
+from ..tensors import TORCH_NAMES
 from .card import card
 from .checks import TOLERANCES, check_files, check_sources, check_target, judge
 
@@ -74,9 +75,9 @@ def export(trained: Trained, wanted: Wanted) -> Exported:
 
 def _dtype(trained: Trained, precision: str) -> str:
     if precision != "auto":
-        return DTYPES[precision]
-    if trained.precision in DTYPES:
-        return DTYPES[trained.precision]
+        return TORCH_NAMES[precision]
+    if trained.precision in TORCH_NAMES:
+        return TORCH_NAMES[trained.precision]
     folder = Path(trained.weights.model)
     saved = look(str(folder), folder.parent).dtype
     return saved if saved in TOLERANCES else "float32"

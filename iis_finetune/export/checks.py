@@ -8,7 +8,6 @@ from typing import Any
 
 from .. import models
 from ..errors import COMMAND_LINE, Place, Problem
-from ..models.fingerprint import fingerprint
 from ..plan.after import Trained
 from ..runs import read_json
 
@@ -36,7 +35,7 @@ def check_sources(trained: Trained, known_fingerprint: str | None = None) -> lis
     if any(problem.severity == "error" for problem in problems):
         return problems
     problems = []
-    if known_fingerprint and fingerprint(folder) != known_fingerprint:
+    if known_fingerprint and models.fingerprint(folder) != known_fingerprint:
         what = f"the weights in {folder} are not those that {trained.name} was trained on"
         problems.append(Problem(what, "put the base model of the training back", place))
     facts = models.look(str(folder), folder.parent)

@@ -10,6 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ..tensors import read_header
+
 Source = Literal["huggingface", "modelscope"]
 
 
@@ -91,16 +93,12 @@ def _shard_fault(shard: Path, names: set[str]) -> str | None:
         return "is named by the shard index and missing"
     if shard.suffix != ".safetensors":
         return None
-    with shard.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        try:
-            header = json.loads(handle.read(min(length, 100_000_000)))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "has no safetensors header"
-    if shard.stat().st_size != 8 + length + end:
+    header = read_header(shard)
+    if header is None:
+        return "has no safetensors header"
+    if shard.stat().st_size != header.file_bytes:
         return "is not as long as its own header says"
-    return "lacks tensors that the shard index names" if names - header.keys() else None
+    return "lacks tensors that the shard index names" if names - header.tensors.keys() else None
 
 
 def is_model(folder: Path) -> bool:

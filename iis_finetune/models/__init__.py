@@ -1,25 +1,16 @@
-"""The model folder: what it says without torch, whether it is whole, and the folders that are made from it.
+"""The model folder: what it says without torch, whether it is whole, and the folders that are made from it."""
 
-`look` gives the facts; the `check_*` functions return Problems; `precision_view` and `shrink` make other models of it.
-"""
-
-from ..arguments import WHOLE
-from .base import Base, adapters_of, base_of, published
-from .facts import ModelFacts, Shapes, find_folder, from_config, look
-from .folder_check import added_tokens, check_folder
+from .base import Base, base_of, stacked
+from .facts import ModelFacts, Shapes, from_config, look
+from .folder_check import check_folder, fingerprint
 from .match import check_adapter, check_additional_target, check_targets, check_template
-from .scratch import facts_of, scratch_spec
-from .shrink import shrink, smoke_spec
-from .view import DTYPES, needs_view, precision_view, view_path
+from .specs import facts_of, scratch_spec, smoke_spec
+from .view import needs_view, precision_view, view_path
 
 __all__ = [
-    "DTYPES",
-    "WHOLE",
     "Base",
     "ModelFacts",
     "Shapes",
-    "adapters_of",
-    "added_tokens",
     "base_of",
     "check_adapter",
     "check_additional_target",
@@ -27,14 +18,13 @@ __all__ = [
     "check_targets",
     "check_template",
     "facts_of",
-    "find_folder",
+    "fingerprint",
     "from_config",
     "look",
     "needs_view",
     "precision_view",
-    "published",
     "scratch_spec",
-    "shrink",
     "smoke_spec",
+    "stacked",
     "view_path",
 ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .. import recipe as recipes
-from ..arguments import WHOLE
+from ..arguments import WHOLE, settings_of, trained_with
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
-from ..runs import Run, Workspace, listed, reached_the_end, read_json
+from ..runs import Run, Workspace, listed, reached_the_end, read_decided
+from .facts import CONFIG
 
 LONGEST_CHAIN = 5
 
@@ -28,7 +30,8 @@ class Base:
 
     @property
     def whole(self) -> bool:
-        return self.recipe.value("finetuning_type", "lora") in WHOLE
+        """Whether it trains the model's own weights, not an adapter."""
+        return settings_of(self.recipe)[0]["finetuning_type"] in WHOLE
 
     @property
     def first(self) -> Recipe:
@@ -39,7 +42,7 @@ class Base:
 def base_of(
     recipe: Recipe, workspace: Workspace, depth: int = 0, key: Literal["base", "reward"] = "base"
 ) -> tuple[Base | None, list[Problem]]:
-    """Look up `kit.base` or `kit.reward`; one whose result is missing is not `ready` and is run first."""
+    """Look up `kit.base` or `kit.reward`; a base that has no result yet is not `ready` and is trained first."""
     named = recipe.kit.base if key == "base" else recipe.kit.reward
     place = recipe.place(f"kit.{key}")
     if named is None:
@@ -60,13 +63,14 @@ def base_of(
     return _result(base, below, workspace), problems + further
 
 
-def _result(base: Recipe, below: Base | None, workspace: Workspace) -> Base:
-    if base.value("finetuning_type", "lora") in WHOLE:
-        folder = published(base.name, workspace)
-        return Base(base, str(folder), (), (folder / "config.json").is_file(), below)
-    model = below.model if below else str(base.value("model_name_or_path", ""))
-    finished = _finished(base.name, workspace)
-    return Base(base, model, adapters_of(finished[-1]) if finished else (), bool(finished), below)
+def _result(recipe: Recipe, below: Base | None, workspace: Workspace) -> Base:
+    base = Base(recipe, "", (), False, below)
+    if base.whole:
+        folder = workspace.models / recipe.name  # where it is kept as a model of its own
+        return replace(base, model=str(folder), ready=(folder / CONFIG).is_file())
+    model = below.model if below else str(recipe.value("model_name_or_path", ""))
+    finished = _finished(recipe.name, workspace)
+    return replace(base, model=model, adapters=adapters_of(finished[-1]) if finished else (), ready=bool(finished))
 
 
 def _finished(name: str, workspace: Workspace) -> list[Run]:
@@ -80,12 +84,13 @@ def _finished(name: str, workspace: Workspace) -> list[Run]:
 
 
 def adapters_of(run: Run) -> tuple[Path, ...]:
-    """What a run left, after the adapters that it was put on top of."""
-    arguments = (read_json(run.decisions) or {}).get("arguments", {})
-    earlier = [Path(each) for each in str(arguments.get("adapter_name_or_path") or "").split(",") if each]
-    return (*(earlier if arguments.get("create_new_adapter") else earlier[:-1]), run.result)
+    """The adapters that a run's result is loaded with, its own last."""
+    decided = read_decided(run)
+    return tuple(map(Path, stacked(decided.arguments if decided else {}, run.result)))
 
 
-def published(name: str, workspace: Workspace) -> Path:
-    """Where the whole-model result of a base recipe is kept as a model of its own."""
-    return workspace.models / name
+def stacked(arguments: Mapping[str, Any], result: Path) -> tuple[str, ...]:
+    """The adapters of a training in the order of loading: what it made follows, or replaces, the last it began with."""
+    settings = trained_with(arguments)
+    earlier = settings.names("adapter_name_or_path")
+    return (*(earlier if settings["create_new_adapter"] else earlier[:-1]), str(result))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from .headers import Headers, read_headers
+from ..runs import read_json
+from ..tensors import Header, read_headers
 
 TABLE = Path(__file__).parent.parent / "tables" / "models.toml"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -95,9 +95,9 @@ def look(name_or_path: str, models_root: Path) -> ModelFacts:
     return from_config(facts, config, read_headers(folder)) if config else facts
 
 
-def from_config(facts: ModelFacts, config: dict[str, Any], headers: Headers | None = None) -> ModelFacts:
+def from_config(facts: ModelFacts, config: dict[str, Any], headers: Header | None = None) -> ModelFacts:
     """Fill in what config.json and the headers say; the headers win, they are what is loaded."""
-    headers = headers or Headers({})
+    headers = headers or Header({})
     shapes = shapes_of(config)
     quantization = (config.get("quantization_config") or {}).get("quant_method")
     by_shapes = layers_of(shapes) if shapes else {}
@@ -116,15 +116,6 @@ def from_config(facts: ModelFacts, config: dict[str, Any], headers: Headers | No
         quantization=quantization,
         config=config,
     )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None when there is none that can be read."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def config_dtype(config: Mapping[str, Any]) -> str | None:
@@ -163,7 +154,7 @@ def shapes_of(config: Mapping[str, Any]) -> Shapes | None:
         return None
 
 
-def layers_in(headers: Headers) -> Layers:
+def layers_in(headers: Header) -> Layers:
     """The linear layers of a block, as the headers show them: matrices in numbered blocks of the text model."""
     found: dict[str, tuple[int, int]] = {}
     for name, tensor in headers.tensors.items():

@@ -1,15 +1,17 @@
-"""Is a model folder whole and what it claims to be? From JSON and safetensors headers only."""
+"""Is a model folder whole and what it claims to be, and which weights does it hold? Little of the weights is read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem
-from .facts import ADAPTER_CONFIG, CONFIG, config_dtype, read_json, shapes_of
-from .headers import Headers, read_headers
+from ..runs import read_json
+from ..tensors import Header, read_headers
+from .facts import ADAPTER_CONFIG, CONFIG, config_dtype, shapes_of
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken", "*.model")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json")
@@ -17,6 +19,9 @@ POINTER = b"version https://git-lfs"
 LONGEST_POINTER = 1024
 LONGEST_ADDED = 2_000_000  # bytes of tokenizer.json that are looked through for the added tokens
 EMBEDDING = "embed_tokens.weight"
+SAMPLES = 64  # of a weight file that its fingerprint is made of
+SAMPLE_BYTES = 4096
+HEAD_BYTES = 1 << 16
 
 
 def check_folder(folder: Path, place: Place) -> list[Problem]:
@@ -75,7 +80,7 @@ def _weights(folder: Path, reported: set[str], place: Place) -> list[Problem]:
     ]
 
 
-def _contradictions(folder: Path, config: dict[str, Any], headers: Headers, place: Place) -> Iterator[Problem]:
+def _contradictions(folder: Path, config: dict[str, Any], headers: Header, place: Place) -> Iterator[Problem]:
     rows = next((each.shape[0] for name, each in headers.tensors.items() if name.endswith(EMBEDDING)), None)
     shapes = shapes_of(config)
     if rows and shapes and rows != shapes.vocabulary_size:
@@ -83,8 +88,8 @@ def _contradictions(folder: Path, config: dict[str, Any], headers: Headers, plac
             f"{folder / CONFIG} says vocab_size {shapes.vocabulary_size}, the embedding in the weights has {rows} rows"
         )
         yield Problem(what, "take config.json and weights from the same source", place)
-    tokens = largest_token(folder)
-    if rows and tokens is not None and tokens >= rows:
+    tokens = max((added_tokens(folder) or {}).values(), default=-1)
+    if rows and tokens >= rows:
         what = f"the tokenizer in {folder} has token {tokens}, the embedding only {rows} rows"
         yield Problem(what, "take the tokenizer of this very model, or set resize_vocab: true", place)
     named = config_dtype(config)
@@ -93,12 +98,6 @@ def _contradictions(folder: Path, config: dict[str, Any], headers: Headers, plac
             f"{folder / CONFIG} says {named}, the weights are saved as {headers.dtype}; they are converted on loading"
         )
         yield Problem(what, f'write "dtype": "{headers.dtype}" into config.json', place, severity="warning")
-
-
-def largest_token(folder: Path) -> int | None:
-    """Highest id among the added tokens; None without a tokenizer.json."""
-    added = added_tokens(folder)
-    return max(added.values(), default=None) if added is not None else None
 
 
 def added_tokens(folder: Path) -> dict[str, int] | None:
@@ -123,3 +122,24 @@ def has_token(folder: Path, token: str) -> bool | None:
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     written = {json.dumps(token, ensure_ascii=escaped) for escaped in (True, False)}
     return any(word + sign in text for word in written for sign in ":,")  # BPE vocabularies are objects, others lists
+
+
+def fingerprint(folder: Path) -> str | None:
+    """A SHA-256 of sizes, headers and 64 samples of each weight file; None without any. Names do not matter.
+
+    A view of a folder has the fingerprint of the folder. 14 GB take some milliseconds; a change between the samples is
+    not seen: this tells models apart, it does not prove that a download is whole.
+    """
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HEAD_BYTES))
+            for number in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

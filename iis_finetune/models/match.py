@@ -10,9 +10,10 @@ from typing import Any
 
 from ..arguments import find_model, find_template
 from ..errors import Place, Problem
-from .facts import ADAPTER_CONFIG, CONFIG, ModelFacts, read_json
+from ..runs import read_json
+from ..tensors import Header, read_header
+from .facts import ADAPTER_CONFIG, CONFIG, ModelFacts
 from .folder_check import has_token
-from .headers import Tensor, read_header
 
 TIED = ("lm_head", "embed_tokens")
 LORA_TENSOR = re.compile(r"\.([^.]+)\.lora_([AB])\.(?:[^.]+\.)?weight$")
@@ -97,16 +98,16 @@ def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]
         return [Problem(what, fix, place, kind="invalid" if whole else "missing", code=2)]
     problems = list(_other_base(folder, config, base, place))
     weights = folder / "adapter_model.safetensors"
-    tensors = read_header(weights)
-    if tensors is None:
+    header = read_header(weights)
+    if header is None:
         if (folder / "adapter_model.bin").is_file():
             return problems
         state = "is damaged" if weights.is_file() else "is missing"
         return [*problems, Problem(f"{weights} {state}", "use another checkpoint", place, kind="missing", code=2)]
-    if weights.stat().st_size < sum(each.size_bytes for each in tensors.values()):
+    if weights.stat().st_size < header.file_bytes:
         problems.append(Problem(f"{weights} is cut short", "use another checkpoint", place, kind="missing", code=2))
     fix = "use the base model that the adapter was trained on"
-    faults = _misfits(tensors, config, base)
+    faults = _misfits(header, config, base)
     return [*problems, *(Problem(f"the adapter {folder} {fault}", fix, place) for fault in faults)]
 
 
@@ -118,11 +119,11 @@ def _other_base(folder: Path, config: dict[str, Any], base: ModelFacts, place: P
         yield Problem(what, f"model_name_or_path: {named}", place, severity="warning")
 
 
-def _misfits(tensors: dict[str, Tensor], config: dict[str, Any], base: ModelFacts) -> Iterator[str]:
+def _misfits(header: Header, config: dict[str, Any], base: ModelFacts) -> Iterator[str]:
     """One fault for each kind of layer, not one for each of its layers."""
     found: dict[str, str] = {}
     same_rank = not config.get("rank_pattern")
-    for name, tensor in tensors.items():
+    for name, tensor in header.tensors.items():
         match = LORA_TENSOR.search(name)
         if not match or not base.linear_layers or match[1] in TIED:
             continue

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem, ProblemsFound
-from .facts import CONFIG, ModelFacts, read_json
+from ..runs import read_json
+from ..tensors import TORCH_NAMES
+from .facts import CONFIG, ModelFacts
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RECORD = ".view.json"
 
 
 def needs_view(facts: ModelFacts, precision: str) -> bool:
     """Whether the model would load in another dtype than the plan's; quantised weights keep their own."""
-    return precision in DTYPES and facts.quantization is None and facts.dtype != DTYPES[precision]
+    return precision in TORCH_NAMES and facts.quantization is None and facts.dtype != TORCH_NAMES[precision]
 
 
 def view_path(folder: Path, precision: str, models_root: Path) -> Path:
@@ -46,7 +47,7 @@ def precision_view(folder: Path, precision: str, models_root: Path) -> Path:
     with (models_root / f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the view made
         if not _up_to_date(path, record):
-            _make(path, with_dtype(config, DTYPES[precision]), record)
+            _make(path, with_dtype(config, TORCH_NAMES[precision]), record)
     return path
 
 

@@ -1,15 +1,15 @@
 """Read the signs of a run from its files, its log and the computer; nothing here changes anything."""
 
-from .host import devices, killed_for_memory, named_in_kernel_log
+from .computer import devices, killed_for_memory, named_in_kernel_log
 from .signs import Signs, began, number, signs
 from .text import TAIL_BYTES, follow, last_lines, raised, size, tail
-from .watch import Patience, Seen, Watcher
+from .watch import Seen, StallLimits, Watcher
 
 __all__ = [
     "TAIL_BYTES",
-    "Patience",
     "Seen",
     "Signs",
+    "StallLimits",
     "Watcher",
     "began",
     "devices",

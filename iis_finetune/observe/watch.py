@@ -24,7 +24,7 @@ SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss s
 
 
 @dataclass(frozen=True)
-class Patience:
+class StallLimits:
     """How long without a sign of life counts as a stall, in seconds.
 
     A step of 20 minutes is ordinary on old cards, the first one has nothing to be measured by, and writing a large
@@ -52,7 +52,7 @@ class Watcher:
     run: Run
     now: float
     scaled: bool = False
-    patience: Patience = field(default_factory=Patience)
+    limits: StallLimits = field(default_factory=StallLimits)
 
     def __post_init__(self) -> None:
         self.begin = self.position = size(self.run.log)
@@ -131,5 +131,5 @@ class Watcher:
     def limit_seconds(self) -> float:
         """How long the run may be silent now."""
         if not self.steps:
-            return self.patience.start_seconds
-        return max(self.patience.floor_seconds, self.patience.factor * statistics.median(self.steps))
+            return self.limits.start_seconds
+        return max(self.limits.floor_seconds, self.limits.factor * statistics.median(self.steps))

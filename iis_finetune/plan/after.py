@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import for_verb, table
-from ..models import WHOLE
+from ..arguments import WHOLE, for_verb, table
+from ..models import stacked
 from ..runs import Run, read_json
+from ..tensors import TORCH_NAMES
 from .training import dataset_names
 
 PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
 LOSSES = "eval_results.json"
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What measures or draws otherwise than one greedy answer a row, or belongs to the run's own training only.
@@ -46,7 +46,7 @@ class Trained:
     @property
     def dtype(self) -> str:
         """Torch's name of the precision; `auto` is what the model's own config says."""
-        return DTYPES.get(self.precision, "auto")
+        return TORCH_NAMES.get(self.precision, "auto")
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def tuned_weights(arguments: Mapping[str, Any], result: Path) -> Weights:
     """What the training made: a whole model, or an adapter that follows or replaces the last one it started from."""
     if arguments.get("finetuning_type") in WHOLE:
         return Weights(str(result))
-    earlier = _adapters(arguments)
-    kept = earlier if arguments.get("create_new_adapter") else earlier[:-1]
-    return Weights(str(arguments["model_name_or_path"]), (*kept, str(result)))
+    return Weights(str(arguments["model_name_or_path"]), stacked(arguments, result))
 
 
 def trained_by(run: Run, result: Path) -> Trained:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..models import ModelFacts, Shapes
+from ..tensors import BYTES
 from .activations import Items, Pass, at_loss, in_attention, in_mlp
 
 TABLE = Path(__file__).parent.parent / "tables" / "memory.toml"
 GIB = 2**30
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 EMBEDDINGS = ("lm_head", "embed_tokens")
 HALF = ("bf16", "fp16")
 OFT_BLOCK = 32  # LLaMA-Factory's default oft_block_size: each block of inputs has 32 x 31 / 2 parameters

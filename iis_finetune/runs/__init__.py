@@ -3,8 +3,7 @@
 from .attempts import Attempt, Ending, attempts, end, events, note, record
 from .checkpoint import Skipped, faults, newest_good, weight_faults
 from .decided import Decided, Nodes, read_decided, write_decided
-from .files import append, json_object, read_json, read_lines, write
-from .layout import Request, Run, Workspace, step_of
+from .documents import append, json_object, read_json, read_lines, write
 from .listing import (
     State,
     create,
@@ -19,6 +18,7 @@ from .listing import (
     state_after_end,
     weights,
 )
+from .run import Request, Run, Workspace, step_of
 
 __all__ = [
     "Attempt",

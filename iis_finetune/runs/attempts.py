@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ..process import Identity
-from .files import append, read_lines, write
-from .layout import Run
+from .documents import append, read_lines, write
+from .run import Run
 
 # `interrupted` is an attempt that another one is to follow; if none does, so is the run.
 Ending = Literal["finished", "failed", "stopped", "interrupted"]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..decision import Decision
-from .files import read_json, write
-from .layout import Run
+from .documents import read_json, write
+from .run import Run
 
 
 @dataclass(frozen=True)

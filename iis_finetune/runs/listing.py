@@ -14,8 +14,9 @@ from typing import Any, Literal
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..process import alive
 from .attempts import Attempt, attempts
-from .files import read_json, write
-from .layout import NAME, SMOKE, Request, Run, Workspace
+from .decided import read_decided
+from .documents import read_json, write
+from .run import NAME, SMOKE, Request, Run, Workspace
 
 State = Literal["starting", "running", "finished", "failed", "stopped", "interrupted"]
 
@@ -131,8 +132,8 @@ def reached_last_step(run: Run) -> bool:
 
 def _kept_elsewhere(run: Run) -> bool:
     """Whether this is not the first of several nodes: with ZeRO-3 only that one is given the whole weights."""
-    nodes = (read_json(run.decisions) or {}).get("nodes") or {}
-    return bool(nodes.get("rank", 0))
+    decided = read_decided(run)
+    return bool(decided and decided.nodes and decided.nodes.rank)
 
 
 def _stopped_early(progress: Mapping[str, Any]) -> bool:

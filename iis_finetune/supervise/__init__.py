@@ -14,14 +14,13 @@ from typing import Any
 
 from .. import recover, runs
 from ..errors import ProblemsFound
-from ..observe import Patience
+from ..observe import StallLimits
 from ..recover import Action, Failure, Situation
 from ..runs import Ending, Run, Skipped, step_of
-from .job import Facts, Job, facts_of, loaded_precision
-from .stop import Stop
-from .trial import Outcome, Start, keep, tell, try_once
+from .attempt import Outcome, Start, keep, tell, try_once
+from .task import Facts, Stop, Task, facts_of, loaded_precision
 
-__all__ = ["Job", "Patience", "Stop", "supervise"]
+__all__ = ["StallLimits", "Stop", "Task", "supervise"]
 
 
 @dataclass
@@ -39,45 +38,45 @@ class _Course:
         self.failures = (*self.failures, failure)
 
 
-def supervise(job: Job, stop: Stop) -> Ending:
+def supervise(task: Task, stop: Stop) -> Ending:
     """Run the training of a prepared folder to its end; a new attempt follows a failure while that makes sense."""
-    facts = facts_of(job.run)
-    checkpoint = _good_checkpoint(job.run, facts, spare_disk=False)
+    facts = facts_of(task.run)
+    checkpoint = _good_checkpoint(task.run, facts, spare_disk=False)
     course = _Course(_reached(checkpoint))
     change: dict[str, Any] = {}
     while True:
-        number = len(runs.attempts(job.run)) + 1
-        start = Start(number, checkpoint, change, fresh=not job.run.output.exists())
-        outcome = try_once(job, facts, start, stop)
+        number = len(runs.attempts(task.run)) + 1
+        start = Start(number, checkpoint, change, fresh=not task.run.output.exists())
+        outcome = try_once(task, facts, start, stop)
         if outcome.ending:
-            return _end(job, outcome, outcome.ending, outcome.why)
+            return _end(task, outcome, outcome.ending, outcome.why)
         failure = outcome.failure or Failure("crash", None, "no reason is known")
-        checkpoint = _good_checkpoint(job.run, facts, spare_disk=failure.cause == "disk full")
+        checkpoint = _good_checkpoint(task.run, facts, spare_disk=failure.cause == "disk full")
         course.count(failure, _reached(checkpoint))
-        action = _decide(job, facts, course)
+        action = _decide(task, facts, course)
         if not action.resume or stop.asked:
-            return _end(job, outcome, "stopped" if stop.asked else "failed", action.why)
-        _go_on(job, outcome, action, checkpoint)
+            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
+        _go_on(task, outcome, action, checkpoint)
         _pause(action.pause_seconds, stop)
         change = dict(action.change)
         try:
-            job = replace(job, environment=job.replan(change)) if change and job.replan else job
+            task = replace(task, environment=task.replan(change)) if change and task.replan else task
         except ProblemsFound as found:
-            return _end(job, outcome, "failed", f"{action.why}, but {found}")
-        facts = facts_of(job.run)
+            return _end(task, outcome, "failed", f"{action.why}, but {found}")
+        facts = facts_of(task.run)
 
 
-def _decide(job: Job, facts: Facts, course: _Course) -> Action:
+def _decide(task: Task, facts: Facts, course: _Course) -> Action:
     action = recover.decide(
         Situation(
             failure=course.failures[-1],
             before=course.failures[:-1],
             attempts=course.attempts,
-            precision=loaded_precision(job.run) or facts.precision,
+            precision=loaded_precision(task.run) or facts.decided.precision,
             attention=facts.attention,
             micro_batch=facts.micro_batch,
             arch=facts.arch,
-            may_recover=job.may_recover,
+            may_recover=task.may_recover,
             may_change=facts.nodes == 1,
         )
     )
@@ -92,7 +91,7 @@ def _reached(checkpoint: Path | None) -> int:
 
 def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
     """The newest good checkpoint; the broken ones above it are put out of LLaMA-Factory's way."""
-    good, skipped = runs.newest_good(run, facts.processes, facts.ranks)
+    good, skipped = runs.newest_good(run, facts.decided.processes, facts.ranks)
     if skipped:
         shutil.rmtree(run.rejected, ignore_errors=True)  # one generation: several would fill the disk
     for bad in skipped:
@@ -117,9 +116,9 @@ def _set_aside(run: Run, bad: Skipped, keep_it: bool) -> None:
     tell(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
 
 
-def _go_on(job: Job, outcome: Outcome, action: Action, checkpoint: Path | None) -> None:
+def _go_on(task: Task, outcome: Outcome, action: Action, checkpoint: Path | None) -> None:
     attempt = replace(outcome.attempt, ended=time.time(), ending="interrupted", why=action.why)
-    keep(job.run, attempt)
+    keep(task.run, attempt)
     details: Mapping[str, Any] = {
         "cause": outcome.failure.cause if outcome.failure else None,
         "step": outcome.failure.step if outcome.failure else None,
@@ -128,8 +127,8 @@ def _go_on(job: Job, outcome: Outcome, action: Action, checkpoint: Path | None) 
         "from_checkpoint": checkpoint.name if checkpoint else "the beginning",
         "pause_seconds": action.pause_seconds,
     }
-    tell(job.run, "recovering", **details)
-    job.tell("recovering", action.why)
+    tell(task.run, "recovering", **details)
+    task.tell("recovering", action.why)
 
 
 def _pause(seconds: float, stop: Stop) -> None:
@@ -138,10 +137,10 @@ def _pause(seconds: float, stop: Stop) -> None:
         time.sleep(0.1)
 
 
-def _end(job: Job, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
-    run, attempt = job.run, outcome.attempt
+def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
+    run, attempt = task.run, outcome.attempt
     keep(run, replace(attempt, ended=time.time(), ending=ending, why=why))
     kept = run.checkpoints()[-1].name if ending == "stopped" and run.checkpoints() else None
     tell(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
-    job.tell(ending, why or "")
+    task.tell(ending, why or "")
     return ending

@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 @dataclass
-class Disk:
+class DiskSpace:
     """Looks every few seconds; warns once, then says when the run has to stop while a checkpoint still fits."""
 
     run: Run

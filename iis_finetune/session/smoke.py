@@ -1,24 +1,25 @@
-"""`train --smoke`: a recipe's whole path on this machine's CPU, with its model shrunken to almost nothing."""
+"""`train --smoke`: all that a recipe's run does, on this machine's CPU, with its model made very small."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from .. import arguments, evaluate, export, models, preflight
 from ..errors import FINE, Problem, ProblemsFound
 from ..plan import after
-from ..preflight import Examined, Question
+from ..preflight import Examined
 from ..recipe import Recipe
-from ..runs import Request, Run
-from ..supervise import Stop
-from . import bringup, resuming
-from .words import first_name
+from ..runs import Run
+from .bringup import Session, bring_up
+from .ending import tell_ending
+from .footing import sources_of
+from .making import make_scratch
+from .supervision import environment_of
 
 FOLDER = "@smoke"
 HELD_OUT = 4
-AT_MOST = {"cutoff_len": (512, 512), "per_device_train_batch_size": (4, 1)}  # limit, and what it is when not stated
+AT_MOST = {"cutoff_len": 512, "per_device_train_batch_size": 4}
 SET = {  # what makes it short, whatever the recipe says
     "max_samples": 16,
     "max_steps": 5,
@@ -41,9 +42,9 @@ UNSET = (
 def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     """What a recipe's smoke run changes of it, as overrides."""
     unset = [f"{key}=null" for key in UNSET if recipe.states(key)]
-    stated, _ = arguments.check(recipe.entries.values(), arguments.table(recipe.value("stage")))
-    least = {key: min(limit, stated.get(key) or default) for key, (limit, default) in AT_MOST.items()}
-    held_out = {"val_size": HELD_OUT} if (stated.get("val_size") or 0) > 1 else {}
+    settings, _ = arguments.settings_of(recipe)
+    least = {key: min(limit, settings[key]) for key, limit in AT_MOST.items()}
+    held_out = {"val_size": HELD_OUT} if settings["val_size"] > 1 else {}
     given = {**SET, **least, **held_out, "model_name_or_path": str(folder)}
     return (*unset, *(f"{key}={value}" for key, value in given.items()))
 
@@ -53,35 +54,37 @@ def without_devices(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, **dict.fromkeys(after.VISIBLE, "-1")}
 
 
-def run(request: Request, question: Question, stop: Stop) -> int:
+def run(session: Session) -> int:
     """Shrink the model, train, evaluate, export and compare; each through the code that the real run takes."""
-    examined = preflight.look(question)
-    folder = _make_model(request, examined, question)
+    examined = preflight.look(session.question)
+    folder = _make_model(session, examined)
     scored: tuple[str, ...] = ()
     if examined.reward:
-        first = replace(question, recipe=str(examined.reward.recipe.path), overrides=())
-        reward = bringup.bring_up(request, _shrunken(first, examined.reward.recipe, folder), stop)
-        code = bringup.outcome(request, reward, stop)
+        recipe = examined.reward.recipe
+        first = session.about(recipe=str(recipe.path), overrides=())
+        reward, _ = bring_up(_shrunken(first, recipe, folder))
+        code = tell_ending(session.request, reward, session.stop)
         if code != FINE:
             return code
         kind = "full" if examined.reward.whole else "lora"
         scored = (f"reward_model={reward.result.resolve()}", f"reward_model_type={kind}")
-    small = _shrunken(question, examined.recipe, folder, scored)
-    made = bringup.bring_up(request, small, stop)
-    code = bringup.outcome(request, made, stop)
+    small = _shrunken(session, examined.recipe, folder, scored)
+    made, of_small = bring_up(small)
+    code = tell_ending(session.request, made, session.stop)
     if code == FINE:
-        _evaluate(request, made, examined.recipe, small, stop)
-        _export(request, made, small)
+        environment = environment_of(made, of_small.machine, small.question.environment)
+        _evaluate(session, made, examined.recipe, environment)
+        _export(session, made, environment)
     return code
 
 
-def _shrunken(question: Question, recipe: Recipe, folder: Path, more: tuple[str, ...] = ()) -> Question:
-    words = (*question.overrides, *overrides_of(recipe, folder), *more)
-    return replace(question, overrides=words, environment=without_devices(question.environment), smoke=True)
+def _shrunken(session: Session, recipe: Recipe, folder: Path, more: tuple[str, ...] = ()) -> Session:
+    words = (*session.question.overrides, *overrides_of(recipe, folder), *more)
+    return session.about(overrides=words, environment=without_devices(session.question.environment), smoke=True)
 
 
-def _make_model(request: Request, examined: Examined, question: Question) -> Path:
-    facts = examined.model
+def _make_model(session: Session, examined: Examined) -> Path:
+    facts, question = examined.model, session.question
     if not facts.config:
         what = f"the shape of '{facts.name}' is not known here: it is neither on disk nor in the built-in table"
         fix = f"iis-finetune download {facts.name}"
@@ -90,28 +93,32 @@ def _make_model(request: Request, examined: Examined, question: Question) -> Pat
     folder = question.workspace.models / f"{name}{FOLDER}"
     template = arguments.find_template(str(examined.plan.arguments.get("template")))
     words = template.tokens if template else ()
-    texts = [file for source in resuming.sources_of(examined, question) for file in source.files]
-    request.tell(phase=f"shrinking {facts.name} to {folder}")
-    bringup.make_scratch(request, models.smoke_spec(facts, words, texts, folder), question)
+    texts = [file for source in sources_of(examined, question) for file in source.files]
+    session.tell(phase=f"shrinking {facts.name} to {folder}")
+    make_scratch(session.request, models.smoke_spec(facts, words, texts, folder), examined, question.environment)
     return folder
 
 
-def _evaluate(request: Request, made: Run, recipe: Recipe, small: Question, stop: Stop) -> None:
+def _evaluate(session: Session, made: Run, recipe: Recipe, environment: Mapping[str, str]) -> None:
     """The held-out rows the recipe names; the training's own rows, seen already, serve as well here."""
-    stage = recipe.value("stage", "sft")
+    stage = arguments.settings_of(recipe)[0]["stage"]
     answers = stage in ("sft", "pt")  # the other stages' own data sets are pairs and marks
     data = recipe.kit.evaluate_after or (recipe.value("eval_dataset") or recipe.value("dataset") if answers else None)
     if not data or stage == "rm":
-        request.tell(phase="evaluation left out: the recipe names no held-out rows with one answer each")
+        session.tell(phase="evaluation left out: the recipe names no held-out rows with one answer each")
         return
     name = first_name(data)
-    request.tell(phase=f"evaluating base and tuned on {name}", run=made.name)
-    evaluate.evaluate(made, evaluate.Wanted(name, resuming.environment_of(made, small), stop))
+    session.tell(phase=f"evaluating base and tuned on {name}", run=made.name)
+    evaluate.evaluate(made, evaluate.Wanted(name, environment, session.stop))
 
 
-def _export(request: Request, made: Run, small: Question) -> None:
-    request.tell(phase="merging, and comparing the merged model with base and adapter")
-    trained = after.trained_by(made, made.result)
-    wanted = export.Wanted(made.export.absolute(), resuming.environment_of(made, small), run=made, replace=True)
-    export.export(trained, wanted)
-    request.tell(smoked=made.name)
+def _export(session: Session, made: Run, environment: Mapping[str, str]) -> None:
+    session.tell(phase="merging, and comparing the merged model with base and adapter")
+    wanted = export.Wanted(made.export.absolute(), environment, run=made, replace=True)
+    export.export(after.trained_by(made, made.result), wanted)
+    session.tell(smoked=made.name)
+
+
+def first_name(named: str | list[str]) -> str:
+    """The first of the data sets that an argument names, as a list or with commas."""
+    return str(named[0] if isinstance(named, list) else named).split(",")[0].strip()

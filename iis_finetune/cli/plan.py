@@ -1,9 +1,8 @@
-"""The verbs before training: recipes, check, plan, schema."""
+"""The verbs check, plan and slurm: what would run, and what is wrong with it."""
 
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,73 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import arguments, dataset, machine, models, preflight
-from .. import recipe as recipe_files
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
+from .. import dataset, launch, machine, preflight
+from ..errors import Problem, exit_code
 from ..plan import UNNAMED, Plan
 from ..runs import write
 from . import show
-from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, workspace
+from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question
 
-Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
 To = Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it there instead of printing it.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
-
-
-def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
-    """List the recipes, with model, method and memory need."""
-    if copy:
-        _copy(*copy)
-        return
-    rows = [_row(path) for path in recipe_files.registered(workspace().recipes).values()]
-    if as_json:
-        show.document({"recipes": rows})
-        return
-    if not rows:
-        what, fix = f"no recipes in {Path.cwd()}/recipes", "go to the project's folder, or give the path of a recipe"
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
-    columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
-    show.table(columns, [[row[key] for key in _KEYS] for row in rows])
-    show.line("\nnext: iis-finetune check RECIPE")
-
-
-_KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
-
-
-def _row(path: Path) -> dict[str, Any]:
-    """What a recipe is; one that cannot be read says so in its description."""
-    try:
-        examined = preflight.look(question(str(path), None))
-    except ProblemsFound as found:
-        return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
-    recipe = examined.recipe
-    return {
-        "recipe": path.stem,
-        "model": recipe.value("model_name_or_path") or recipe.kit.base,
-        "stage": recipe.value("stage", "sft"),
-        "method": recipe.value("finetuning_type", "lora"),
-        "memory_gib": _rounded(examined.plan.memory.per_device_gib),
-        "description": recipe.kit.description,
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
-
-
-def _copy(name: str, file: str) -> None:
-    source = recipe_files.find(name, workspace().recipes)
-    target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
-    if len(target.parts) == 1:
-        target = workspace().recipes.relative_to(Path.cwd()) / target
-    if target.exists():
-        what = f"'{target}' exists already"
-        raise ProblemsFound([Problem(what, "choose another name, or remove it", Place(COMMAND_LINE))])
-    if not target.parent.is_dir():
-        what = f"there is no folder '{target.parent}'"
-        raise ProblemsFound([Problem(what, f"mkdir -p {target.parent}", Place(COMMAND_LINE))])
-    shutil.copyfile(source, target)
-    show.line(f"{source} -> {target}\nnext: edit it, then iis-finetune check {target.stem}")
 
 
 def check(
@@ -123,7 +64,7 @@ def plan(
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
     asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
     examined = preflight.examine(asked)
-    commands = _node_commands(examined.plan, shlex.join([recipe, *(overrides or ())])) if nodes > 1 else []
+    commands = launch.node_commands(examined.plan, shlex.join([recipe, *(overrides or ())])) if nodes > 1 else []
     if as_json:
         content = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
         show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
@@ -138,8 +79,6 @@ def plan(
 
 def slurm(recipe: RecipeName, overrides: Overrides = None, nodes: Number = 1, on: On = None, to: To = None) -> None:
     """A Slurm job of a recipe, printed or written to a file; it saves and queues itself again when told to leave."""
-    from .. import launch
-
     asked = question(recipe, overrides, on, rows=False)
     examined = preflight.examine(replace(asked, nodes=nodes_of(nodes, 0, f"{UNNAMED}:29500")))
     problems = [*examined.problems, *_unmade(examined)]
@@ -159,12 +98,6 @@ def _unmade(examined: preflight.Examined) -> list[Problem]:
     missing = [base.recipe for base in (examined.base, examined.reward) if base and not base.ready]
     place = examined.recipe.place("kit.base")
     return [Problem(f"'{each.name}' is not trained yet", f"iis-finetune train {each.path}", place) for each in missing]
-
-
-def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:
-    from .. import launch  # the other plans need not wait for it
-
-    return launch.node_commands(made, recipe)
 
 
 def _plan_text(made: Plan, advice: Sequence[str]) -> None:
@@ -193,11 +126,3 @@ def _scalar(value: Any) -> str:
 
 def _gib(value: float | None) -> str:
     return " unknown" if value is None else f"{value:8.2f}"
-
-
-def schema() -> None:
-    """The JSON schema of recipes, for editors."""
-    show.document(arguments.schema(recipe_files.Kit.model_json_schema(), arguments.table()))
-
-
-__all__ = ["check", "models", "plan", "recipes", "schema", "slurm"]

@@ -16,9 +16,8 @@ from .. import launch, process, runs
 from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
 from ..recover import Cause, Failure, cause_in
 from ..runs import Attempt, Ending, Run
-from .disk import Disk
-from .job import Facts, Job
-from .stop import Stop
+from .space import DiskSpace
+from .task import Facts, Stop, Task
 
 FIRST_TREE_SECONDS, FIRST_TREES, TREE_SECONDS = 5.0, 12, 30.0
 DUMP_SECONDS, EXIT_SECONDS = 3.0, 60.0
@@ -47,14 +46,14 @@ class Outcome:
 
 
 @dataclass
-class Trial:
+class LiveAttempt:
     """The moving parts of one attempt."""
 
-    job: Job
+    task: Task
     stop: Stop
     attempt: Attempt
     watcher: Watcher
-    disk: Disk
+    space: DiskSpace
     requested: str | None = None
     seen: Seen | None = None
     looked_at: float = float("-inf")
@@ -63,7 +62,7 @@ class Trial:
 
     @property
     def run(self) -> Run:
-        return self.job.run
+        return self.task.run
 
     def alive(self) -> list[process.Identity]:
         """Every process of this attempt that still runs, workers that their parent left behind included."""
@@ -104,9 +103,9 @@ class Trial:
         tell(self.run, "stacks dumped", files=[path.name for path in self.run.stacks()])
 
 
-def try_once(job: Job, facts: Facts, start: Start, stop: Stop) -> Outcome:
+def try_once(task: Task, facts: Facts, start: Start, stop: Stop) -> Outcome:
     """Run one attempt to its end; every process of it is gone when this returns."""
-    run = job.run
+    run = task.run
     for left in (run.stop_requested, run.stop_at_step, run.loaded):
         left.unlink(missing_ok=True)
     me = process.identity(os.getpid())
@@ -118,108 +117,108 @@ def try_once(job: Job, facts: Facts, start: Start, stop: Stop) -> Outcome:
     if stop.asked:
         return Outcome(attempt, "stopped", f"asked to stop ({stop.asked}) before it began")
     tell(run, "started", attempt=attempt.attempt, from_checkpoint=named, change=dict(start.change) or None)
-    watcher = Watcher(run, time.monotonic(), facts.precision == "fp16", job.patience)
-    trial = Trial(job, stop, attempt, watcher, Disk(run, facts.arguments))
-    child = _launch(trial, start)
-    _watch(trial, child)
-    trial.kill()
-    trial.attempt = replace(trial.attempt, returncode=process.ended(child, EXIT_SECONDS))
-    return _judge(trial)
+    watcher = Watcher(run, time.monotonic(), facts.decided.precision == "fp16", task.stall)
+    live = LiveAttempt(task, stop, attempt, watcher, DiskSpace(run, facts.decided.arguments))
+    child = _launch(live, start)
+    _watch(live, child)
+    live.kill()
+    live.attempt = replace(live.attempt, returncode=process.ended(child, EXIT_SECONDS))
+    return _judge(live)
 
 
-def _launch(trial: Trial, start: Start) -> process.Child:
-    run, me = trial.run, trial.attempt.supervisor
+def _launch(live: LiveAttempt, start: Start) -> process.Child:
+    run, me = live.run, live.attempt.supervisor
     arguments = run.arguments if start.fresh else launch.resumed_arguments(run, start.checkpoint)
-    environment = {**trial.job.environment, "IIS_SUPERVISOR": f"{me.pid} {me.started}"}
+    environment = {**live.task.environment, "IIS_SUPERVISOR": f"{me.pid} {me.started}"}
     child = launch.start(run, environment, arguments)
-    trial.attempt = replace(trial.attempt, process=process.identity(child.pid))
-    keep(run, trial.attempt)
+    live.attempt = replace(live.attempt, process=process.identity(child.pid))
+    keep(run, live.attempt)
     return child
 
 
-def _watch(trial: Trial, child: process.Child) -> None:
+def _watch(live: LiveAttempt, child: process.Child) -> None:
     """Look until nothing is left to wait for, or until something is wrong."""
-    while child.poll() is None or (_saving(trial, child) and trial.alive()):
-        time.sleep(trial.job.poll_seconds)
+    while child.poll() is None or (_saving(live, child) and live.alive()):
+        time.sleep(live.task.poll_seconds)
         now = time.monotonic()
-        trial.know_workers(now)
-        if trial.stop.now:
+        live.know_workers(now)
+        if live.stop.now:
             return
-        why = f"asked to stop ({trial.stop.asked})" if trial.stop.asked else trial.disk.look(now)
-        if why and not trial.requested:
-            trial.request(why)
-        trial.seen = trial.watcher.look(now)
-        if trial.seen:
-            tell(trial.run, trial.seen.trouble, step=trial.seen.step, why=trial.seen.what)
-            if trial.seen.trouble == "stall":
-                trial.dump()
+        why = f"asked to stop ({live.stop.asked})" if live.stop.asked else live.space.look(now)
+        if why and not live.requested:
+            live.request(why)
+        live.seen = live.watcher.look(now)
+        if live.seen:
+            tell(live.run, live.seen.trouble, step=live.seen.step, why=live.seen.what)
+            if live.seen.trouble == "stall":
+                live.dump()
             return
 
 
-def _saving(trial: Trial, child: process.Child) -> bool:
+def _saving(live: LiveAttempt, child: process.Child) -> bool:
     """Whether workers without their launcher are on their way to a checkpoint; else they are ended."""
-    if child.poll() == -signal.SIGTERM and not trial.requested:
-        trial.request("SIGTERM from outside")  # kill, a shutdown, Slurm: meant for the run, reached the launcher alone
-    return trial.run.stop_requested.exists()
+    if child.poll() == -signal.SIGTERM and not live.requested:
+        live.request("SIGTERM from outside")  # kill, a shutdown, Slurm: meant for the run, reached the launcher alone
+    return live.run.stop_requested.exists()
 
 
-def _judge(trial: Trial) -> Outcome:
+def _judge(live: LiveAttempt) -> Outcome:
     """How it ended: what was reached counts first, then what was asked for, then what went wrong."""
-    run, attempt = trial.run, trial.attempt
-    if attempt.returncode == 0 and runs.reached_last_step(run) and not trial.seen:
+    run, attempt = live.run, live.attempt
+    if attempt.returncode == 0 and runs.reached_last_step(run) and not live.seen:
         wrong = runs.weight_faults(run.output)
         if not wrong:
             return Outcome(attempt, "finished", None)
-        return Outcome(attempt, None, None, Failure("not finite", trial.watcher.step, "; ".join(wrong)))
-    asked = _asked(trial)
+        return Outcome(attempt, None, None, Failure("not finite", live.watcher.step, "; ".join(wrong)))
+    asked = _asked(live)
     if asked:
         return Outcome(attempt, "stopped", asked)
-    return Outcome(attempt, None, None, _failure(trial))
+    return Outcome(attempt, None, None, _failure(live))
 
 
-def _asked(trial: Trial) -> str | None:
+def _asked(live: LiveAttempt) -> str | None:
     """Who asked for this end; None when it came by itself."""
-    code = trial.attempt.returncode
-    if trial.stop.asked:
-        return f"asked to stop ({trial.stop.asked})"
-    if trial.seen or code is None:
+    code = live.attempt.returncode
+    if live.stop.asked:
+        return f"asked to stop ({live.stop.asked})"
+    if live.seen or code is None:
         return None
-    if trial.requested:
-        return trial.requested
-    saved = code == 0 and trial.run.stop_at_step.exists()
-    if saved and not trial.run.stop_requested.exists():
+    if live.requested:
+        return live.requested
+    saved = code == 0 and live.run.stop_at_step.exists()
+    if saved and not live.run.stop_requested.exists():
         return "another node was asked to stop"
     return "SIGTERM from outside" if saved or code == -signal.SIGTERM else None
 
 
-def _failure(trial: Trial) -> Failure:
-    run, code, step = trial.run, trial.attempt.returncode, trial.watcher.step
+def _failure(live: LiveAttempt) -> Failure:
+    run, code, step = live.run, live.attempt.returncode, live.watcher.step
     if code is None:
         return Failure("stuck", step, "the training cannot be ended")
-    if trial.seen:
-        return Failure(trial.seen.trouble, trial.seen.step, trial.seen.what)
-    log = tail(run.log, LOG_BYTES, trial.watcher.begin)
+    if live.seen:
+        return Failure(live.seen.trouble, live.seen.step, live.seen.what)
+    log = tail(run.log, LOG_BYTES, live.watcher.begin)
     named = cause_in(log)
     if named:
-        return Failure(_memory(trial) if named[0] == "out of memory" else named[0], step, named[1])
+        return Failure(_memory(live) if named[0] == "out of memory" else named[0], step, named[1])
     if code == -signal.SIGKILL or any(text in log for text in KILLED):
-        return Failure(*_killed(trial, step))
-    why = raised(run.log, trial.watcher.begin) or _code(code)
+        return Failure(*_killed(live, step))
+    why = raised(run.log, live.watcher.begin) or _code(code)
     return Failure("crash" if began(run) else "refused", step, why)
 
 
-def _killed(trial: Trial, step: int | None) -> tuple[Cause, int | None, str]:
+def _killed(live: LiveAttempt, step: int | None) -> tuple[Cause, int | None, str]:
     """The kernel kills for memory with the same signal that anyone can send; its counters tell which it was."""
-    before, now = trial.killed_before, killed_for_memory()
-    pids = [who.pid for who in (trial.attempt.process, *trial.attempt.workers) if who]
+    before, now = live.killed_before, killed_for_memory()
+    pids = [who.pid for who in (live.attempt.process, *live.attempt.workers) if who]
     if (before is not None and now is not None and now > before) or named_in_kernel_log(pids):
-        return _memory(trial), step, "the kernel killed the training: the computer's memory is full"
+        return _memory(live), step, "the kernel killed the training: the computer's memory is full"
     return "killed", step, "killed by SIGKILL from outside"
 
 
-def _memory(trial: Trial) -> Cause:
+def _memory(live: LiveAttempt) -> Cause:
     """A smaller micro-batch helps only once the model is loaded."""
-    return "out of memory" if began(trial.run, trial.watcher.begin) else "no memory to load"
+    return "out of memory" if began(live.run, live.watcher.begin) else "no memory to load"
 
 
 def _code(code: int | None) -> str:

@@ -1,0 +1,95 @@
+"""The verbs download and models."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .. import arguments, hub, preflight, recipe
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
+from . import show
+from .meter import DownloadMeter, size
+from .words import AsJson, workspace
+
+Asked = Annotated[
+    str, typer.Argument(metavar="RECIPE-or-MODEL", help="A recipe, or a hub's id: Qwen/Qwen2.5-7B-Instruct.")
+]
+Source = Annotated[
+    Literal["auto", "huggingface", "modelscope"] | None, typer.Option("--source", help="auto asks both.")
+]
+To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="The model's folder, in place of models/.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Only hold what is on disk against its manifest, offline.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Not one packet: only what is here or in a hub's cache.")]
+
+
+def download(
+    asked: Asked,
+    source: Source = None,
+    to: To = None,
+    revision: Revision = None,
+    verify: Verify = False,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a base model, resumable and verified."""
+    request = _request(asked, source, to, revision, offline)
+    if verify:
+        _verify(request.folder, as_json)
+    say = show.aside if as_json else show.line
+    with contextlib.closing(DownloadMeter(say)) as meter:
+        fetched = hub.fetch(request, dict(os.environ), meter)
+    if as_json:
+        show.document(fetched.as_json())
+        return
+    show.line(f"{fetched.manifest.model}: {fetched.folder} ({size(fetched.manifest.size_bytes)}), {fetched.reason}")
+    show.line("next: iis-finetune models")
+
+
+def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.Request:
+    """A recipe's model when there is such a recipe, a hub's id otherwise; a word that is neither is refused."""
+    names, name = recipe.registered(workspace().recipes), asked
+    if asked in names or Path(asked).suffix in recipe.SUFFIXES:
+        found, _ = recipe.read(asked, (), workspace().recipes)
+        name = str(found.value("model_name_or_path") or "")
+        if preflight.looks_local(name) or found.kit.from_scratch:
+            what = f"recipe '{asked}' uses no hub model; nothing to download"
+            raise ProblemsFound([Problem(what, f"iis-finetune train {asked}", Place(COMMAND_LINE))])
+        revision, source = revision or found.value("model_revision"), source or found.kit.source
+    elif "/" not in asked and arguments.find_model(asked) is None:
+        raise ProblemsFound([recipe.unknown(asked, names, workspace().recipes)])
+    return hub.Request(name, to or workspace().models, to is not None, revision, source or "auto", offline)
+
+
+def _verify(folder: Path, as_json: bool) -> None:
+    problems = hub.verify(folder)
+    if as_json:
+        show.document({"folder": str(folder), "problems": [problem.as_json() for problem in problems]})
+    else:
+        show.problems(problems, nothing_started=False)
+        show.line(f"{folder}: {'every file is as it was fetched' if not problems else show.count(problems)}")
+    raise typer.Exit(exit_code(problems))
+
+
+def models(as_json: AsJson = False) -> None:
+    """What is on disk: from where, which revision, how big, verified when."""
+    found = hub.installed(workspace().models, dict(os.environ))
+    if as_json:
+        show.document({"models": [each.as_json() for each in found]})
+        return
+    if not found:
+        show.line(f"no models in {workspace().models}\nnext: iis-finetune download RECIPE")
+        return
+    rows = [
+        (each.model, size(each.size_bytes), each.place, (each.commit or "-")[:12], each.verified, _whole(each.complete))
+        for each in found
+    ]
+    show.table(("model", "size", "where", "revision", "verified", "state"), rows)
+
+
+def _whole(complete: bool) -> str:
+    return "whole" if complete else "incomplete"

@@ -1,0 +1,74 @@
+"""The verb evaluate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .. import evaluate as evaluation
+from .. import recipe as recipes
+from .. import runs, session
+from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound, RunFailed
+from ..plan import after
+from ..runs import Run
+from ..supervise import Stop
+from . import show
+from .tuned import Checkpoint, environment_of, run_of
+from .words import AsJson, RunName, workspace
+
+Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="A registered data set of held-out rows.")]
+Baseline = Annotated[str, typer.Option("--baseline", metavar="base|RUN|none", help="What it is compared with.")]
+Labels = Annotated[str | None, typer.Option("--labels", metavar="A,B,..", help="The labels that answers may be.")]
+LabelField = Annotated[str | None, typer.Option("--label-field", metavar="NAME", help="Field that holds the label.")]
+Part = Annotated[int, typer.Option("--part", min=1, metavar="ROWS", help="Rows answered between two saves.")]
+
+
+def evaluate(
+    run: RunName,
+    checkpoint: Checkpoint = None,
+    data: Data = None,
+    baseline: Baseline = evaluation.BASE,
+    labels: Labels = None,
+    label_field: LabelField = None,
+    part: Part = evaluation.PART_ROWS,
+    as_json: AsJson = False,
+) -> None:
+    """Base against tuned on held-out rows, each difference with its 95 % interval."""
+    found = run_of(run, checkpoint)
+    stop = Stop()
+    stop.install()
+    declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
+    named, environment = _data(found, data), environment_of(found)
+    wanted = evaluation.Wanted(named, environment, stop, checkpoint, _baseline(baseline), declared, part_rows=part)
+    scores = _evaluated(found, wanted)
+    if as_json:
+        show.document(scores)
+        return
+    for text in [*evaluation.summary_lines(found), f"next: iis-finetune export {found.number:04d}"]:
+        show.line(text)
+
+
+def _evaluated(run: Run, wanted: evaluation.Wanted) -> dict[str, Any]:
+    try:
+        return evaluation.evaluate(run, wanted)
+    except RunFailed as failed:
+        if wanted.stop.asked != "SIGINT":
+            raise
+        show.aside(str(failed))
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _data(run: Run, given: str | None) -> str:
+    kit = recipes.read(str(run.recipe))[0].kit if run.recipe.is_file() else None
+    named = given or (kit.evaluate_after if kit else None) or after.read_arguments(run).get("eval_dataset")
+    if named:
+        return session.first_name(named)
+    what = f"{run.name} names no held-out rows"
+    raise ProblemsFound([Problem(what, "--data NAME, a data set of data/dataset_info.json", Place(COMMAND_LINE))])
+
+
+def _baseline(text: str) -> Run | str | None:
+    if text == "none":
+        return None
+    return text if text == evaluation.BASE else runs.finished_run(workspace(), text)

@@ -1,0 +1,44 @@
+"""The verb export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .. import export as exporting
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from . import show
+from .tuned import Checkpoint, RunOrRecipe, tuned
+from .words import AsJson
+
+Dtype = Annotated[Literal["auto", "fp16", "bf16", "fp32"], typer.Option("--dtype", help="auto: that of the training.")]
+To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A new folder; else the run's own export/.")]
+
+
+def export(
+    run: RunOrRecipe, dtype: Dtype = "auto", to: To = None, checkpoint: Checkpoint = None, as_json: AsJson = False
+) -> None:
+    """Merge the adapter into its base, and prove that the result is the same model."""
+    subject = tuned(run, checkpoint)
+    own = subject.trained.arguments.get("export_dir")
+    if to is None and subject.run is None and own is None:
+        raise ProblemsFound([Problem("no folder to export to", "--to DIR", Place(COMMAND_LINE))])
+    target = to or (subject.run.export if subject.run else Path(str(own)))
+    replaced = to is None and subject.run is not None
+    wanted = exporting.Wanted(target.absolute(), subject.environment, dtype, subject.run, replaced)
+    show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
+    made = exporting.export(subject.trained, wanted)
+    show.problems(made.problems, nothing_started=False)
+    if as_json:
+        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found})
+        return
+    found = made.found
+    show.line(f"{made.folder}: {made.dtype}")
+    show.line(f"  largest difference of a logit: {found['logit_difference']:.2g} (allowed: {found['tolerance']:.2g})")
+    ties = f", {found['near_ties']} part at a near tie" if found["near_ties"] else ""
+    show.line(f"  equal greedy answers:          {found['equal_texts']} of {found['texts']}{ties}")
+    show.line(f"  equal tensors:                 {found['weights']['compared']}")
+    if subject.run:
+        show.line(f"next: iis-finetune report {subject.name}")

@@ -1,0 +1,78 @@
+"""The verbs recipes and schema."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import arguments, preflight
+from .. import recipe as recipe_files
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from . import show
+from .words import AsJson, question, workspace
+
+Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
+
+
+def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
+    """List the recipes, with model, method and memory need."""
+    if copy:
+        _copy(*copy)
+        return
+    rows = [_row(path) for path in recipe_files.registered(workspace().recipes).values()]
+    if as_json:
+        show.document({"recipes": rows})
+        return
+    if not rows:
+        what, fix = f"no recipes in {Path.cwd()}/recipes", "go to the project's folder, or give the path of a recipe"
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
+    columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
+    show.table(columns, [[row[key] for key in _KEYS] for row in rows])
+    show.line("\nnext: iis-finetune check RECIPE")
+
+
+_KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """What a recipe is; one that cannot be read says so in its description."""
+    try:
+        examined = preflight.look(question(str(path), None))
+    except ProblemsFound as found:
+        return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
+    recipe = examined.recipe
+    return {
+        "recipe": path.stem,
+        "model": recipe.value("model_name_or_path") or recipe.kit.base,
+        "stage": recipe.value("stage", "sft"),
+        "method": recipe.value("finetuning_type", "lora"),
+        "memory_gib": _rounded(examined.plan.memory.per_device_gib),
+        "description": recipe.kit.description,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def _copy(name: str, file: str) -> None:
+    source = recipe_files.find(name, workspace().recipes)
+    target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
+    if len(target.parts) == 1:
+        target = workspace().recipes.relative_to(Path.cwd()) / target
+    if target.exists():
+        what = f"'{target}' exists already"
+        raise ProblemsFound([Problem(what, "choose another name, or remove it", Place(COMMAND_LINE))])
+    if not target.parent.is_dir():
+        what = f"there is no folder '{target.parent}'"
+        raise ProblemsFound([Problem(what, f"mkdir -p {target.parent}", Place(COMMAND_LINE))])
+    shutil.copyfile(source, target)
+    show.line(f"{source} -> {target}\nnext: edit it, then iis-finetune check {target.stem}")
+
+
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    show.document(arguments.schema(recipe_files.Kit.model_json_schema(), arguments.table()))

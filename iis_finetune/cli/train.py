@@ -1,0 +1,123 @@
+"""The verbs train and resume: examine, start a detached process that does the rest, attach to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import notify, preflight, process, runs, session
+from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
+from ..runs import Nodes, Run
+from ..session import Order
+from . import attach, show
+from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, workspace
+
+Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Try everything in a minute or two, on a very small model.")]
+Accept = Annotated[bool, typer.Option("--accept-changes", help="Go on although data or arguments have changed.")]
+NAMED_SECONDS = 10.0
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    background: Background = False,
+    smoke: Smoke = False,
+    nodes: Number = 1,
+    node_rank: Rank = 0,
+    master: Master = "",
+) -> None:
+    """Check, fetch what is missing, train, watch; Ctrl-C stops the run."""
+    asking = replace(question(recipe, overrides), nodes=nodes_of(nodes, node_rank, master))
+    examined = preflight.examine(asking)
+    code = exit_code(examined.problems)
+    stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
+    show.problems(examined.problems, nothing_started=bool(stops))
+    if stops:
+        raise typer.Exit(code)
+    order = Order(str(examined.recipe.path.absolute()), asking.overrides)
+    if smoke:
+        alone = "; --nodes is not tried" if nodes > 1 else ""
+        show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
+        _start(replace(order, smoke=True), background)
+        return
+    session.check_devices(examined, workspace())
+    for decision in examined.plan.decisions:
+        if decision.name in ("precision", "attention", "launcher", "nodes"):
+            show.line(f"{decision.name}: {decision.value} ({decision.reason})")
+    _start(replace(order, nodes=asking.nodes), background)
+
+
+def resume(
+    run: RunName,
+    overrides: Overrides = None,
+    accept_changes: Accept = False,
+    background: Background = False,
+    master: Master = "",
+) -> None:
+    """Go on with a run from its newest good checkpoint; refused when its data or arguments have changed."""
+    found = runs.find(workspace(), run)
+    now = runs.state(found)
+    if now in ("starting", "running", "finished"):
+        fix = "nothing is left to do" if now == "finished" else f"iis-finetune watch {found.number:04d}"
+        raise ProblemsFound([Problem(f"{found.name} is {now}", fix, Place(COMMAND_LINE))])
+    asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master))
+    examined = session.examine_run(found, asking)
+    show.problems(examined.problems)
+    session.refuse_changes(found, examined, asking, accept_changes)
+    session.check_devices(examined, workspace(), found)
+    order = Order(asking.recipe, asking.overrides, asking.nodes, resume=found.name, accept_changes=accept_changes)
+    _start(order, background)
+
+
+def _nodes_of(run: Run, master: str) -> Nodes | None:
+    """The place among several machines that a run was started with; the first may have a new address."""
+    decided = runs.read_decided(run)
+    nodes = decided.nodes if decided else None
+    return nodes_of(nodes.number, nodes.rank, master) if nodes and master else nodes
+
+
+def _start(order: Order, background: bool) -> None:
+    """Start the detached process; attach to it, or say where it is."""
+    request = session.place(order, workspace())
+    words = [sys.executable, "-m", "iis_finetune", "_train", str(request.folder)]
+    child = process.start(process.Launch(words, dict(os.environ), Path.cwd(), request.log))
+    supervisor = process.identity(child.pid)
+    if supervisor is None:
+        what = f"the supervisor ended at once; see {request.log}"
+        raise ProblemsFound([Problem(what, "run it again", Place(COMMAND_LINE), kind="machine")])
+    if not background:
+        raise typer.Exit(attach.to_request(request, supervisor))
+    run = _run_of(request, supervisor)
+    show.line(f"started in the background, process {supervisor.pid}; log: {run.log if run else request.log}")
+    show.line(f"next: iis-finetune watch {run.number:04d}" if run else "next: iis-finetune runs")
+
+
+def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
+    """The run that a start makes, if it is there within moments; a base or a download comes first."""
+    until = time.monotonic() + NAMED_SECONDS
+    while time.monotonic() < until and process.alive(supervisor):
+        told = [line for line in runs.read_lines(request.progress) if "run" in line or "phase" in line]
+        if told:
+            return Run(workspace().runs / told[0]["run"]) if "phase" not in told[0] else None
+        time.sleep(0.1)
+    return None
+
+
+def detached(folder: Path) -> None:
+    """The detached process itself; its user is `train`, not a person."""
+    raise typer.Exit(session.carry_out(folder, workspace(), dict(os.environ)))
+
+
+def notice(target: str, body: str) -> None:
+    """Deliver one notice; its user is the supervisor, not a person."""
+    wrong = notify.deliver(target, body, dict(os.environ))
+    if wrong:
+        show.aside(f"notice not delivered: {wrong}")
+        raise typer.Exit(RUN_FAILED)

@@ -1,0 +1,125 @@
+"""Make what a training stands on, train under supervision, evaluate."""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import evaluate, launch, models, preflight, runs, supervise
+from ..errors import FINE, ProblemsFound, errors_of
+from ..preflight import Examined, Question
+from ..recipe import Recipe
+from ..runs import Request, Run
+from ..supervise import Stop
+from .ending import failure, tell_ending
+from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name
+from .making import make_model, make_view, publish
+from .supervision import end_orphans, environment_of, rewrite, task_of
+
+
+@dataclass(frozen=True)
+class Session:
+    """One detached start: where it tells what it does, what it is asked, what stops it."""
+
+    request: Request
+    question: Question
+    stop: Stop
+
+    def tell(self, **line: Any) -> None:
+        self.request.tell(**line)
+
+    def about(self, **changes: Any) -> Session:
+        """The same session with another question."""
+        return replace(self, question=replace(self.question, **changes))
+
+
+def train(session: Session) -> int:
+    """Train, then evaluate if the recipe says so; the exit code."""
+    made, examined = bring_up(session)
+    return _finish(session, made, examined)
+
+
+def resume(session: Session, made: Run, accepted: bool) -> int:
+    """Train a run that is there on from its newest good checkpoint, then evaluate; the exit code."""
+    workspace = replace(session.question.workspace, before=made.number)
+    examined = under_its_own_name(made, _made_ready(session.about(workspace=workspace)))
+    changed = refuse_changes(made, examined, session.question, accepted)
+    check_devices(examined, session.question.workspace, made)
+    end_orphans(made)
+    rewrite(made, examined, session.question, data_hashes(examined, session.question))
+    session.tell(run=made.name)
+    runs.note(made, "resumed", changed=changed)
+    supervise.supervise(task_of(made, examined, session.request, session.question), session.stop)
+    return _finish(session, made, examined)
+
+
+def bring_up(session: Session) -> tuple[Run, Examined]:
+    """A run of the recipe, trained, and what it was planned from; everything it stands on is made first."""
+    examined = _made_ready(session)
+    check_devices(examined, session.question.workspace)
+    data = data_hashes(examined, session.question)
+    prepared = launch.Prepared(examined.recipe, examined.plan, examined.machine, data, session.question.smoke)
+    made = launch.prepare(prepared, session.question.workspace)
+    session.tell(run=made.name)
+    supervise.supervise(task_of(made, examined, session.request, session.question), session.stop)
+    return made, examined
+
+
+def _finish(session: Session, made: Run, examined: Examined) -> int:
+    code = tell_ending(session.request, made, session.stop)
+    data, nodes = examined.recipe.kit.evaluate_after, session.question.nodes
+    if code == FINE and data and (nodes is None or nodes.rank == 0):
+        session.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
+        environment = environment_of(made, examined.machine, session.question.environment)
+        evaluate.after_training(made, data, environment, session.stop)
+        session.tell(evaluated=made.name)
+    return code
+
+
+def _made_ready(session: Session) -> Examined:
+    """The recipe examined once; what it stands on is made, and the plan made again where that changed something."""
+    examined = _without_errors(preflight.examine(session.question))
+    keys: tuple[Literal["base", "reward"], ...] = ("base", "reward")
+    for key in keys:
+        needed = examined.base if key == "base" else examined.reward
+        if needed and not needed.ready:
+            _make_base(session, examined.recipe, key)
+            examined = _refreshed(session)
+    if not examined.model.folder:
+        make_model(session.request, examined, session.question)
+        examined = _refreshed(session)
+    make_view(session.request, examined, session.question.workspace)
+    return examined
+
+
+def _refreshed(session: Session) -> Examined:
+    """Planned again, with the checks of what was just made; the rows of the data are as they were."""
+    return _without_errors(preflight.examine(replace(session.question, rows=False)))
+
+
+def _without_errors(examined: Examined) -> Examined:
+    if errors_of(examined.problems):
+        raise ProblemsFound(examined.problems)
+    return examined
+
+
+def _make_base(session: Session, recipe: Recipe, key: Literal["base", "reward"]) -> None:
+    """Run the recipe of a base or reward model as it stands; a whole model it makes is kept in a folder of its own."""
+    workspace = session.question.workspace
+    workspace.models.mkdir(parents=True, exist_ok=True)
+    named = recipe.kit.base if key == "base" else recipe.kit.reward
+    with (workspace.models / f".{Path(str(named)).stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once make one base: the second waits, then finds it
+        base, _ = models.base_of(recipe, workspace, key=key)
+        if base is None or base.ready:
+            return
+        session.tell(phase=f"making the {key} model: recipe {base.recipe.name}")
+        workspace = replace(workspace, before=None)
+        of_base = session.about(recipe=str(base.recipe.path), overrides=(), nodes=None, workspace=workspace)
+        made, _ = bring_up(of_base)
+        if runs.state_after_end(made) != "finished":
+            raise ProblemsFound([failure(made)])
+        if base.whole:
+            publish(made, Path(base.model))

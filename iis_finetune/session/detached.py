@@ -1,0 +1,79 @@
+"""The detached process: it reads its order, carries it out, and tells whoever is attached how that ends."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .. import runs
+from ..errors import BUG, INPUT, KitError, ProblemsFound
+from ..preflight import Question
+from ..runs import Nodes, Request, Workspace
+from ..supervise import Stop
+from . import bringup, smoke
+from .bringup import Session
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a detached process is to do: train a recipe, or resume the run of that name."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    nodes: Nodes | None = None
+    smoke: bool = False
+    resume: str | None = None
+    accept_changes: bool = False
+
+    def question(self, workspace: Workspace, environment: Mapping[str, str]) -> Question:
+        return Question(self.recipe, self.overrides, workspace, environment, nodes=self.nodes)
+
+
+def place(order: Order, workspace: Workspace) -> Request:
+    """Write an order down where its detached process reads it."""
+    return runs.new_request(workspace, asdict(order))
+
+
+def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]) -> int:
+    """Do what a request's folder holds the order for; the exit code that `train` hands on."""
+    request = Request(folder)
+    order = _read(request)
+    if order is None:
+        return INPUT
+    stop = Stop()
+    stop.install()
+    session = Session(request, order.question(workspace, environment), stop)
+    try:
+        code = _work(session, order)
+    except ProblemsFound as found:
+        request.tell(problems=[problem.as_json() for problem in found.problems])
+        code = found.exit_code
+    except KitError as error:
+        request.tell(failed=str(error), log=str(request.log))
+        code = error.exit_code
+    except Exception:  # noqa: BLE001 - whoever is attached must hear of the end, the trace goes into the log
+        with request.log.open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        request.tell(failed="a bug of iis-finetune", log=str(request.log))
+        code = BUG
+    request.tell(exit=code)
+    return code
+
+
+def _read(request: Request) -> Order | None:
+    words = runs.read_json(request.asked)
+    if not words:
+        return None
+    nodes = Nodes(**words["nodes"]) if words["nodes"] else None
+    return Order(**{**words, "overrides": tuple(words["overrides"]), "nodes": nodes})
+
+
+def _work(session: Session, order: Order) -> int:
+    if order.smoke:
+        return smoke.run(session)
+    if order.resume:
+        made = runs.find(session.question.workspace, order.resume)
+        return bringup.resume(session, made, order.accept_changes)
+    return bringup.train(session)

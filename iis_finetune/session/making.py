@@ -1,0 +1,80 @@
+"""Make what a training is given: a model from a hub or of random weights, a precision view, a base's own folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import hub, launch, models, process, runs
+from ..errors import Problem, ProblemsFound
+from ..preflight import Examined, Question
+from ..runs import Request, Run, Workspace
+
+KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOLD_SECONDS = 1.0
+
+
+def make_model(request: Request, examined: Examined, question: Question) -> None:
+    """Random weights when the recipe says so; anything else comes from a hub."""
+    recipe, name, environment = examined.recipe, examined.model.name, question.environment
+    if recipe.kit.from_scratch:
+        request.tell(phase=f"making {name} with random weights")
+        make_scratch(request, models.scratch_spec(recipe, question.workspace), examined, environment)
+        return
+    order = hub.Request(name, question.workspace.models, False, recipe.value("model_revision"), recipe.kit.source)
+    request.tell(phase=f"downloading {name} to {order.folder}")
+    hub.fetch(order, environment, _Teller(request))
+
+
+class _Teller:
+    """Passes a download's progress on, once a second at most; called from several threads."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.told = request, 0.0
+        self.lock = threading.Lock()
+
+    def __call__(self, progress: hub.Progress) -> None:
+        with self.lock:
+            if progress.note or time.monotonic() - self.told >= TOLD_SECONDS:
+                self.told = time.monotonic()
+                self.request.tell(download=asdict(progress))
+
+
+def make_scratch(request: Request, spec: Mapping[str, Any], examined: Examined, environment: Mapping[str, str]) -> None:
+    """A model folder with random weights, made in a child as the spec orders."""
+    file = request.folder / "scratch.json"
+    runs.write(file, json.dumps(spec, indent=2, ensure_ascii=False) + "\n")
+    own = launch.child_environment(examined.machine, environment, {"PYTHONPATH": str(launch.KIT.parent)})
+    done = process.capture([sys.executable, "-m", "iis_finetune.probe.scratch", str(file)], 600, own)
+    if done is None or done.returncode != 0:
+        text = done.stderr.strip().splitlines()[-1:] if done else ["no python"]
+        raise ProblemsFound([Problem(f"the model could not be made: {' '.join(text)}", "see the log", kind="machine")])
+
+
+def make_view(request: Request, examined: Examined, workspace: Workspace) -> None:
+    """The precision view that the plan trains from, if it needs one."""
+    plan = examined.plan
+    if plan.view_of:
+        request.tell(phase=f"making the {plan.precision} view of {examined.model.name}")
+        models.precision_view(plan.view_of, plan.precision, workspace.models)
+
+
+def publish(made: Run, folder: Path) -> None:
+    """Copy a whole model out of a run's output to a model folder, complete or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    for path in sorted(made.output.iterdir()):
+        if path.name in KEPT or path.suffix in (".safetensors", ".jinja"):
+            shutil.copyfile(path, temporary / path.name)
+    runs.write(temporary / "iis-finetune.json", json.dumps({"made_by": made.name}) + "\n")
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    temporary.replace(folder)

@@ -1,0 +1,111 @@
+"""What is supervised, what is known of it, and what the supervisor was asked by signal."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from ..observe import StallLimits
+from ..plan.recovery import micro_batch_of
+from ..runs import Decided, Run, read_decided, read_json
+from ..tensors import PRECISIONS
+
+NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory 0.9.5 cannot: value heads are not where the trainer looks for weights
+
+
+def _untold(_event: str, _why: str) -> None:
+    """For runs whose recipe names nobody to be told."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prepared run and its training's whole environment.
+
+    `replan` makes a change (precision, attention, micro_batch) in the run's folder and returns the new environment;
+    it raises ProblemsFound when the change cannot be made. `tell` passes a notice on: the event and its reason.
+    """
+
+    run: Run
+    environment: Mapping[str, str]
+    replan: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    tell: Callable[[str, str], None] = _untold
+    stall: StallLimits = field(default_factory=StallLimits)
+    poll_seconds: float = 0.5
+    may_recover: bool = True
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the run's own files say of its plan."""
+
+    decided: Decided
+    arch: str
+
+    @property
+    def nodes(self) -> int:
+        return self.decided.nodes.number if self.decided.nodes else 1
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of this machine's processes."""
+        here = self.decided.processes // self.nodes
+        rank = self.decided.nodes.rank if self.decided.nodes else 0
+        return range(rank * here, (rank + 1) * here)
+
+    @property
+    def attention(self) -> str:
+        chosen = self.decided.decision("attention")
+        return str(chosen.value) if chosen else "sdpa"
+
+    @property
+    def micro_batch(self) -> int:
+        return micro_batch_of(self.decided.arguments)
+
+    @property
+    def begins_anew(self) -> str | None:
+        """Why no checkpoint of this training can be resumed; None where one can."""
+        arguments = self.decided.arguments
+        if arguments.get("stage") in NEVER_RESUMED:
+            return f"LLaMA-Factory cannot resume stage {arguments['stage']}"
+        # It subtracts what the attempt began with, which in a resume is no longer the start.
+        return "pissa_convert is wrong after a resume" if arguments.get("pissa_convert") else None
+
+
+def facts_of(run: Run) -> Facts:
+    """Read them anew: a change between two attempts rewrites the plan."""
+    devices = (read_json(run.machine) or {}).get("devices") or [{}]
+    return Facts(read_decided(run) or Decided(), devices[0].get("arch", "cpu"))
+
+
+def loaded_precision(run: Run) -> str | None:
+    """What the training process found in its memory; with `as-saved` nothing else tells."""
+    loaded = read_json(run.loaded) or {}
+    if loaded.get("mixed_precision") in ("fp16", "bf16"):
+        return str(loaded["mixed_precision"])
+    counts: dict[str, int] = {}
+    for part in loaded.get("parameters", {}).values():
+        for name, count in part.items():
+            counts[name] = counts.get(name, 0) + count
+    return PRECISIONS.get(max(counts, key=lambda name: counts[name])) if counts else None
+
+
+@dataclass
+class Stop:
+    """SIGTERM or SIGINT ask for a checkpoint and an end, a second SIGINT or SIGQUIT for the end at once."""
+
+    asked: str | None = None
+    now: bool = False
+
+    def install(self) -> None:
+        """Take the signals over; a hang-up is ignored."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._ask)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        # A second SIGTERM is no hurry: systemd and Slurm send several on the way to one end.
+        self.now = self.now or number == signal.SIGQUIT or (number == signal.SIGINT and self.asked == "SIGINT")
+        self.asked = signal.Signals(number).name
