@@ -706,7 +706,9 @@ def test_what_is_stated_wins_over_what_is_decided_and_that_over_the_default() ->
     assert known.decide(template="qwen").decided == {"lora_rank": 4, "cutoff_len": 512, "template": "qwen"}
 
 
-def test_a_name_that_llamafactory_does_not_have_is_an_error_not_a_default() -> None:
+def test_an_argument_of_another_version_is_not_set_and_a_wrong_name_is_an_error() -> None:
+    assert "use_dft_loss" not in frozen_table("ppo")
+    assert Settings(frozen_table("ppo"))["use_dft_loss"] is None
     with pytest.raises(KeyError):
         Settings(TABLE)["lora_rnak"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import Problem
 from ..recipe import Recipe
-from .llamafactory import Table, table, table_problems
+from .llamafactory import Table, frozen_table, table, table_problems
 from .stated import check
 
 Origin = Literal["stated", "decided", "default"]
@@ -19,7 +19,8 @@ Origin = Literal["stated", "decided", "default"]
 class Settings:
     """An argument is what the recipe states, else what the plan decided, else LLaMA-Factory's own default.
 
-    Values are in LLaMA-Factory's types; null counts as not given. A name that the table does not have is a KeyError.
+    Values are in LLaMA-Factory's types; null counts as not given. An argument that only another version has is None, a
+    name that none has a KeyError.
     """
 
     table: Table
@@ -30,7 +31,9 @@ class Settings:
         for given in (self.stated, self.decided):
             if given.get(name) is not None:
                 return given[name]
-        return self.table[name].default
+        if name not in self.table and name not in frozen_table():
+            raise KeyError(name)
+        return self.table[name].default if name in self.table else None
 
     def origin(self, name: str) -> Origin:
         """Who says what the argument is."""

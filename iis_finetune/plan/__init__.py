@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check, for_verb, table
+from ..arguments import Settings, for_verb, settings_of
 from ..decision import Decision
 from ..errors import Problem, in_file_order
 from ..machine import Machine, decide_environment, fused_attention
 from ..models import Base, ModelFacts, needs_view, view_path
 from ..recipe import Recipe
-from ..runs import Nodes, Workspace
+from ..runs import Decided, Nodes, Workspace
 from . import launcher as launchers
 from . import nodes as several
 from . import ppo, training
@@ -24,6 +24,7 @@ from .remedies import remedies
 
 __all__ = ["UNNAMED", "Inputs", "MemoryEstimate", "Nodes", "Plan", "make"]
 
+SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 HOOK = "{kit}/hook"
 AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
@@ -56,28 +57,39 @@ class Plan:
     problems: tuple[Problem, ...]
     processes: int
     precision: str
+    launcher: str
+    settings: Settings
     view_of: Path | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
     nodes: Nodes | None = None
 
+    def decided(self) -> Decided:
+        """What a run folder keeps of it; its paths are still placeholders."""
+        return Decided(
+            recipe=self.recipe,
+            machine=self.machine,
+            precision=self.precision,
+            launcher=self.launcher,
+            processes=self.processes,
+            nodes=self.nodes,
+            arguments=self.arguments,
+            environment=self.environment,
+            command=self.command,
+            decisions=self.decisions,
+            memory=self.memory.as_json(),
+            problems=tuple(problem.as_json() for problem in self.problems),
+        )
+
     def as_json(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe,
-            "machine": self.machine,
-            "arguments": dict(self.arguments),
-            "environment": dict(self.environment),
-            "command": list(self.command),
-            "decisions": [decision.as_json() for decision in self.decisions],
-            "memory": self.memory.as_json(),
-            "problems": [problem.as_json() for problem in self.problems],
-        }
+        """What `plan --json` shows."""
+        written = asdict(self.decided())
+        return {name: written[name] for name in SHOWN}
 
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    known = table(inputs.recipe.value("stage"), inputs.workspace.ppo)
-    values, problems = check(inputs.recipe.entries.values(), known)
-    draft = Draft(inputs.recipe, for_verb(values, "train", known), problems=problems)
+    settings, problems = settings_of(inputs.recipe, inputs.workspace.ppo)
+    draft = Draft(inputs.recipe, for_verb(settings.stated, "train", settings.table), problems=problems)
     precision = training.precision(draft, inputs.machine)
     attention = training.attention(draft, inputs.machine, precision)
     model = _model(draft, inputs, precision)
@@ -96,6 +108,8 @@ def make(inputs: Inputs) -> Plan:
         problems=tuple(in_file_order(draft.problems)),
         processes=launcher.processes,
         precision=precision,
+        launcher=launcher.name,
+        settings=settings.decide(**{key: value for key, value in draft.arguments.items() if not settings.states(key)}),
         view_of=model,
         files=draft.files,
         nodes=inputs.nodes,
