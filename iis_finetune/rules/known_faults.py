@@ -1,4 +1,4 @@
-"""Known faults of cards, packages and LLaMA-Factory 0.9.5 itself: rows of the machine table, and a few rules beside."""
+"""Known faults of cards, packages and LLaMA-Factory itself: rows of the machine table, and a few rules beside."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ RULES = (
             "be compared with one without packing",
             "neat_packing: true keeps the rows apart", "LlamaFactory#8277; data/processor/supervised.py:213"),
     warning(OWN, "add_tokens add_special_tokens new_special_tokens_config", fills_wrong_rows,
-            "the embedding of {c.model.name} has spare rows, and new tokens land in them: LLaMA-Factory 0.9.5 gives "
+            "the embedding of {c.model.name} has spare rows, and new tokens land in them: LLaMA-Factory gives "
             "them no start value, and fills other rows if it adds any",
             "expect them to need more steps, or use words that the tokenizer has",
             "LlamaFactory pull request 10547; model/model_utils/embedding.py:44"),
