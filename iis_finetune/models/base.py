@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import recipe as recipes
-from ..arguments import settings_of, trained_with
+from ..arguments import WHOLE, settings_of, trained_with
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
 from ..runs import Run, Workspace, listed, reached_the_end, read_decided
 from .facts import CONFIG
 
-WHOLE = ("full", "freeze")
 LONGEST_CHAIN = 5
 
 

@@ -62,6 +62,7 @@ class Watcher:
         self.stepped_at: float | None = None
         self.steps: deque[float] = deque(maxlen=50)
         self.zeros = self.overflows = 0
+        self.norm: float | None = None
         self.fresh = False
 
     def look(self, now: float) -> Seen | None:
@@ -114,8 +115,11 @@ class Watcher:
         if overflowed and (not self.scaled or self.overflows >= SCALER_LOGS):
             times = f" for {self.overflows} logs in a row" if self.scaled else ""
             return f"the gradient norm is {norm}{times}"
-        self.zeros = self.zeros + 1 if loss == 0 and (not norm or overflowed) else 0
-        return f"the loss is exactly 0 for {self.zeros} logs in a row" if self.zeros >= ZERO_LOGS else None
+        fixed = norm == self.norm  # 1.732 at every log, with a loss of 0: hiyouga/LlamaFactory#9567
+        self.zeros = self.zeros + 1 if loss == 0 and (not norm or overflowed or fixed) else 0
+        self.norm = norm
+        still = f", the gradient norm stays at {norm}" if fixed and norm and not overflowed else ""
+        return f"the loss is exactly 0 for {self.zeros} logs in a row{still}" if self.zeros >= ZERO_LOGS else None
 
     def _stalled(self, now: float) -> Seen | None:
         silent = now - self.alive_at
