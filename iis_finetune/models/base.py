@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ class Base:
     ready: bool
     below: Base | None = None  # what it is itself made on
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether it trains the model's own weights, not an adapter."""
         return settings_of(self.recipe)[0]["finetuning_type"] in WHOLE
