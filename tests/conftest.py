@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from iis_finetune import cli
+
 ROOT = Path(__file__).parent.parent
 TINY = {
     "model_type": "qwen2",
@@ -57,19 +59,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Path:
-    """A project folder with one recipe, one data set and the tiny model."""
+def make_project(folder: Path, tiny_model: Path) -> Path:
+    """Fill a folder with one recipe, one data set and the tiny model."""
     for name in ("recipes", "data", "models"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "recipes" / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    (tmp_path / "models" / "tiny").symlink_to(tiny_model)
+        (folder / name).mkdir()
+    (folder / "recipes" / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    (folder / "models" / "tiny").symlink_to(tiny_model)
     rows = [{"instruction": f"say {n}", "input": "", "output": f"it is {n * 7}"} for n in range(32)]
-    (tmp_path / "data" / "little.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "data" / "little.json").write_text(json.dumps(rows), encoding="utf-8")
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
     registry = {"little": {"file_name": "little.json", "columns": columns}}
-    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
-    return tmp_path
+    (folder / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Path:
+    """A project folder of this test's own."""
+    return make_project(tmp_path, tiny_model)
 
 
 FAKE = Path(__file__).parent / "fake_training.py"
@@ -98,6 +105,21 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def iis(project: Path) -> Command:
     """Run `iis-finetune` as a user does, a whole process in the project folder."""
     return lambda *words, **options: run(words, options.pop("cwd", project), **options)
+
+
+@pytest.fixture
+def quick(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Like `iis`, in this very process: for what needs no process of its own."""
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(project)
+        monkeypatch.setattr(sys, "argv", ["iis-finetune", *words])
+        capsys.readouterr()
+        code = cli.run()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return call
 
 
 def run(words: Sequence[str], folder: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -117,7 +117,7 @@ def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project
         (bin_folder / name).write_text(text)
     for name in ("srun", "scontrol", "iis-finetune"):
         (bin_folder / name).chmod(0o755)
-    named = {"PYTHONPATH": str(ROOT), "CALLS": str(project / "calls"), "FAKE_STEP_SECONDS": "1"}
+    named = {"PYTHONPATH": str(ROOT), "CALLS": str(project / "calls"), "FAKE_STEP_SECONDS": "0.4"}
     slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
     environment = {**os.environ, **named, **slurm, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     subprocess.run([str(kit), "slurm", "tiny", "--to", "job.sbatch"], cwd=project, env=environment, check=True)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from conftest import RECIPE
 
-from iis_finetune import cli, preflight, process, runs, session
-from iis_finetune.runs import Request, Workspace
+from iis_finetune import cli, preflight, process, recover, runs, session
+from iis_finetune.runs import Decided, Request, Run, Workspace
 from iis_finetune.session import Order
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -34,6 +34,7 @@ def staged(project: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> Work
     """The project, with the staged training program where LLaMA-Factory's is looked for."""
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(recover, "PAUSES_SECONDS", (0.05, 0.05, 0.05))
     return Workspace(project, project / "models", project / "runs")
 
 
@@ -41,9 +42,20 @@ def told(request: Request) -> list[dict[str, Any]]:
     return list(runs.read_lines(request.progress))
 
 
-def carried_out(order: Order, workspace: Workspace) -> tuple[int, Request]:
+def carried_out(order: Order, workspace: Workspace, **more: str) -> tuple[int, Request]:
     request = session.place(order, workspace)
-    return session.carry_out(request.folder, workspace, dict(os.environ)), request
+    return session.carry_out(request.folder, workspace, {**os.environ, **more}), request
+
+
+def recovered(workspace: Workspace, what: str, *overrides: str, **more: str) -> tuple[Run, Decided]:
+    """The run of a training that failed at step 5 and then went on to its end."""
+    fake = json.dumps([{"at": 5, "do": what}])
+    code, request = carried_out(Order("tiny", overrides), workspace, FAKE=fake, **more)
+    assert code == 0, told(request)
+    (run,) = runs.listed(workspace)
+    decided = runs.read_decided(run)
+    assert decided is not None
+    return run, decided
 
 
 def test_an_order_is_carried_out_and_its_end_is_told(staged: Workspace) -> None:
@@ -68,6 +80,23 @@ def test_problems_and_bugs_are_told_with_their_exit_codes(staged: Workspace, mon
 
 def test_a_folder_without_an_order_is_refused(staged: Workspace, tmp_path: Path) -> None:
     assert session.carry_out(tmp_path, staged, {}) == 2
+
+
+def test_out_of_memory_is_planned_anew_with_the_same_global_batch(staged: Workspace) -> None:
+    run, _ = recovered(staged, "oom")
+    text = run.arguments.read_text()
+    assert "per_device_train_batch_size: 1\n" in text and "gradient_accumulation_steps: 4\n" in text
+    assert runs.attempts(run)[1].changed == {"micro_batch": 1}
+
+
+def test_nan_in_bf16_is_planned_anew_in_fp32(staged: Workspace) -> None:
+    run, decided = recovered(staged, "nan", "kit.precision=bf16", FAKE_MIXED="bf16")
+    assert decided.precision == "fp32" and decided.environment["IIS_PRECISION"] == "fp32"
+    assert "bf16: false" in run.arguments.read_text() and runs.attempts(run)[1].changed == {"precision": "fp32"}
+
+
+def test_a_precision_stated_in_llamafactorys_words_gives_way_too(staged: Workspace) -> None:
+    assert recovered(staged, "nan", "bf16=true", FAKE_MIXED="bf16")[1].precision == "fp32"
 
 
 class Counts(Counter[str]):
@@ -112,7 +141,7 @@ def test_one_train_with_an_unmade_base_looks_three_times_in_each_process(
     with monkeypatch.context() as patched:
         patched.setattr(process, "start", foreground_only)
         patched.setattr(sys, "argv", ["iis-finetune", "train", "after", "--background"])
-        assert cli._code() == 0
+        assert cli.run() == 0
         started[0].wait()
     print("foreground", dict(counts))
     assert counts["examined"] <= 3

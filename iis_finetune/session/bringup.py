@@ -13,10 +13,9 @@ from ..preflight import Examined, Question
 from ..recipe import Recipe
 from ..runs import Request, Run
 from ..supervise import Stop
-from .ending import failure, tell_ending
 from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name, without_errors
 from .making import make_model, make_view, publish
-from .supervision import end_orphans, environment_of, rewrite, task_of
+from .supervision import end_orphans, environment_of, failure, rewrite, task_of, tell_ending
 
 Named = Literal["base", "reward"]  # the kit keys that name a recipe which is run first
 NAMED: tuple[Named, ...] = ("base", "reward")

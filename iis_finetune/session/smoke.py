@@ -12,10 +12,9 @@ from ..preflight import Examined
 from ..recipe import Recipe
 from ..runs import Run
 from .bringup import Session, bring_up
-from .ending import tell_ending
 from .footing import sources_of
 from .making import make_scratch
-from .supervision import environment_of
+from .supervision import environment_of, tell_ending
 
 FOLDER = "@smoke"
 HELD_OUT = 4
