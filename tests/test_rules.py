@@ -54,12 +54,14 @@ def make_adapter(folder: Path, width: int) -> None:
 def make_world(folder: Path, tiny: Path) -> Path:
     """The models and data sets that the cases name."""
     (folder / "models").mkdir(parents=True)
-    for name in ("tiny", "llama", "gpt2", "gptq", "bf16", "cut", "weightless", "wordless"):
+    for name in ("tiny", "llama", "gpt2", "gptq", "bf16", "cut", "weightless", "wordless", "padded", "delta"):
         shutil.copytree(tiny, folder / "models" / name)
     change_config(folder / "models/llama", model_type="llama", architectures=["LlamaForCausalLM"])
     change_config(folder / "models/gpt2", model_type="stablelm", architectures=["StableLmForCausalLM"])
     change_config(folder / "models/gptq", quantization_config={"quant_method": "gptq", "bits": 4})
     change_config(folder / "models/bf16", dtype="bfloat16")
+    change_config(folder / "models/padded", vocab_size=512)
+    change_config(folder / "models/delta", model_type="qwen3_5")
     weights = folder / "models/cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     (folder / "models/weightless/model.safetensors").unlink()
@@ -161,7 +163,7 @@ def case_of(lines: dict[str, Any], on: str, world: Path, **more: Any) -> rules.C
     launcher = "deepspeed" if "deepspeed" in lines else "fsdp" if "fsdp" in lines else "ddp"
     case = rules.Case(Recipe("r", Path("r.yaml"), entries, kit), Settings(TABLE, stated), host, facts, processes)
     case = replace(case, launcher=launcher if processes > 1 or launcher != "ddp" else "single", rows=32)
-    return replace(case, precision="as-saved" if kit.precision == "as-saved" else "fp32", **more)
+    return replace(case, precision="fp32" if kit.precision == "auto" else kit.precision, **more)
 
 
 INSTALLED: dict[str, str | None] = {

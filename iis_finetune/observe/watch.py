@@ -20,6 +20,9 @@ TOTAL = re.compile(r"Total optimization steps = ([\d,]+)")
 VALUE = re.compile(r"'(loss|grad_norm)': '?([-+.\w]+)")
 KEPT_BYTES = 4096  # of a line that is not yet whole
 ZERO_LOGS = 5
+LEARNED_NORM = (
+    0.1  # a run that has learned all has less; 1, or 1.732, at every log is broken (LlamaFactory#8004, #9567)
+)
 SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss scale: no weight is touched by them
 
 
@@ -115,10 +118,10 @@ class Watcher:
         if overflowed and (not self.scaled or self.overflows >= SCALER_LOGS):
             times = f" for {self.overflows} logs in a row" if self.scaled else ""
             return f"the gradient norm is {norm}{times}"
-        fixed = norm == self.norm  # 1.732 at every log, with a loss of 0: hiyouga/LlamaFactory#9567
+        fixed = norm is not None and norm == self.norm and norm > LEARNED_NORM
         self.zeros = self.zeros + 1 if loss == 0 and (not norm or overflowed or fixed) else 0
         self.norm = norm
-        still = f", the gradient norm stays at {norm}" if fixed and norm and not overflowed else ""
+        still = f", the gradient norm stays at {norm}" if fixed and not overflowed else ""
         return f"the loss is exactly 0 for {self.zeros} logs in a row{still}" if self.zeros >= ZERO_LOGS else None
 
     def _stalled(self, now: float) -> Seen | None:

@@ -1,10 +1,10 @@
 """Try what a training needs on a device; started as a child, because a card without kernels ends it or hangs.
 
 Usage: python -P device.py '[{"job": "matmul", "precision": "bf16", "device": "cuda:0"}, ...]'
-Jobs: matmul; lora, both of its products with narrow and odd shapes; memory, with gib; attention, with "path" math,
-mem-efficient, flash, sdpa, eager; all_reduce, with rank, processes, folder, seconds.
-One JSON line a case, as soon as it is done: {"state": "fine", "unavailable" or "failed", "said", "errors"};
-an error is the largest difference divided by the largest value of the reference, which the CPU computes.
+Jobs: matmul; lora, its two products with narrow and odd shapes; memory, with gib; attention, with "path" math,
+mem-efficient, flash, sdpa, eager; all_reduce, with rank, processes, folder, seconds. One JSON line a case, as soon as
+it is done: {"state": "fine", "unavailable" or "failed", "said", "errors"}; an error is the largest difference divided
+by the largest value of the reference, which the CPU computes.
 """
 
 from __future__ import annotations
