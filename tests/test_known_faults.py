@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT, Command
 
 from iis_finetune import doctor, machine, models, preflight, recover, rules
+from iis_finetune.arguments import trained_with
 from iis_finetune.doctor import Subject
 from iis_finetune.errors import Place, Problem
 from iis_finetune.machine import Device, Machine, host
-from iis_finetune.rules.disk import trained_parameters
 from iis_finetune.runs import Workspace
 from iis_finetune.wheels import Devices, choose, read_table
 
@@ -303,7 +303,7 @@ def test_a_method_of_peft_is_answered_with_the_lora_of_about_its_size(look: Look
     }
     for name, size in theirs.items():
         lines: dict[str, Any] = rows[name]
-        ours = trained_parameters(model, lines) or 0
+        ours = rules.trained_parameters(model, trained_with(lines)) or 0
         assert 0.7 < size / ours < 1.3 or name == "prompt_tuning"
         stated = [float(number) for number in re.findall(r"[\d.]+ ?(?=against|million)", lines["because"])]
         assert stated == pytest.approx([ours / 1e6, size / 1e6], rel=0.08)
