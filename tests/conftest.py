@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from iis_finetune import runs
+from iis_finetune.plan import after
+from iis_finetune.runs import Run
+
 ROOT = Path(__file__).parent.parent
+LONGEST = 1200.0  # seconds a command with real training may take, on a machine that is busy with other work
 TINY = {
     "model_type": "qwen2",
     "hidden_size": 64,
@@ -57,19 +63,53 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def fill(folder: Path, recipe: str, rows: list[dict[str, str]]) -> Path:
+    """A project folder with the recipe `tiny` and the data set `little`; the model is still to be put in."""
+    for name in ("recipes", "data", "models"):
+        (folder / name).mkdir()
+    (folder / "recipes" / "tiny.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "data" / "little.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    registry = {"little": {"file_name": "little.json", "columns": columns}}
+    (folder / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path) -> Path:
     """A project folder with one recipe, one data set and the tiny model."""
-    for name in ("recipes", "data", "models"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "recipes" / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    (tmp_path / "models" / "tiny").symlink_to(tiny_model)
     rows = [{"instruction": f"say {n}", "input": "", "output": f"it is {n * 7}"} for n in range(32)]
-    (tmp_path / "data" / "little.json").write_text(json.dumps(rows), encoding="utf-8")
-    columns = {"prompt": "instruction", "query": "input", "response": "output"}
-    registry = {"little": {"file_name": "little.json", "columns": columns}}
-    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+    fill(tmp_path, RECIPE, rows)
+    (tmp_path / "models" / "tiny").symlink_to(tiny_model)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def evaluated_project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project with a copy of the tiny model and a run, evaluated at its end on rows whose answers are JSON."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    training = RECIPE.split("model_name_or_path", 1)[1].replace("max_steps: 4", "max_steps: 30").replace("e-3", "e-2")
+    recipe = f"kit:\n  evaluate_after: little\n  env: {{OMP_NUM_THREADS: 1}}\nmodel_name_or_path{training}"
+    answers = [json.dumps({"UUID": f"A{n}", **({"mark": 3} if n % 3 else {})}) for n in range(24)]
+    fill(folder, recipe, [{"instruction": f"新闻 {n}", "input": "", "output": text} for n, text in enumerate(answers)])
+    shutil.copytree(tiny_model, folder / "models" / "tiny")
+    done = run(["train", "tiny"], folder, LONGEST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "evaluation on little, 24 rows" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(evaluated_project: Path) -> Run:
+    """The run of that project, finished and evaluated."""
+    return runs.listed(runs.Workspace(evaluated_project, evaluated_project / "models", evaluated_project / "runs"))[-1]
+
+
+@pytest.fixture(scope="session")
+def children_environment(evaluated_run: Run) -> dict[str, str]:
+    """The environment of what that run's verbs start."""
+    chosen = json.loads(evaluated_run.decisions.read_text(encoding="utf-8"))["environment"]
+    return after.one_process({**os.environ, **chosen})
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -25,6 +25,7 @@ from iis_finetune.models import (
     check_folder,
     check_targets,
     check_template,
+    fingerprint,
     look,
     needs_view,
     precision_view,
@@ -210,6 +211,19 @@ def test_half_precision_of_the_other_kind_is_a_warning(model: Path) -> None:
     write_safetensors(model / "model.safetensors", {"norm.weight": (2,)}, "BF16")
     edit(model / "config.json", dtype="float16")
     assert [problem.severity for problem in check_folder(model, PLACE)] == ["warning"]
+
+
+# fingerprints
+
+
+def test_a_fingerprint_is_that_of_the_weights_not_of_the_folder(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
+    assert fingerprint(tmp_path) == fingerprint(tiny_model) is not None
+    (tmp_path / "model.safetensors").unlink()
+    data = bytearray((tiny_model / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert fingerprint(tmp_path) != fingerprint(tiny_model)
 
 
 # targets, template, adapter
