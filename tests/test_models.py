@@ -327,7 +327,7 @@ def test_an_adapter_folder_without_an_adapter_is_told(model: Path, tmp_path: Pat
     short = make_adapter(tmp_path / "short")
     weights = short / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    assert said(short) == ["/adapter_model.safetensors is cut short"]
+    assert said(short) == ["/adapter_model.safetensors is cut off"]
 
 
 # adapters on adapters
