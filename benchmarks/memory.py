@@ -18,6 +18,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from iis_finetune.arguments import trained_with
 from iis_finetune.models import ModelFacts, from_config
 from iis_finetune.plan.memory import Workload, estimate
 
@@ -40,7 +41,8 @@ DEFAULTS: dict[str, Any] = {
 }
 BF16 = {"saved": "bfloat16", "precision": "bf16"}
 ALL_KEPT = {"gradient_checkpointing": False}
-KEYS = ("config", "saved", "accumulation")
+KEYS = ("config", "saved", "accumulation", "precision", "attention", "gradient_checkpointing")  # no arguments' names
+NAMES = {"method": "finetuning_type", "micro_batch_size": "per_device_train_batch_size", "optimizer": "optim"}
 
 
 def config(model_type: str, sizes: str, tied: bool = True, **more: Any) -> dict[str, Any]:
@@ -117,8 +119,17 @@ def measured(cases: list[dict[str, Any]], gpu: bool) -> list[dict[str, Any]]:
 
 def row_of(case: dict[str, Any], seen: dict[str, Any], gpu: bool) -> dict[str, Any]:
     facts = from_config(ModelFacts("random"), {**case["config"], "dtype": case["saved"]})
-    known = {key: value for key, value in case.items() if key not in KEYS}
-    workload = Workload(**known, accelerator="cuda" if gpu else "cpu", accumulates=case["accumulation"] > 1)
+    stated = {NAMES.get(key, key): value for key, value in case.items() if key not in KEYS}
+    workload = Workload(
+        settings=trained_with({**stated, "disable_gradient_checkpointing": not case["gradient_checkpointing"]}),
+        precision=case["precision"],
+        attention=case["attention"],
+        launcher="single",
+        processes=1,
+        accelerator="cuda" if gpu else "cpu",
+        fused_attention=True,
+        accumulates=case["accumulation"] > 1,
+    )
     found = estimate(facts, workload, None)
     predicted = (found.per_device_gib or 0) - found.items.get("device context", 0)
     return {

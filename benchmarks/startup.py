@@ -19,8 +19,8 @@ VERBS = (["--help"], ["recipes"], ["check", "qwen7b_lora"], ["plan", "qwen7b_lor
 HEAVY = ("torch", "transformers", "llamafactory")
 LIST_HEAVY = (
     "import sys; sys.argv[1:] = {words!r}\n"
-    "from iis_finetune.cli import _code\n"
-    "code = _code()\n"
+    "from iis_finetune.cli import run\n"
+    "code = run()\n"
     "print([name for name in {heavy!r} if name in sys.modules], code, file=sys.stderr)"
 )
 

@@ -10,18 +10,17 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import __version__, hub, process
-from .decision import Decision
 from .machine import Machine, dropped_variables, package_version
 from .models import fingerprint
 from .plan import Plan
 from .plan.after import VISIBLE
 from .recipe import Recipe
-from .runs import Decided, Run, Workspace, create, listed, read_decided, state, write, write_decided
+from .runs import Run, Workspace, create, listed, read_decided, state, write, write_decided
 
 KIT = Path(__file__).parent
 SBATCH = KIT / "tables" / "job.sbatch"
@@ -57,19 +56,10 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
     environment = fill(plan.environment, run, workspace)
     write(run.command, command_text(plan, environment, run))
     run.command.chmod(0o755)
-    write_decided(run, _decided(plan, run, workspace))
+    write_decided(run, fill(plan.decided(), run, workspace))
     write(run.machine, _json(prepared.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
     write(run.provenance, _json(provenance(prepared, workspace, model)))
-
-
-def _decided(plan: Plan, run: Run, workspace: Workspace) -> Decided:
-    """The plan as this run's own, with real paths."""
-    told = fill(plan.as_json(), run, workspace)
-    decisions = tuple(Decision(**each) for each in told.pop("decisions"))
-    launcher = next((str(each.value) for each in decisions if each.name == "launcher"), "single")
-    decided = Decided(precision=plan.precision, launcher=launcher, processes=plan.processes, nodes=plan.nodes)
-    return replace(decided, **told, decisions=decisions)
 
 
 def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
@@ -97,7 +87,9 @@ def fill(value: Any, run: Run, workspace: Workspace) -> Any:
     if isinstance(value, Mapping):
         return {key: fill(inner, run, workspace) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [fill(inner, run, workspace) for inner in value]
+        return type(value)(fill(inner, run, workspace) for inner in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: fill(getattr(value, each.name), run, workspace) for each in fields(value)})
     return value
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 Child = subprocess.Popen[bytes]
@@ -33,9 +33,6 @@ class Identity:
     pid: int
     started: int
     boot: str
-
-    def as_json(self) -> dict[str, int | str]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

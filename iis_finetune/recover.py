@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
+
+from .rules import known_failures
 
 Cause = Literal[
     "not finite",
@@ -150,9 +151,8 @@ CHANGES: Mapping[str, Callable[[Situation], dict[str, Any]]] = {
 
 def cause_in(log: str) -> tuple[Cause, str] | None:
     """What a log's text says of the cause, with the line that says it; None when it says nothing known."""
-    for row in _table()["text"]:
-        match = re.search(row["pattern"], log, re.MULTILINE)
-        if match:
+    for row, match in known_failures(log):
+        if "cause" in row:
             line = log[log.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0].strip()
             return row["cause"], line[:300]
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from iis_finetune import runs
+from iis_finetune import cli, runs
 from iis_finetune.plan import after
 from iis_finetune.runs import Run
 
@@ -63,12 +62,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fill(folder: Path, recipe: str, rows: list[dict[str, str]]) -> Path:
-    """A project folder with the recipe `tiny` and the data set `little`; the model is still to be put in."""
+def make_project(folder: Path, tiny_model: Path) -> Path:
+    """Fill a folder with one recipe, one data set and the tiny model."""
     for name in ("recipes", "data", "models"):
         (folder / name).mkdir()
-    (folder / "recipes" / "tiny.yaml").write_text(recipe, encoding="utf-8")
-    (folder / "data" / "little.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    (folder / "recipes" / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    (folder / "models" / "tiny").symlink_to(tiny_model)
+    rows = [{"instruction": f"say {n}", "input": "", "output": f"it is {n * 7}"} for n in range(32)]
+    (folder / "data" / "little.json").write_text(json.dumps(rows), encoding="utf-8")
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
     registry = {"little": {"file_name": "little.json", "columns": columns}}
     (folder / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
@@ -77,22 +78,39 @@ def fill(folder: Path, recipe: str, rows: list[dict[str, str]]) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path) -> Path:
-    """A project folder with one recipe, one data set and the tiny model."""
-    rows = [{"instruction": f"say {n}", "input": "", "output": f"it is {n * 7}"} for n in range(32)]
-    fill(tmp_path, RECIPE, rows)
-    (tmp_path / "models" / "tiny").symlink_to(tiny_model)
-    return tmp_path
+    """A project folder of this test's own."""
+    return make_project(tmp_path, tiny_model)
+
+
+FAKE = Path(__file__).parent / "fake_training.py"
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with all of this one's packages, beside which another `llamafactory-cli` stands."""
+    folder = tmp_path_factory.mktemp("environment")
+    (folder / "bin").mkdir()
+    real = Path(sys.executable).resolve()
+    (folder / "pyvenv.cfg").write_text(f"home = {real.parent}\ninclude-system-site-packages = false\n")
+    (folder / "bin" / "python").symlink_to(real)
+    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
+    program = folder / "bin" / "llamafactory-cli"
+    program.write_text(f'#!/bin/sh\nexec "{real}" -S "{FAKE}" "$@"\n')
+    program.chmod(0o755)
+    (folder / "bin" / "torchrun").symlink_to(program)  # only looked for: the program above starts its own workers
+    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="session")
 def evaluated_project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A project with a copy of the tiny model and a run, evaluated at its end on rows whose answers are JSON."""
-    folder = tmp_path_factory.mktemp("evaluated")
+    """A project with one run, evaluated at its end on rows whose answers are JSON."""
+    folder = make_project(tmp_path_factory.mktemp("evaluated"), tiny_model)
     training = RECIPE.split("model_name_or_path", 1)[1].replace("max_steps: 4", "max_steps: 30").replace("e-3", "e-2")
     recipe = f"kit:\n  evaluate_after: little\n  env: {{OMP_NUM_THREADS: 1}}\nmodel_name_or_path{training}"
     answers = [json.dumps({"UUID": f"A{n}", **({"mark": 3} if n % 3 else {})}) for n in range(24)]
-    fill(folder, recipe, [{"instruction": f"新闻 {n}", "input": "", "output": text} for n, text in enumerate(answers)])
-    shutil.copytree(tiny_model, folder / "models" / "tiny")
+    rows = [{"instruction": f"新闻 {n}", "input": "", "output": text} for n, text in enumerate(answers)]
+    (folder / "recipes" / "tiny.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "data" / "little.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     done = run(["train", "tiny"], folder, LONGEST)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "evaluation on little, 24 rows" in done.stdout
@@ -119,6 +137,21 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def iis(project: Path) -> Command:
     """Run `iis-finetune` as a user does, a whole process in the project folder."""
     return lambda *words, **options: run(words, options.pop("cwd", project), **options)
+
+
+@pytest.fixture
+def quick(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Like `iis`, in this very process: for what needs no process of its own."""
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(project)
+        monkeypatch.setattr(sys, "argv", ["iis-finetune", *words])
+        capsys.readouterr()
+        code = cli.run()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return call
 
 
 def run(words: Sequence[str], folder: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The command line as whole processes: what a mistake gets, what is documented of exit codes and JSON."""
+"""The command line: what a mistake gets, what is documented of exit codes and JSON."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BAD_FILES = {
 }
 
 
-def test_plan_prints_the_tables_advice_without_following_it(iis: Command) -> None:
-    said = iis("plan", "tiny", "--on", "mi50").stdout
+def test_plan_prints_the_tables_advice_without_following_it(quick: Command) -> None:
+    said = quick("plan", "tiny", "--on", "mi50").stdout
     assert "advice, not followed by itself" in said and "fp16 with sdpa" in said and "(unconfirmed)" in said
     assert "  IIS_PRECISION=fp32" in said
 
@@ -48,42 +48,42 @@ def test_plan_prints_the_tables_advice_without_following_it(iis: Command) -> Non
     ],
     ids=str,
 )
-def test_a_slip_of_the_fingers_gets_the_words_that_were_meant(iis: Command, words: tuple[str, ...], said: str) -> None:
-    done = iis(*words)
+def test_a_slip_of_the_finger_gets_the_word_that_was_meant(quick: Command, words: tuple[str, ...], said: str) -> None:
+    done = quick(*words)
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_spaces_around_an_equals_sign_are_taken_for_what_they_mean(iis: Command) -> None:
-    made = json.loads(iis("plan", "tiny", "lora_rank", "=", "4", "max_steps=2", "--json").stdout)
+def test_spaces_around_an_equals_sign_are_taken_for_what_they_mean(quick: Command) -> None:
+    made = json.loads(quick("plan", "tiny", "lora_rank", "=", "4", "max_steps=2", "--json").stdout)
     assert (made["arguments"]["lora_rank"], made["arguments"]["max_steps"]) == (4, 2)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_recipes_that_stand_on_each_other_are_told_so(iis: Command, project: Path, method: str) -> None:
+def test_recipes_that_stand_on_each_other_are_told_so(quick: Command, project: Path, method: str) -> None:
     for name, other in (("one", "two"), ("two", "one")):
         text = RECIPE.replace("kit:\n", f"kit:\n  base: {other}\n").replace("model_name_or_path: models/tiny\n", "")
         (project / "recipes" / f"{name}.yaml").write_text(text.replace("type: lora", f"type: {method}"))
-    done = iis("check", "one")
+    done = quick("check", "one")
     assert done.returncode == 2 and "forms a cycle" in done.stderr, done.stderr
 
 
 def test_a_method_that_cannot_go_on_from_an_adapter_is_refused_before_the_adapter_is_made(
-    iis: Command, project: Path
+    quick: Command, project: Path
 ) -> None:
     text = RECIPE.replace("kit:\n", "kit:\n  base: tiny\n").replace("model_name_or_path: models/tiny\n", "")
     (project / "recipes" / "after.yaml").write_text(text)
-    assert iis("check", "after").returncode == 0
-    done = iis("check", "after", "finetuning_type=full", "lora_rank=null", "lora_target=null")
+    assert quick("check", "after").returncode == 0
+    done = quick("check", "after", "finetuning_type=full", "lora_rank=null", "lora_target=null")
     assert done.returncode == 2 and "an adapter is loaded with finetuning_type lora only" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(("content", "words", "line"), BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_bad_recipe_is_a_problem_with_file_and_line_and_nothing_is_started(
-    iis: Command, project: Path, content: str | bytes, words: str, line: int | None
+    quick: Command, project: Path, content: str | bytes, words: str, line: int | None
 ) -> None:
     file = project / "recipes" / "bad.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    done = iis("train", "bad")
+    done = quick("train", "bad")
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
     where = f"recipes/bad.yaml:{line}" if line else "recipes/bad.yaml"
@@ -107,49 +107,49 @@ BAD_WORDS = {
 
 @pytest.mark.parametrize(("words", "said"), BAD_WORDS.items(), ids=" ".join)
 def test_a_bad_word_on_the_command_line_is_a_sentence_and_exit_code_2(
-    iis: Command, project: Path, words: tuple[str, ...], said: str
+    quick: Command, project: Path, words: tuple[str, ...], said: str
 ) -> None:
-    done = iis(*words)
+    done = quick(*words)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
     assert not (project / "runs").exists()
 
 
-def test_a_data_file_that_is_missing_is_named(iis: Command, project: Path) -> None:
+def test_a_data_file_that_is_missing_is_named(quick: Command, project: Path) -> None:
     (project / "data" / "little.json").unlink()
-    done = iis("check", "tiny", "--json")
+    done = quick("check", "tiny", "--json")
     problems = json.loads(done.stdout)["problems"]
     assert done.returncode == 2
     assert any(each["kind"] == "missing" and "little.json" in each["what"] for each in problems)
 
 
-def test_ten_problems_are_ten_problems_in_file_order(iis: Command, project: Path) -> None:
+def test_ten_problems_are_ten_problems_in_file_order(quick: Command, project: Path) -> None:
     wrong = ["lora_rnak: 8", "flash_attn: eagr", "learning_rate: fast", "max_steps: '2x'", "lr: 1", "bf16: maybe"]
     wrong += ["optim: adamw_hf", "evaluation_strategy: steps", "lora_dropout: 2.0", "dataset: nowhere"]
     head = [
         line for line in RECIPE.splitlines() if not line.startswith(("dataset", "learning", "max_steps", "lora_rank"))
     ]
     (project / "recipes" / "ten.yaml").write_text("\n".join([*head, *wrong]) + "\n")
-    done = iis("check", "ten", "--json")
+    done = quick("check", "ten", "--json")
     found = [each["line"] for each in json.loads(done.stdout)["problems"] if each["severity"] == "error"]
     first = len(head) + 1
     assert found == sorted(found) and set(range(first, first + 10)) <= set(found)
 
 
-def test_check_of_a_good_recipe_is_fine_and_names_the_next_command(iis: Command) -> None:
-    done = iis("check", "tiny")
+def test_check_of_a_good_recipe_is_fine_and_names_the_next_command(quick: Command) -> None:
+    done = quick("check", "tiny")
     assert done.returncode == 0, done.stderr
     assert "next: iis-finetune train tiny" in done.stdout
 
 
-def test_a_hub_model_that_is_not_here_is_a_warning(iis: Command) -> None:
-    done = iis("check", "tiny", "model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct", "--json")
+def test_a_hub_model_that_is_not_here_is_a_warning(quick: Command) -> None:
+    done = quick("check", "tiny", "model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct", "--json")
     problems = json.loads(done.stdout)["problems"]
     assert done.returncode == 0, problems
     assert [each["kind"] for each in problems if "not on disk" in each["what"]] == ["missing"]
 
 
-def test_json_documents_have_their_documented_keys(iis: Command) -> None:
+def test_json_documents_have_their_documented_keys(quick: Command) -> None:
     keys = {
         ("plan", "tiny"): {
             "recipe",
@@ -166,33 +166,33 @@ def test_json_documents_have_their_documented_keys(iis: Command) -> None:
         ("runs",): {"runs"},
     }
     for words, expected in keys.items():
-        assert set(json.loads(iis(*words, "--json").stdout)) == expected
-    problem = json.loads(iis("check", "tiny", "lora_rnak=1", "--json").stdout)["problems"][0]
+        assert set(json.loads(quick(*words, "--json").stdout)) == expected
+    problem = json.loads(quick("check", "tiny", "lora_rnak=1", "--json").stdout)["problems"][0]
     assert set(problem) == {"severity", "kind", "what", "where", "file", "line", "key", "fix"}
-    nothing = json.loads(iis("check", "nosuch", "--json").stdout)
+    nothing = json.loads(quick("check", "nosuch", "--json").stdout)
     assert set(nothing) == {"recipe", "machine", "problems"} and nothing["problems"]
 
 
-def test_planning_for_another_machine_ignores_this_one(iis: Command) -> None:
-    made = json.loads(iis("plan", "tiny", "--on", "mi50x2", "--json").stdout)
+def test_planning_for_another_machine_ignores_this_one(quick: Command) -> None:
+    made = json.loads(quick("plan", "tiny", "--on", "mi50x2", "--json").stdout)
     assert made["machine"] == "mi50x2" and made["environment"]["NPROC_PER_NODE"] == "2"
 
 
-def test_a_recipe_is_copied_and_never_over_another(iis: Command, project: Path) -> None:
-    assert iis("recipes", "--copy", "tiny", "mine").returncode == 0
+def test_a_recipe_is_copied_and_never_over_another(quick: Command, project: Path) -> None:
+    assert quick("recipes", "--copy", "tiny", "mine").returncode == 0
     assert (project / "recipes" / "mine.yaml").read_text() == RECIPE
     (project / "recipes" / "mine.yaml").write_text("a: 1\n")
-    done = iis("recipes", "--copy", "tiny", "mine")
+    done = quick("recipes", "--copy", "tiny", "mine")
     assert done.returncode == 2 and "exists already" in done.stderr
     assert (project / "recipes" / "mine.yaml").read_text() == "a: 1\n"
 
 
-def test_own_data_is_registered_and_trains_by_its_name(iis: Command, project: Path) -> None:
+def test_own_data_is_registered_and_trains_by_its_name(quick: Command, project: Path) -> None:
     (project / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n')
-    added = iis("data", "add", "mine.jsonl")
+    added = quick("data", "add", "mine.jsonl")
     assert added.returncode == 0, added.stderr
     assert set(json.loads((project / "data" / "dataset_info.json").read_text())) == {"little", "mine"}
-    assert iis("check", "tiny", "dataset=mine").returncode == 0
+    assert quick("check", "tiny", "dataset=mine").returncode == 0
 
 
 @pytest.mark.parametrize("words", [("check", "tiny", "dataset=many"), ("data", "check", "many")], ids=" ".join)
@@ -214,27 +214,27 @@ def test_full_reads_every_row_and_a_terminal_sees_a_bar_when_that_takes_long(
     said = []
     for full in ((), ("--full",)):
         monkeypatch.setattr(sys, "argv", ["iis-finetune", *words, *full])
-        assert cli._code() == 0
+        assert cli.run() == 0
         said.append(capsys.readouterr().err)
     assert ["1 of 4002 rows are dropped" in each for each in said] == [False, True]
     assert ["reading rows" in each for each in said] == [terminal, terminal]
 
 
 def test_any_llamafactory_yaml_anywhere_is_a_recipe(
-    iis: Command, project: Path, tmp_path_factory: pytest.TempPathFactory
+    quick: Command, project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     lines = [line for line in RECIPE.splitlines() if not line.startswith(("kit", " "))]
     foreign = tmp_path_factory.mktemp("elsewhere") / "some where.yaml"
     foreign.write_text("\n".join([*lines, "output_dir: saves/x", "overwrite_output_dir: true"]) + "\n")
-    done = iis("plan", str(foreign), "--json")
+    done = quick("plan", str(foreign), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["arguments"]["output_dir"] == "{run}/output"
-    assert iis("check", str(project / "recipes" / "tiny.yaml")).returncode == 0
+    assert quick("check", str(project / "recipes" / "tiny.yaml")).returncode == 0
 
 
 def test_verbs_before_training_import_nothing_heavy(project: Path) -> None:
     code = (
-        "import sys\nfrom iis_finetune import cli\nsys.argv = ['x', *sys.argv[1:]]\ncode = cli._code()\n"
+        "import sys\nfrom iis_finetune import cli\nsys.argv = ['x', *sys.argv[1:]]\ncode = cli.run()\n"
         "heavy = {'torch', 'transformers', 'llamafactory', 'datasets', 'numpy', 'pandas'} & set(sys.modules)\n"
         "print(sorted(heavy), code, file=sys.stderr)"
     )
@@ -252,7 +252,7 @@ def test_a_bug_of_ours_is_one_sentence_and_a_log(
         raise RuntimeError("planted")
 
     monkeypatch.setattr(cli, "application", broken)
-    assert cli._code() == 70
+    assert cli.run() == 70
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     log = Path(re.search(r"\S+\.log", said)[0])  # type: ignore[index]
@@ -271,13 +271,13 @@ def test_a_closed_pipe_is_no_error(project: Path) -> None:
     assert child.returncode == 0 and said == b""
 
 
-def test_a_relative_path_still_leads_there_from_the_run_folder(iis: Command, project: Path) -> None:
+def test_a_relative_path_still_leads_there_from_the_run_folder(quick: Command, project: Path) -> None:
     (project / "zero.json").write_text("{}")
-    made = json.loads(iis("plan", "tiny", "deepspeed=zero.json", "dataset_dir=data", "--json").stdout)
+    made = json.loads(quick("plan", "tiny", "deepspeed=zero.json", "dataset_dir=data", "--json").stdout)
     assert made["arguments"]["deepspeed"] == str(project / "zero.json")
     assert made["arguments"]["dataset_dir"] == str(project / "data")
 
 
-def test_keys_of_the_verbs_after_training_do_not_reach_it(iis: Command) -> None:
-    made = json.loads(iis("plan", "tiny", "infer_backend=vllm", "export_size=2", "--json").stdout)
+def test_keys_of_the_verbs_after_training_do_not_reach_it(quick: Command) -> None:
+    made = json.loads(quick("plan", "tiny", "infer_backend=vllm", "export_size=2", "--json").stdout)
     assert not {"infer_backend", "export_size"} & set(made["arguments"])

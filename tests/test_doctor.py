@@ -446,7 +446,7 @@ def test_a_quick_look_imports_nothing_heavy_and_its_exit_code_follows_from_its_p
 import sys
 from iis_finetune import cli
 sys.argv[1:] = ["doctor", "tiny", "--quick", "--json"]
-code = cli._code()
+code = cli.run()
 print(sorted({"torch", "transformers", "llamafactory"} & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """

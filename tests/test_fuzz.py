@@ -59,7 +59,7 @@ def code_of(*words: str) -> tuple[int, str]:
     before, sys.argv = sys.argv, ["iis-finetune", *words]
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = cli._code()
+            code = cli.run()
     finally:
         sys.argv = before
     return code, said.getvalue()

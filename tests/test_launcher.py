@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run
+from conftest import make_project, run
 from test_plan import SMALL, make
-from test_survival import make_project
+from test_survival import add_data
 
 from iis_finetune.hook import iis_training_hook as hook
-from iis_finetune.plan.launcher import SHARDED, deepspeed_config
+from iis_finetune.plan.processes import SHARDED, deepspeed_config
 from iis_finetune.runs import Run
 
 ALIKE = {
@@ -36,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
     pytest.importorskip("deepspeed")
     project = tmp_path_factory.mktemp("launchers")
     make_project(project, tiny_model)
+    add_data(project)
     for words in ALIKE.values():
         done = run(["train", "tiny", *WORDS, *words], project)
         assert done.returncode == 0, done.stdout + done.stderr

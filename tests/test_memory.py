@@ -9,23 +9,32 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from iis_finetune.arguments import trained_with
 from iis_finetune.models import ModelFacts, look
 from iis_finetune.plan.memory import Workload, estimate
 
 ROOT = Path(__file__).parent.parent
 QWEN = look("Qwen/Qwen2.5-7B-Instruct", Path("nowhere"))
+STATED = {
+    "lora_rank": 64,
+    "lora_dropout": 0.05,
+    "cutoff_len": 1024,
+    "optim": "adamw_torch",
+    "per_device_train_batch_size": 1,
+}
 MI50 = Workload(
+    settings=trained_with(STATED),
     precision="fp32",
-    lora_rank=64,
-    lora_dropout=0.05,
-    cutoff_len=1024,
     attention="disabled",
-    optimizer="adamw_torch",
-    accelerator="rocm",
+    launcher="single",
     processes=2,
+    accelerator="rocm",
+    fused_attention=True,
+    accumulates=True,
 )
 
 
@@ -45,8 +54,14 @@ def test_the_estimate_is_near_what_torch_allocates() -> None:
     assert min(errors) >= -0.05
 
 
-def need(launcher: str, **other: object) -> float:
-    found = estimate(QWEN, replace(MI50, launcher=launcher, **other), 31.98).per_device_gib  # type: ignore[arg-type]
+OF_WORKLOAD = ("precision", "attention", "fused_attention")
+
+
+def need(launcher: str, **other: Any) -> float:
+    stated = {**STATED, **{name: value for name, value in other.items() if name not in OF_WORKLOAD}}
+    beside = {name: value for name, value in other.items() if name in OF_WORKLOAD}
+    work = replace(MI50, settings=trained_with(stated), launcher=launcher, **beside)
+    found = estimate(QWEN, work, 31.98).per_device_gib
     assert found is not None
     return found
 
@@ -73,7 +88,9 @@ def test_items_add_up_to_the_peak_and_the_largest_is_named() -> None:
 
 def test_adapter_weights_follow_from_rank_and_targets() -> None:
     # 64 x (inputs + outputs) of q and v in each of 28 blocks, in fp32
-    found = estimate(QWEN, replace(MI50, lora_target="q_proj,v_proj"), None).items["trained weights"]
+    found = estimate(
+        QWEN, replace(MI50, settings=trained_with({**STATED, "lora_target": "q_proj,v_proj"})), None
+    ).items["trained weights"]
     assert found == pytest.approx(28 * 64 * (3584 + 3584 + 3584 + 512) * 4 / 2**30)
 
 
@@ -89,17 +106,17 @@ def test_an_unknown_model_has_no_estimate() -> None:
         ({"precision": "bf16"}, {"precision": "fp32"}),
         ({"quantization_bit": 4}, {"quantization_bit": 8}),
         ({"quantization_bit": 8}, {}),
-        ({}, {"gradient_checkpointing": False}),
-        ({}, {"micro_batch_size": 4}),
+        ({}, {"disable_gradient_checkpointing": True}),
+        ({}, {"per_device_train_batch_size": 4}),
         ({}, {"cutoff_len": 2048}),
         ({"lora_rank": 8}, {"lora_rank": 128}),
-        ({}, {"method": "full"}),
+        ({}, {"finetuning_type": "full"}),
         ({"attention": "sdpa", "cutoff_len": 16384}, {"attention": "disabled", "cutoff_len": 16384}),
         (
             {"attention": "sdpa", "cutoff_len": 16384},
             {"attention": "sdpa", "cutoff_len": 16384, "fused_attention": False},
         ),
-        ({"method": "full", "optimizer": "paged_adamw_8bit"}, {"method": "full"}),
+        ({"finetuning_type": "full", "optim": "paged_adamw_8bit"}, {"finetuning_type": "full"}),
     ],
 )
 def test_what_costs_more_is_estimated_higher(less: dict[str, object], more: dict[str, object]) -> None:

@@ -16,14 +16,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command
-from test_resume import python  # noqa: F401 - a fixture
 from test_survival import add_data, until
 
 from iis_finetune import process, runs
 from iis_finetune.machine import interface_to, network
 from iis_finetune.observe import signs
-from iis_finetune.plan import Nodes
-from iis_finetune.runs import Run
+from iis_finetune.runs import Nodes, Run
 
 TWO = ("--nodes", "2", "--master", "10.0.0.1:29500")
 
@@ -110,7 +108,7 @@ SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nSLURM_NODEID=0 exec "
 SCONTROL = '#!/bin/bash\nif [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>"$CALLS"; fi\n'
 
 
-def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project: Path) -> None:  # noqa: F811
+def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project: Path) -> None:
     """Stand-ins for srun, scontrol and the training; the job script and the kit are real."""
     bin_folder = python.parent
     kit = bin_folder / "iis-finetune"
@@ -119,7 +117,7 @@ def test_a_slurm_job_saves_queues_itself_again_and_goes_on(python: Path, project
         (bin_folder / name).write_text(text)
     for name in ("srun", "scontrol", "iis-finetune"):
         (bin_folder / name).chmod(0o755)
-    named = {"PYTHONPATH": str(ROOT), "CALLS": str(project / "calls"), "FAKE_STEP_SECONDS": "1"}
+    named = {"PYTHONPATH": str(ROOT), "CALLS": str(project / "calls"), "FAKE_STEP_SECONDS": "0.4"}
     slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
     environment = {**os.environ, **named, **slurm, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     subprocess.run([str(kit), "slurm", "tiny", "--to", "job.sbatch"], cwd=project, env=environment, check=True)

@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,24 +18,7 @@ from conftest import ROOT
 from iis_finetune import runs
 from iis_finetune.runs import Run
 
-FAKE = Path(__file__).parent / "fake_training.py"
 Kit = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with all of this one's packages, beside which another `llamafactory-cli` stands."""
-    folder = tmp_path_factory.mktemp("environment")
-    (folder / "bin").mkdir()
-    real = Path(sys.executable).resolve()
-    (folder / "pyvenv.cfg").write_text(f"home = {real.parent}\ninclude-system-site-packages = false\n")
-    (folder / "bin" / "python").symlink_to(real)
-    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
-    program = folder / "bin" / "llamafactory-cli"
-    program.write_text(f'#!/bin/sh\nexec "{real}" -S "{FAKE}" "$@"\n')
-    program.chmod(0o755)
-    (folder / "bin" / "torchrun").symlink_to(program)  # only looked for: the program above starts its own workers
-    return folder / "bin" / "python"
 
 
 @pytest.fixture
@@ -126,42 +108,14 @@ def test_changed_data_and_arguments_are_listed_and_refused_unless_accepted(kit: 
     assert runs.attempts(run)[-1].from_checkpoint == "checkpoint-4"
 
 
-@pytest.mark.parametrize("change", ["learning_rate=0.5", "lora_rank=2", "optim=sgd"])
-def test_what_a_checkpoint_would_ignore_or_not_fit_is_refused_even_then(kit: Kit, project: Path, change: str) -> None:
+def test_what_a_checkpoint_would_ignore_or_not_fit_is_refused_even_then(kit: Kit, project: Path) -> None:
     assert kit("train", "tiny", told=[at(5, "term")]).returncode == 1
-    refused = kit("resume", "last", change, "--accept-changes")
-    assert refused.returncode == 2 and change.partition("=")[0] in refused.stderr, refused.stderr
-    assert kit("resume", "last").returncode == 0
-
-
-def test_another_number_of_processes_is_refused(kit: Kit, project: Path) -> None:
-    assert kit("train", "tiny", told=[at(5, "term")]).returncode == 1
+    for change in ("learning_rate=0.5", "lora_rank=2", "optim=sgd"):
+        refused = kit("resume", "last", change, "--accept-changes")
+        assert refused.returncode == 2 and change.partition("=")[0] in refused.stderr, refused.stderr
     refused = kit("resume", "last", "kit.devices=2")
     assert refused.returncode == 2 and "processes was 1 and is 2 now" in refused.stderr
-
-
-def test_out_of_memory_is_planned_anew_with_the_same_global_batch(kit: Kit, project: Path) -> None:
-    done = kit("train", "tiny", told=[at(5, "oom")])
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = only(project)
-    text = run.arguments.read_text()
-    assert "per_device_train_batch_size: 1\n" in text and "gradient_accumulation_steps: 4\n" in text
-    assert runs.attempts(run)[1].changed == {"micro_batch": 1}
-
-
-def test_nan_in_bf16_is_planned_anew_in_fp32(kit: Kit, project: Path) -> None:
-    done = kit("train", "tiny", "kit.precision=bf16", told=[at(5, "nan")], FAKE_MIXED="bf16")
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = only(project)
-    decided = json.loads(run.decisions.read_text())
-    assert decided["precision"] == "fp32" and decided["environment"]["IIS_PRECISION"] == "fp32"
-    assert "bf16: false" in run.arguments.read_text() and runs.attempts(run)[1].changed == {"precision": "fp32"}
-
-
-def test_a_precision_stated_in_llamafactorys_words_gives_way_too(kit: Kit, project: Path) -> None:
-    done = kit("train", "tiny", "bf16=true", told=[at(5, "nan")], FAKE_MIXED="bf16")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(only(project).decisions.read_text())["precision"] == "fp32"
+    assert kit("resume", "last").returncode == 0
 
 
 def test_status_is_strict_json_with_every_key(kit: Kit, project: Path) -> None:

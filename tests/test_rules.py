@@ -14,11 +14,11 @@ from conftest import TINY
 from rule_cases import ELSEWHERE, FAULTS, TRAIN, Fault
 
 from iis_finetune import launch, machine, models, preflight, rules
-from iis_finetune.arguments import check, frozen_table
+from iis_finetune.arguments import Settings, check, frozen_table
 from iis_finetune.errors import Place, Problem
 from iis_finetune.preflight import here
 from iis_finetune.recipe import Entry, Kit, Recipe
-from iis_finetune.rules.check import RULES
+from iis_finetune.rules import OWN, RULES
 from iis_finetune.runs import Workspace
 
 TABLE = frozen_table()
@@ -131,9 +131,11 @@ def test_the_recipes_that_the_faults_are_put_into_have_none(world: Path, monkeyp
 
 
 def test_every_number_of_the_list_has_a_case_or_a_reason() -> None:
-    numbers = {fault.number for fault in FAULTS} - {0}
-    assert numbers | set(ELSEWHERE) == set(range(1, 101))
+    numbers = {fault.number for fault in FAULTS} - {OWN}
+    of_rules = {rule.number for rule in RULES} - {OWN}
+    assert of_rules <= numbers, "every rule's number has a case"
     assert not numbers & set(ELSEWHERE)
+    assert all(ELSEWHERE.values()) and len(numbers | set(ELSEWHERE)) == max(numbers | set(ELSEWHERE))
 
 
 def test_every_rule_is_met_by_a_case(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +159,7 @@ def case_of(lines: dict[str, Any], on: str, world: Path, **more: Any) -> rules.C
     facts = models.look(str(lines.get("model_name_or_path", "")).removeprefix("models/"), world / "models")
     processes = len(host.devices) or (kit.devices if isinstance(kit.devices, int) else 1)
     launcher = "deepspeed" if "deepspeed" in lines else "fsdp" if "fsdp" in lines else "ddp"
-    case = rules.Case(Recipe("r", Path("r.yaml"), entries, kit), stated, TABLE, host, facts, processes)
+    case = rules.Case(Recipe("r", Path("r.yaml"), entries, kit), Settings(TABLE, stated), host, facts, processes)
     case = replace(case, launcher=launcher if processes > 1 or launcher != "ddp" else "single", rows=32)
     return replace(case, precision="as-saved" if kit.precision == "as-saved" else "fp32", **more)
 
@@ -206,12 +208,11 @@ def test_checkpoints_are_counted_as_llamafactory_writes_them(world: Path) -> Non
     lines = {**TRAIN, "lora_rank": 8, "save_steps": 5, "max_steps": 20}
     case = case_of(lines, "cpu", world)
     trained = 2 * 8 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))  # q and o, k and v, three of the MLP; two layers
-    assert rules.checkpoint_bytes(case.model, case.arguments) == trained * 12
     assert rules.disk_bytes(case) == 4 * trained * 12 + trained * 4
     limited = case_of({**lines, "save_total_limit": 1}, "cpu", world)
     assert rules.disk_bytes(limited) == 2 * trained * 12 + trained * 4
     whole = case_of({**lines, "finetuning_type": "full", "save_only_model": True}, "cpu", world)
-    assert rules.checkpoint_bytes(whole.model, whole.arguments) == (whole.model.parameters or 0) * 4
+    assert rules.disk_bytes(whole) == 5 * (whole.model.parameters or 0) * 4
     assert rules.disk_bytes(case_of({**lines, "model_name_or_path": "who/knows"}, "cpu", world)) is None
 
 

@@ -103,7 +103,7 @@ def test_an_attempt_is_one_line_that_is_completed_not_repeated(workspace: Worksp
     run = runs.create(workspace, "a")
     first = Attempt(1, 0.0, GONE, process=GONE, workers=(GONE,))
     runs.record(run, first)
-    runs.end(run, first, "failed", "out of memory")
+    runs.record(run, replace(first, ending="failed", why="out of memory"))
     runs.record(run, Attempt(2, 1.0, GONE))
     read = runs.attempts(run)
     assert [attempt.attempt for attempt in read] == [1, 2]

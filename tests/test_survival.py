@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_project
 from conftest import run as command
 from safetensors.numpy import load_file, save_file
 
@@ -34,6 +34,7 @@ WORDS = (
     "kit.env={OMP_NUM_THREADS: 1}",
 )
 WAIT_SECONDS = 240.0
+Adapter = Callable[[], str]  # its digest, once it is there
 
 
 def add_data(folder: Path) -> None:
@@ -101,26 +102,18 @@ def trainer(run: Run) -> process.Identity:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> str:
-    """The adapter of the run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    make_project(folder, tiny_model)
-    run = train(folder)
-    assert ended(run) == "finished", (run.log).read_text()[-2000:]
-    assert len(runs.attempts(run)) == 1
-    return adapter(run)
-
-
-def make_project(folder: Path, tiny_model: Path) -> None:
-    from conftest import RECIPE
-
-    for name in ("recipes", "data", "models"):
-        (folder / name).mkdir()
-    (folder / "recipes" / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    (folder / "models" / "tiny").symlink_to(tiny_model)
-    columns = {"prompt": "instruction", "query": "input", "response": "output"}
-    (folder / "data" / "dataset_info.json").write_text(json.dumps({"little": {"file_name": "x", "columns": columns}}))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Adapter:
+    """The adapter of the run that nothing happened to; it trains beside the test that asks for it first."""
+    folder = make_project(tmp_path_factory.mktemp("undisturbed"), tiny_model)
     add_data(folder)
+    run = train(folder)
+
+    def finished() -> str:
+        assert ended(run) == "finished", run.log.read_text()[-2000:]
+        assert len(runs.attempts(run)) == 1
+        return adapter(run)
+
+    return finished
 
 
 def kill_at(run: Run, step: int) -> None:
@@ -129,17 +122,17 @@ def kill_at(run: Run, step: int) -> None:
     process.send(process.tree(trainer(run)), signal.SIGKILL)
 
 
-def test_a_killed_run_ends_byte_identical(place: Path, undisturbed: str) -> None:
+def test_a_killed_run_ends_byte_identical(place: Path, undisturbed: Adapter) -> None:
     run = train(place)
     kill_at(run, 10)
     assert ended(run) == "finished", runs.events(run)
     assert [attempt.ending for attempt in runs.attempts(run)] == ["interrupted", "finished"]
     assert runs.attempts(run)[1].from_checkpoint in ("checkpoint-8", "checkpoint-12")
-    assert adapter(run) == undisturbed
+    assert adapter(run) == undisturbed()
 
 
 @pytest.mark.slow
-def test_three_kills_one_of_them_during_a_save_end_byte_identical(place: Path, undisturbed: str) -> None:
+def test_three_kills_one_of_them_during_a_save_end_byte_identical(place: Path, undisturbed: Adapter) -> None:
     run = train(place)
     kill_at(run, 5)
     until(lambda: (run.output / "checkpoint-12").is_dir() or not living(run), "a save")
@@ -147,11 +140,11 @@ def test_three_kills_one_of_them_during_a_save_end_byte_identical(place: Path, u
     until(lambda: len(runs.attempts(run)) == 3 or not living(run), "the third attempt")
     kill_at(run, 17)
     assert ended(run) == "finished", runs.events(run)
-    assert len(runs.attempts(run)) == 4 and adapter(run) == undisturbed
+    assert len(runs.attempts(run)) == 4 and adapter(run) == undisturbed()
 
 
 @pytest.mark.extended
-def test_ten_kills_at_random_moments_end_byte_identical(place: Path, undisturbed: str) -> None:
+def test_ten_kills_at_random_moments_end_byte_identical(place: Path, undisturbed: Adapter) -> None:
     chance = random.Random(7)
     run = train(place)
     for number in range(10):
@@ -170,11 +163,11 @@ def test_ten_kills_at_random_moments_end_byte_identical(place: Path, undisturbed
     if runs.state(run) == "failed":  # three kills in a row hit before a checkpoint: the user starts it again
         run = train(place, first=("resume", "last"))
     assert ended(run) == "finished", runs.events(run)
-    assert adapter(run) == undisturbed
+    assert adapter(run) == undisturbed()
 
 
 @pytest.mark.slow
-def test_a_kill_of_everything_and_a_resume_by_hand_end_byte_identical(place: Path, undisturbed: str) -> None:
+def test_a_kill_of_everything_and_a_resume_by_hand_end_byte_identical(place: Path, undisturbed: Adapter) -> None:
     run = train(place)
     until(lambda: step_of(run) >= 10, "step 10")
     supervisor = runs.attempts(run)[-1].supervisor
@@ -182,11 +175,11 @@ def test_a_kill_of_everything_and_a_resume_by_hand_end_byte_identical(place: Pat
     assert runs.state(run) == "interrupted"
     assert command(["resume", "last", "--background"], place).returncode == 0
     until(lambda: living(run) or len(runs.attempts(run)) > 1, "the resume")
-    assert ended(run) == "finished" and adapter(run) == undisturbed
+    assert ended(run) == "finished" and adapter(run) == undisturbed()
 
 
 @pytest.mark.slow
-def test_a_training_whose_supervisor_is_killed_saves_and_ends_by_itself(place: Path, undisturbed: str) -> None:
+def test_a_training_whose_supervisor_is_killed_saves_and_ends_by_itself(place: Path, undisturbed: Adapter) -> None:
     run = train(place)
     until(lambda: step_of(run) >= 6, "step 6")
     who = trainer(run)
@@ -195,7 +188,7 @@ def test_a_training_whose_supervisor_is_killed_saves_and_ends_by_itself(place: P
     assert runs.state(run) == "interrupted" and runs.faults(run.checkpoints()[-1]) == []
     assert command(["resume", "last", "--background"], place).returncode == 0
     until(lambda: living(run) or len(runs.attempts(run)) > 1, "the resume")
-    assert ended(run) == "finished" and adapter(run) == undisturbed
+    assert ended(run) == "finished" and adapter(run) == undisturbed()
 
 
 def stop_and_resume(place: Path, step: int) -> Run:
@@ -215,14 +208,14 @@ def stop_and_resume(place: Path, step: int) -> Run:
 
 
 @pytest.mark.slow
-def test_a_stop_and_a_resume_end_byte_identical(place: Path, undisturbed: str) -> None:
-    assert adapter(stop_and_resume(place, 9)) == undisturbed
+def test_a_stop_and_a_resume_end_byte_identical(place: Path, undisturbed: Adapter) -> None:
+    assert adapter(stop_and_resume(place, 9)) == undisturbed()
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("step", [1, 8, 18])
-def test_stops_at_three_points_end_byte_identical(place: Path, undisturbed: str, step: int) -> None:
-    assert adapter(stop_and_resume(place, step)) == undisturbed
+def test_stops_at_three_points_end_byte_identical(place: Path, undisturbed: Adapter, step: int) -> None:
+    assert adapter(stop_and_resume(place, step)) == undisturbed()
 
 
 @pytest.mark.slow
@@ -246,7 +239,7 @@ def test_two_processes_stopped_resumed_or_robbed_of_one_end_byte_identical(place
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_only_its_end_is_not_trained_a_step_too_far(place: Path, undisturbed: str) -> None:
+def test_a_run_that_lost_only_its_end_is_not_trained_a_step_too_far(place: Path, undisturbed: Adapter) -> None:
     """Killed between the last checkpoint and the final weights: transformers would take one more step."""
     run = train(place)
     assert ended(run) == "finished"
@@ -256,7 +249,7 @@ def test_a_run_that_lost_only_its_end_is_not_trained_a_step_too_far(place: Path,
     resumed = command(["resume", "last"], place)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert runs.attempts(run)[-1].from_checkpoint == f"checkpoint-{STEPS}"
-    assert adapter(run) == undisturbed and not (run.output / f"checkpoint-{STEPS + 1}").exists()
+    assert adapter(run) == undisturbed() and not (run.output / f"checkpoint-{STEPS + 1}").exists()
 
 
 def hung_up(folder: Path, words: list[str]) -> None:

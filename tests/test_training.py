@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command, run
+from conftest import ROOT, Command, make_project, run
 from hub_server import Hub
 
 from iis_finetune import runs
@@ -31,10 +31,7 @@ def content(path: Path) -> Any:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project in a folder with a space in its name, with one finished run; several tests look at it."""
-    import conftest
-
-    folder = tmp_path_factory.mktemp("a project")
-    conftest.project.__wrapped__(folder, tiny_model)  # type: ignore[attr-defined]
+    folder = make_project(tmp_path_factory.mktemp("a project"), tiny_model)
     done = run(["train", "tiny"], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout").write_text(done.stdout)

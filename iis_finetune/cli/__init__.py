@@ -31,7 +31,7 @@ VERBS = {
     "models": ("download.models", "The base models on disk."),
     "data": ("data.app", "Register and check your own data sets."),
     "train": ("train.train", "Check, fetch what is missing, train, watch."),
-    "slurm": ("plan.slurm", "A Slurm job of a recipe, over one machine or several."),
+    "slurm": ("slurm.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("runs.runs_", "List the runs, or delete one."),
     "status": ("runs.status", "One run: state, step, loss, processes, events."),
     "watch": ("runs.watch", "Follow a run; Ctrl-C leaves it alone."),
@@ -92,14 +92,15 @@ def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
     sys.argv += ["--help"] * (len(sys.argv) == 1)
     gc.set_threshold(200_000, 50, 50)  # Python's own 700 looks for garbage hundreds of times while a verb starts
-    code = _code()
+    code = run()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing is left to do: taking the interpreter down would cost every verb 40 ms more
 
 
-def _code() -> int:
+def run() -> int:
+    """Run the verb that `sys.argv` names; its exit code."""
     try:
         return int(application(sys.argv[1:2])(standalone_mode=False) or 0)
     except KitError as error:

@@ -1,23 +1,20 @@
-"""The verbs check, plan and slurm: what would run, and what is wrong with it."""
+"""The verbs check and plan: what is wrong with a recipe, and what would run."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import dataset, launch, machine, preflight
-from ..errors import Problem, exit_code
+from .. import dataset, machine, preflight
+from ..errors import exit_code
 from ..plan import UNNAMED, Plan
-from ..runs import write
 from . import show
 from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question
 
-To = Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it there instead of printing it.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
 
 
@@ -64,7 +61,7 @@ def plan(
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
     asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
     examined = preflight.examine(asked)
-    commands = launch.node_commands(examined.plan, shlex.join([recipe, *(overrides or ())])) if nodes > 1 else []
+    commands = _node_commands(examined.plan, shlex.join([recipe, *(overrides or ())])) if nodes > 1 else []
     if as_json:
         content = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
         show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
@@ -77,27 +74,10 @@ def plan(
     raise typer.Exit(exit_code(examined.problems))
 
 
-def slurm(recipe: RecipeName, overrides: Overrides = None, nodes: Number = 1, on: On = None, to: To = None) -> None:
-    """A Slurm job of a recipe, printed or written to a file; it saves and queues itself again when told to leave."""
-    asked = question(recipe, overrides, on, rows=False)
-    examined = preflight.examine(replace(asked, nodes=nodes_of(nodes, 0, f"{UNNAMED}:29500")))
-    problems = [*examined.problems, *_unmade(examined)]
-    show.problems(problems)
-    if exit_code(problems):
-        raise typer.Exit(exit_code(problems))
-    text = launch.sbatch(examined.plan, shlex.join([recipe, *(overrides or ())]), nodes)
-    if to is None:
-        show.line(text.rstrip())
-    else:
-        write(to, text)
-        show.line(f"written: {to}\nnext: sbatch {shlex.quote(str(to))}")
+def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:
+    from .. import launch  # 12 ms that the other plans need not wait for
 
-
-def _unmade(examined: preflight.Examined) -> list[Problem]:
-    """A base that has still to be trained: every node would, each for itself."""
-    missing = [base.recipe for base in (examined.base, examined.reward) if base and not base.ready]
-    place = examined.recipe.place("kit.base")
-    return [Problem(f"'{each.name}' is not trained yet", f"iis-finetune train {each.path}", place) for each in missing]
+    return launch.node_commands(made, recipe)
 
 
 def _plan_text(made: Plan, advice: Sequence[str]) -> None:

@@ -47,8 +47,8 @@ def _row(path: Path) -> dict[str, Any]:
     return {
         "recipe": path.stem,
         "model": recipe.value("model_name_or_path") or recipe.kit.base,
-        "stage": recipe.value("stage", "sft"),
-        "method": recipe.value("finetuning_type", "lora"),
+        "stage": examined.plan.settings["stage"],
+        "method": examined.plan.settings["finetuning_type"],
         "memory_gib": _rounded(examined.plan.memory.per_device_gib),
         "description": recipe.kit.description,
     }

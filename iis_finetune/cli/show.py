@@ -12,7 +12,6 @@ from typing import Any
 from ..errors import Problem, errors_of
 
 METER_AFTER_SECONDS = 1.0
-COLOURS = {"error": "red", "warning": "yellow"}
 
 
 def line(text: str = "") -> None:

@@ -3,208 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check, for_verb, table
+from ..arguments import Settings, settings_of
 from ..decision import Decision
 from ..errors import Problem, in_file_order
-from ..machine import Machine, architecture, decide_environment
-from ..models import Base, ModelFacts, needs_view, view_path
-from ..recipe import Recipe
-from ..runs import Nodes, Workspace
-from . import launcher as launchers
-from . import nodes as several
-from . import ppo, training
-from .draft import Draft
-from .memory import MemoryEstimate, Workload, estimate
-from .nodes import UNNAMED
-from .remedies import remedies
+from ..runs import Decided, Nodes
+from .choices import accumulation, attention, micro_batch, output, precision
+from .draft import Draft, Inputs
+from .fit import fit
+from .memory import MemoryEstimate
+from .processes import UNNAMED, launcher, several_nodes, several_processes
+from .starting_point import starting_point
+from .variables import environment
 
-__all__ = ["UNNAMED", "Inputs", "MemoryEstimate", "Nodes", "Plan", "make"]
+__all__ = ["UNNAMED", "Inputs", "Plan", "make"]
 
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
-HOOK = "{kit}/hook"
-AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that a plan is made from; two equal inputs give two equal plans, on any computer."""
-
-    recipe: Recipe
-    machine: Machine
-    model: ModelFacts
-    workspace: Workspace
-    base: Base | None = None
-    nodes: Nodes | None = None
-    reward: Base | None = None
+SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")
+STEPS = (
+    *(precision, attention, starting_point, micro_batch, launcher, accumulation, output),
+    *(several_processes, several_nodes, environment, fit),
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What would run. Paths hold `{run}`, `{models}`, `{data}`, `{kit}` and `{ppo}`, filled in at launch."""
+    """What would run. Paths hold `{run}`, `{models}`, `{data}`, `{kit}` and `{ppo}`, filled in at launch.
+
+    `settings` answers for every argument, also for those that LLaMA-Factory is not given; `view_of` is the model folder
+    that a precision view is made of, `files` are written into the run folder beside the arguments.
+    """
 
     recipe: str
     machine: str
+    settings: Settings
     arguments: Mapping[str, Any]
     environment: Mapping[str, str]
     command: tuple[str, ...]
     decisions: tuple[Decision, ...]
     memory: MemoryEstimate
     problems: tuple[Problem, ...]
-    processes: int
     precision: str
-    view_of: Path | None = None
-    files: Mapping[str, Any] = field(default_factory=dict)
-    nodes: Nodes | None = None
+    launcher: str
+    processes: int
+    view_of: Path | None
+    files: Mapping[str, Any]
+    nodes: Nodes | None
+
+    def decided(self) -> Decided:
+        """What a run folder keeps of it; its paths are still placeholders."""
+        return Decided(
+            recipe=self.recipe,
+            machine=self.machine,
+            precision=self.precision,
+            launcher=self.launcher,
+            processes=self.processes,
+            nodes=self.nodes,
+            arguments=self.arguments,
+            environment=self.environment,
+            command=self.command,
+            decisions=self.decisions,
+            memory=self.memory.as_json(),
+            problems=tuple(problem.as_json() for problem in self.problems),
+        )
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe,
-            "machine": self.machine,
-            "arguments": dict(self.arguments),
-            "environment": dict(self.environment),
-            "command": list(self.command),
-            "decisions": [decision.as_json() for decision in self.decisions],
-            "memory": self.memory.as_json(),
-            "problems": [problem.as_json() for problem in self.problems],
-        }
+        """What `plan --json` shows."""
+        written = asdict(self.decided())
+        return {name: written[name] for name in SHOWN}
 
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    known = table(inputs.recipe.value("stage"), inputs.workspace.ppo)
-    values, problems = check(inputs.recipe.entries.values(), known)
-    draft = Draft(inputs.recipe, for_verb(values, "train", known), problems=problems)
-    precision = training.precision(draft, inputs.machine)
-    attention = training.attention(draft, inputs.machine, precision)
-    model = _model(draft, inputs, precision)
-    workload = _workload(draft, inputs, precision, attention)
-    launcher = _launcher(draft, inputs, workload)
-    _environment(draft, inputs, launcher, precision)
-    memory = _memory(draft, inputs, workload(launcher.name, launcher.processes))
+    settings, problems = settings_of(inputs.recipe, inputs.workspace.ppo)
+    draft = Draft(inputs, settings, problems=tuple(problems))
+    for step in STEPS:
+        draft = step(draft)
     return Plan(
         recipe=inputs.recipe.name,
         machine=inputs.machine.name,
-        arguments={key: value for key, value in draft.arguments.items() if value is not None},
+        settings=draft.settings,
+        arguments=draft.arguments,
         environment=draft.environment,
         command=COMMAND,
-        decisions=tuple(draft.decisions),
-        memory=memory,
+        decisions=draft.decisions,
+        memory=draft.memory,
         problems=tuple(in_file_order(draft.problems)),
-        processes=launcher.processes,
-        precision=precision,
-        view_of=model,
+        precision=draft.precision,
+        launcher=draft.launcher.name,
+        processes=draft.launcher.processes,
+        view_of=draft.view_of,
         files=draft.files,
         nodes=inputs.nodes,
     )
-
-
-def _launcher(draft: Draft, inputs: Inputs, workload: Any) -> launchers.Launcher:
-    """Decide it, and write what follows from the number of processes and machines."""
-    nodes = inputs.nodes.number if inputs.nodes else 1
-    launcher = launchers.decide(draft, inputs.machine, lambda name, n: _needed(inputs, workload(name, n)), nodes)
-    training.batch(draft, launcher.processes)
-    training.output(draft)
-    if launcher.processes > 1:
-        training.several_processes(draft, launcher.name)
-    if inputs.nodes:
-        several.write(draft, inputs.nodes, inputs.machine, launcher.name)
-    return launcher
-
-
-def _model(draft: Draft, inputs: Inputs, precision: str) -> Path | None:
-    """Write where the model is read from; returns the folder that a precision view is made of, if one is needed."""
-    name = inputs.model.name  # a hub's, or the path of a folder that kit.base has still to make
-    expected = inputs.workspace.models / (name if Path(name).is_absolute() else name.replace("/", "--"))
-    folder = inputs.workspace.root / (inputs.model.folder or expected)
-    if inputs.base:
-        draft.decisions.append(Decision("base", inputs.base.recipe.name, "recipe", "named by kit.base"))
-    # A full training keeps FP32 weights under bf16 or fp16 autocast: rounding them first would only lose digits.
-    whole = draft.arguments.get("finetuning_type") == "full" and precision != "fp32"
-    of = folder if needs_view(inputs.model, precision) and not whole else None
-    path = view_path(folder, precision, inputs.workspace.models) if of else folder
-    draft.arguments["model_name_or_path"] = _placed(path, inputs.workspace)
-    if inputs.base:
-        training.adapters(draft, inputs.base)
-    if of:
-        draft.environment["IIS_BASE"] = _placed(folder, inputs.workspace)  # the adapter is to name it, not the view
-        reason = f"the checkpoint holds {inputs.model.dtype}; LLaMA-Factory trains in what the model folder says"
-        draft.decisions.append(Decision("precision view", _placed(path, inputs.workspace), "kit default", reason))
-    return of
-
-
-def _placed(path: Path, workspace: Workspace) -> str:
-    try:
-        return f"{{models}}/{path.relative_to(workspace.models)}"
-    except ValueError:
-        return str(path)
-
-
-def _workload(draft: Draft, inputs: Inputs, precision: str, attention: str) -> Any:
-    """A function of launcher and processes that says what the memory estimate needs to know."""
-    values = draft.arguments
-    kernels = architecture(inputs.machine.arch).get("sdpa_kernels", {})
-
-    def of(launcher: str, processes: int) -> Workload:
-        return Workload(
-            precision=precision,
-            method=values.get("finetuning_type") or "lora",
-            lora_rank=values.get("lora_rank") or 8,
-            lora_target=values.get("lora_target") or "all",
-            lora_dropout=values.get("lora_dropout") or 0.0,
-            trainable_layers=abs(values.get("freeze_trainable_layers") or 2),
-            fused_attention=kernels.get("value") != "math",
-            rows_of_a_sample=training.rows_of_a_sample(values),
-            micro_batch_size=(values.get("per_device_train_batch_size") or 1) * training.rows_of_a_sample(values),
-            reference=training.reference_model(values),
-            cutoff_len=values.get("cutoff_len") or 2048,
-            gradient_checkpointing=not values.get("disable_gradient_checkpointing"),
-            attention=attention,
-            optimizer=values.get("optim") or "adamw_torch_fused",
-            quantization_bit=values.get("quantization_bit"),
-            launcher=launcher,
-            processes=processes,
-            accelerator=inputs.machine.accelerator,
-        )
-
-    return of
-
-
-def _needed(inputs: Inputs, workload: Workload) -> float | None:
-    return estimate(inputs.model, workload, _limit(inputs.machine)).per_device_gib
-
-
-def _limit(machine: Machine) -> float | None:
-    return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
-
-
-def _memory(draft: Draft, inputs: Inputs, workload: Workload) -> MemoryEstimate:
-    memory = estimate(inputs.model, workload, _limit(inputs.machine))
-    need, limit = memory.per_device_gib, memory.limit_gib
-    if need is not None and limit is not None and need > limit:
-        largest = max(memory.items, key=lambda item: memory.items[item])
-        what = f"{need:.1f} GiB a device are needed, {limit:.1f} are there; the largest part is {largest}"
-        fix = remedies(workload, inputs.machine, limit, lambda changed: _needed(inputs, changed))
-        draft.complain(Problem(what, fix, inputs.recipe.place("model_name_or_path"), kind="machine"))
-    return memory
-
-
-def _environment(draft: Draft, inputs: Inputs, launcher: launchers.Launcher, precision: str) -> None:
-    for decision in decide_environment(inputs.machine, launcher.here, launcher.processes):
-        draft.environment[decision.name.removeprefix("environment.")] = str(decision.value)
-        draft.decisions.append(decision)
-    paths = [HOOK, *([AUDIO_PLACEHOLDER] if inputs.machine.torchaudio_placeholder else [])]
-    draft.environment["PYTHONPATH"] = ":".join(paths)
-    draft.environment |= {"IIS_RUN": "{run}", "IIS_PRECISION": precision}
-    draft.environment["HF_DATASETS_CACHE"] = "{run}/cache"
-    reason = "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew"
-    draft.decisions.append(Decision("environment.HF_DATASETS_CACHE", "{run}/cache", "kit default", reason))
-    for name, value in inputs.recipe.kit.env.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        draft.environment[name] = text
-        draft.keep(f"environment.{name}", text, "kit.env")
-    if draft.arguments.get("stage") == "ppo":
-        ppo.add(draft, inputs.reward)

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import for_verb, table
+from ..arguments import Settings, Verb, for_verb, table, trained_with
 from ..models import WHOLE, stacked
-from ..runs import Run, read_json
+from ..runs import Run, read_decided
 from ..tensors import TORCH_NAMES
-from .training import dataset_names
 
 PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its output folder
 LOSSES = "eval_results.json"
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-# What measures or draws otherwise than one greedy answer a row, or belongs to the run's own training only.
+# Arguments of sampling and of the training alone: dropped when evaluating.
 NOT_WHEN_MEASURING = (
     *("do_eval", "do_predict", "predict_with_generate", "compute_accuracy", "eval_on_each_dataset", "max_samples"),
     *("eval_num_beams", "num_beams", "generation_num_beams", "generation_max_length", "max_length"),
@@ -70,25 +69,21 @@ def read_arguments(run: Run) -> dict[str, Any]:
 
 def base_weights(arguments: Mapping[str, Any]) -> Weights:
     """What the training of these arguments started from."""
-    return Weights(str(arguments["model_name_or_path"]), tuple(_adapters(arguments)))
+    return Weights(str(arguments["model_name_or_path"]), tuple(trained_with(arguments).names("adapter_name_or_path")))
 
 
 def tuned_weights(arguments: Mapping[str, Any], result: Path) -> Weights:
     """What the training made: a whole model, or an adapter that follows or replaces the last one it started from."""
-    if arguments.get("finetuning_type") in WHOLE:
+    if trained_with(arguments)["finetuning_type"] in WHOLE:
         return Weights(str(result))
     return Weights(str(arguments["model_name_or_path"]), stacked(arguments, result))
 
 
 def trained_by(run: Run, result: Path) -> Trained:
     """What a run left in `result`, its output folder or one checkpoint of it."""
-    arguments = read_arguments(run)
-    precision = (read_json(run.decisions) or {}).get("precision", "as-saved")
+    arguments, decided = read_arguments(run), read_decided(run)
+    precision = decided.precision if decided else "as-saved"
     return Trained(run.name, arguments, tuned_weights(arguments, result.resolve()), precision)
-
-
-def _adapters(arguments: Mapping[str, Any]) -> list[str]:
-    return dataset_names(dict(arguments), "adapter_name_or_path")
 
 
 def _loaded(weights: Weights) -> dict[str, Any]:
@@ -97,55 +92,53 @@ def _loaded(weights: Weights) -> dict[str, Any]:
     return {"model_name_or_path": weights.model, **adapters, "finetuning_type": "lora"}
 
 
-def _kept(arguments: Mapping[str, Any], verb: Any) -> dict[str, Any]:
+def _kept(arguments: Mapping[str, Any], verb: Verb) -> dict[str, Any]:
     kept = for_verb(arguments, verb, table())
     return {key: value for key, value in kept.items() if value is not None and key != "adapter_name_or_path"}
 
 
-def _measured(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[str, Any]:
+def _measured(settings: Settings, weights: Weights, rows: Rows) -> dict[str, Any]:
     """What predicting and measuring losses share: everything that decides what the model sees and computes in."""
-    kept = {key: value for key, value in _kept(arguments, "predict").items() if key not in NOT_WHEN_MEASURING}
-    if arguments.get("pure_bf16"):
+    kept = {key: value for key, value in _kept(settings.stated, "predict").items() if key not in NOT_WHEN_MEASURING}
+    if settings["pure_bf16"]:
         kept["bf16"] = True
-    return {**kept, **_loaded(weights), **_rows(arguments, rows)}
+    own = settings.states("per_device_eval_batch_size")
+    return {
+        **kept,
+        **_loaded(weights),
+        "dataset_dir": rows.dataset_dir,
+        "eval_dataset": ",".join(rows.names),
+        "output_dir": rows.output,
+        # What fitted in training fits here.
+        "per_device_eval_batch_size": settings[f"per_device_{'eval' if own else 'train'}_batch_size"],
+        "report_to": "none",
+    }
 
 
 def predict(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[str, Any]:
     """Greedy answers to the rows: template, length, precision and attention as in training; one process."""
-    return {
-        **_measured(arguments, weights, rows),
-        "stage": "sft",
-        "do_predict": True,
-        "predict_with_generate": True,
-        "do_sample": False,
-        "max_new_tokens": arguments.get("max_new_tokens") or rows.max_new_tokens or 1024,
-    }
+    settings = trained_with(arguments)
+    longest = settings["max_new_tokens"]
+    if rows.max_new_tokens and not settings.states("max_new_tokens"):
+        longest = rows.max_new_tokens
+    greedy = {"do_predict": True, "predict_with_generate": True, "do_sample": False, "max_new_tokens": longest}
+    return {**_measured(settings, weights, rows), "stage": "sft", **greedy}
 
 
 def losses(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[str, Any]:
     """The loss of each of the named data sets, as in training."""
-    stage = "pt" if arguments.get("stage") == "pt" else "sft"
+    settings = trained_with(arguments)
+    plain = settings["stage"] == "pt"
     each = {"eval_on_each_dataset": True} if len(rows.names) > 1 else {}
     # Packed, plain text that does not fill a block would be dropped, and with it a slice that is shorter than one.
-    row_by_row = {"packing": False} if stage == "pt" else {}
-    return {**_measured(arguments, weights, rows), **each, **row_by_row, "stage": stage, "do_eval": True}
+    own = {"stage": "pt", "packing": False} if plain else {"stage": "sft"}
+    return {**_measured(settings, weights, rows), **each, **own, "do_eval": True}
 
 
 def loss_of(results: Mapping[str, Any], name: str) -> float | None:
     """The loss of one data set in what `losses` leaves; None when it is not there."""
     value = results.get(f"eval_{name}_loss", results.get("eval_loss"))
     return float(value) if isinstance(value, int | float) else None
-
-
-def _rows(arguments: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
-    batch = arguments.get("per_device_eval_batch_size") or arguments.get("per_device_train_batch_size") or 1
-    return {
-        "dataset_dir": rows.dataset_dir,
-        "eval_dataset": ",".join(rows.names),
-        "output_dir": rows.output,
-        "per_device_eval_batch_size": batch,  # what fitted in training fits here
-        "report_to": "none",
-    }
 
 
 def export(trained: Trained, target: str, dtype: str) -> dict[str, Any]:

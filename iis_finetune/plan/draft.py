@@ -1,74 +1,126 @@
-"""The page that the steps of planning write on: arguments, environment, decisions, problems."""
+"""A plan in the making: each step of planning takes a draft and returns the next one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from ..arguments import Settings, for_verb
 from ..decision import Decision
 from ..errors import Place, Problem
-from ..recipe import Recipe
+from ..machine import Machine
+from ..models import Base, ModelFacts
+from ..recipe import Entry, Recipe
+from ..runs import Nodes, Workspace
+from .memory import MemoryEstimate
 
 
-@dataclass
-class Draft:
-    """A plan in the making; only `plan.make` and its steps hold one."""
+@dataclass(frozen=True)
+class Inputs:
+    """All that a plan is made from; two equal inputs give two equal plans, on any computer."""
 
     recipe: Recipe
-    arguments: dict[str, Any]
-    environment: dict[str, str] = field(default_factory=dict)
-    files: dict[str, Any] = field(default_factory=dict)
-    decisions: list[Decision] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    machine: Machine
+    model: ModelFacts
+    workspace: Workspace
+    base: Base | None = None
+    nodes: Nodes | None = None
+    reward: Base | None = None
 
-    def stated(self, *keys: str) -> list[str]:
-        """Those of the keys that the recipe or the command line gives a value that can be used."""
-        return [key for key in keys if self.recipe.value(key) is not None and key in self.arguments]
 
-    def choose(self, key: str, value: Any, reason: str) -> None:
+@dataclass(frozen=True)
+class Launcher:
+    """`here` of the `processes` are on this machine, as many as on each of the others."""
+
+    name: str = "single"
+    processes: int = 1
+    here: int = 1
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is decided so far; never changed, each method returns another draft."""
+
+    inputs: Inputs
+    settings: Settings
+    precision: str = "as-saved"
+    attention: str = "sdpa"
+    launcher: Launcher = Launcher()
+    memory: MemoryEstimate = field(default_factory=MemoryEstimate)
+    view_of: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.inputs.recipe
+
+    @property
+    def machine(self) -> Machine:
+        return self.inputs.machine
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What LLaMA-Factory is given: what the recipe states, and over it what was decided."""
+        stated = for_verb(self.settings.stated, "train", self.settings.table)
+        return {name: value for name, value in {**stated, **self.settings.decided}.items() if value is not None}
+
+    def stated(self, *names: str) -> list[str]:
+        """Those of the arguments that the recipe or the command line gives a value that can be used."""
+        return [name for name in names if self.settings.states(name)]
+
+    def write(self, **arguments: Any) -> Draft:
+        return replace(self, settings=self.settings.decide(**arguments))
+
+    def export(self, variables: Mapping[str, str]) -> Draft:
+        """Set variables of the training's environment."""
+        return replace(self, environment={**self.environment, **variables})
+
+    def note(self, *decisions: Decision) -> Draft:
+        return replace(self, decisions=(*self.decisions, *decisions))
+
+    def complain(self, *problems: Problem) -> Draft:
+        return replace(self, problems=(*self.problems, *problems))
+
+    def choose(self, name: str, value: Any, reason: str) -> Draft:
         """Set an argument that the kit chooses, unless the recipe states it."""
-        if not self.stated(key):
-            self.arguments[key] = value
-            self.decisions.append(Decision(key, value, "kit default", reason))
+        if self.settings.states(name):
+            return self
+        return self.write(**{name: value}).note(Decision(name, value, "kit default", reason))
 
-    def force(self, key: str, value: Any, reason: str) -> None:
-        """Set an argument that is the kit's alone; a foreign value is replaced and that is said."""
-        if self.stated(key) and self.recipe.value(key) != value:
-            reason = f"{reason} (the recipe's {self.recipe.value(key)!r} is replaced)"
-        self.arguments[key] = value
-        self.decisions.append(Decision(key, value, "kit default", reason))
+    def force(self, name: str, value: Any, reason: str) -> Draft:
+        """Set an argument that only the kit sets; a foreign value is replaced, and the reason says so."""
+        if self.settings.states(name) and self.recipe.value(name) != value:
+            reason = f"{reason} (the recipe's {self.recipe.value(name)!r} is replaced)"
+        return self.write(**{name: value}).note(Decision(name, value, "kit default", reason))
 
-    def keep(self, name: str, value: Any, key: str) -> None:
+    def keep(self, name: str, value: Any, key: str) -> Draft:
         """Note that a value is as it is because the recipe or the command line states `key`."""
-        entry = self.recipe.entries.get(key) or self.recipe.kit_entries[key]
+        entry = self._entry(key)
         where = "the command line" if entry.source == "override" else f"line {entry.place.line}"
-        self.decisions.append(Decision(name, value, entry.source, f"stated as {key} in {where}"))
+        return self.note(Decision(name, value, entry.source, f"stated as {key} in {where}"))
 
-    def take(self, decision: Decision, problems: list[Problem], key: str) -> None:
+    def take(self, decision: Decision, problems: list[Problem], key: str) -> Draft:
         """Take over a decision of the machine table, with its problems placed at the line that led to it."""
         if self.recipe.states(key):
-            decision = replace(decision, source=self._source(key))
-        self.decisions.append(decision)
-        self.problems += [replace(each, where=self.recipe.place(key)) for each in problems]
+            decision = replace(decision, source=self._entry(key).source)
+        return self.note(decision).complain(*(replace(each, where=self.recipe.place(key)) for each in problems))
 
-    def _source(self, key: str) -> Any:
-        entry = self.recipe.entries.get(key) or self.recipe.kit_entries[key]
-        return entry.source
+    def clash(self, names: list[str], kit_name: str) -> list[Problem]:
+        """The error, naming both lines, where LLaMA-Factory's own argument and a `kit:` key decide the same."""
+        if not names or getattr(self.recipe.kit, kit_name) in ("auto", None):
+            return []
+        name, key = names[0], f"kit.{kit_name}"
+        here, there = (_position(self.recipe.place(each)) for each in (name, key))
+        fix = f"keep one of them: {name} ({here}) or {key} ({there})"
+        return [Problem(f"'{name}' and '{key}' ({there}) both say it", fix, self.recipe.place(name))]
 
-    def conflict(self, keys: list[str], kit_key: str) -> bool:
-        """LLaMA-Factory's own key against a kit key that is not `auto`: an error that names both lines."""
-        name = f"kit.{kit_key}"
-        if not keys or getattr(self.recipe.kit, kit_key) in ("auto", None):
-            return False
-        there, here = self.recipe.place(name), self.recipe.place(keys[0])
-        what = f"'{keys[0]}' and '{name}' ({_position(there)}) both say it"
-        self.problems.append(
-            Problem(what, f"keep one of them: {keys[0]} ({_position(here)}) or {name} ({_position(there)})", here)
-        )
-        return True
-
-    def complain(self, problem: Problem) -> None:
-        self.problems.append(problem)
+    def _entry(self, key: str) -> Entry:
+        return self.recipe.entries.get(key) or self.recipe.kit_entries[key]
 
 
 def _position(place: Place) -> str:

@@ -10,53 +10,62 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..models import ModelFacts, Shapes
+from ..arguments import Settings
+from ..models import WHOLE, ModelFacts, Shapes
+from ..rules import block_parameters, needs_reference, trained_blocks, trained_layers, trained_parameters
 from ..tensors import BYTES
 from .activations import Items, Pass, at_loss, in_attention, in_mlp
 
 TABLE = Path(__file__).parent.parent / "tables" / "memory.toml"
 GIB = 2**30
-EMBEDDINGS = ("lm_head", "embed_tokens")
 HALF = ("bf16", "fp16")
-OFT_BLOCK = 32  # LLaMA-Factory's default oft_block_size: each block of inputs has 32 x 31 / 2 parameters
+PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What decides the need beside the model; `processes` share it as `launcher` says.
+    """What decides the need beside the model: a training's settings and what was decided beside them.
 
-    `fused_attention` is false where sdpa has only its math form, which keeps all scores (gfx906 and others);
-    `accumulates` says that gradients of earlier micro-batches are there during the forward pass; `trainable_layers` is
-    LLaMA-Factory's freeze_trainable_layers. `micro_batch_size` counts rows: a pair is two.
+    The `processes` share the model as `launcher` says. `fused_attention` is false where sdpa has only its math form,
+    which keeps all scores (gfx906 and others); `accumulates` says that gradients of earlier micro-batches are there
+    during the forward pass.
     """
 
-    precision: str = "bf16"
-    method: str = "lora"
-    lora_rank: int = 8
-    lora_target: str | list[str] = "all"
-    lora_dropout: float = 0.0
-    micro_batch_size: int = 1
-    rows_of_a_sample: int = 1
-    cutoff_len: int = 2048
-    gradient_checkpointing: bool = True
-    attention: str = "sdpa"
-    optimizer: str = "adamw_torch_fused"
-    quantization_bit: int | None = None
-    reference: bool = False
-    launcher: str = "single"
-    processes: int = 1
-    accelerator: str = "cuda"
-    fused_attention: bool = True
-    accumulates: bool = True
-    trainable_layers: int = 2
+    settings: Settings
+    precision: str
+    attention: str
+    launcher: str
+    processes: int
+    accelerator: str
+    fused_attention: bool
+    accumulates: bool
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["finetuning_type"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of one forward pass; a pair of answers is two."""
+        return int(self.settings["per_device_train_batch_size"]) * (2 if self.settings["stage"] in PAIRS else 1)
+
+    @property
+    def reference(self) -> bool:
+        """Whether a second copy of the model is loaded to compare with; LoRA switches its adapter off instead."""
+        alone = self.method == "lora" and not self.settings["ref_model"]
+        return needs_reference(self.settings) and not alone
+
+    @property
+    def checkpointing(self) -> bool:
+        return not self.settings["disable_gradient_checkpointing"]
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Peak of one device in GiB and what it is made of; None and empty when the model's shapes are unknown."""
 
-    per_device_gib: float | None
-    limit_gib: float | None
+    per_device_gib: float | None = None
+    limit_gib: float | None = None
     items: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -69,16 +78,18 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Numbers of parameters, and bytes of one of them as it is stored."""
+    """Numbers of parameters, and bytes of one of them as it is stored; `trained` are the layers that are trained."""
 
     shapes: Shapes
     facts: ModelFacts
     work: Workload
     stored: int
+    trained: Mapping[str, tuple[int, int]]
+    trainable: float
 
     @property
     def whole(self) -> bool:
-        return self.work.method in ("full", "freeze")
+        return self.work.method in WHOLE
 
     @property
     def autocast(self) -> bool:
@@ -92,73 +103,43 @@ class _Sizes:
     def embedding(self) -> int:
         return self.shapes.vocabulary_size * self.shapes.hidden_size
 
-    @property
-    def block(self) -> float:
-        outside = self.embedding * (1 if self.shapes.tie_word_embeddings else 2)
-        return (self.parameters - outside) / self.shapes.layers
 
-    @property
-    def names(self) -> set[str]:
-        given = self.work.lora_target
-        listed = given.split(",") if isinstance(given, str) else given
-        return {name.strip().rsplit(".", 1)[-1] for name in listed}
-
-    @property
-    def trained(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of a block that train or carry an adapter."""
-        linear = self.facts.linear_layers
-        everything = self.whole or "all" in self.names
-        return {name: size for name, size in linear.items() if everything or name in self.names}
-
-    @property
-    def trainable(self) -> float:
-        shapes, work = self.shapes, self.work
-        if work.method == "full":
-            return self.parameters
-        if work.method == "freeze":
-            return self.block * min(work.trainable_layers, shapes.layers)
-        if work.method == "oft":
-            return shapes.layers * sum(inputs * (OFT_BLOCK - 1) / 2 for inputs, _ in self.trained.values())
-        outside = work.lora_rank * (shapes.vocabulary_size + shapes.hidden_size) * len(self.names & set(EMBEDDINGS))
-        return outside + shapes.layers * sum(work.lora_rank * sum(size) for size in self.trained.values())
-
-
-def estimate(facts: ModelFacts, workload: Workload, device_memory_gib: float | None) -> MemoryEstimate:
+def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None) -> MemoryEstimate:
     """Estimate the peak of one device: what is always held, and the moment of a step that holds most beside it."""
-    if facts.shapes is None or facts.parameters is None or not facts.linear_layers:
-        return MemoryEstimate(None, device_memory_gib)
-    stored = 4 if workload.precision == "fp32" else 2 if workload.precision in HALF else BYTES.get(facts.dtype or "", 4)
-    sizes = _Sizes(facts.shapes, facts, workload, stored)
+    trainable = trained_parameters(facts, work.settings)
+    if facts.shapes is None or facts.parameters is None or not facts.linear_layers or trainable is None:
+        return MemoryEstimate(limit_gib=device_memory_gib)
+    stored = 4 if work.precision == "fp32" else 2 if work.precision in HALF else BYTES.get(facts.dtype or "", 4)
+    sizes = _Sizes(facts.shapes, facts, work, stored, trained_layers(facts, work.settings), trainable)
     moment = max(_moments(sizes), key=lambda items: sum(items.values()))
     held = {**_weights(sizes), **_optimizer(sizes), **_exchange(sizes)}
     items = {name: size / GIB for name, size in {**held, **moment}.items() if size > 0}
-    items["device context"] = _table()["context_gib"][workload.accelerator]["value"]
+    items["device context"] = _table()["context_gib"][work.accelerator]["value"]
     items = {name: size for name, size in items.items() if size}
     return MemoryEstimate(sum(items.values()), device_memory_gib, items)
 
 
 def _weights(sizes: _Sizes) -> Items:
     """Base weights; LLaMA-Factory casts whatever trains to fp32, but for ZeRO, which keeps fp32 masters of its own."""
-    work, facts = sizes.work, sizes.facts
+    work, facts, bits = sizes.work, sizes.facts, sizes.work.settings["quantization_bit"]
     frozen = sizes.parameters - (sizes.trainable if sizes.whole else 0)
     base = frozen * sizes.stored
     if facts.quantization and facts.weight_bytes:
         base = facts.weight_bytes
-    elif work.quantization_bit:
+    elif bits:
         linear = sizes.shapes.layers * sum(inputs * outputs for inputs, outputs in facts.linear_layers.values())
-        each = _table()["quantised_bytes"].get(str(work.quantization_bit), sizes.stored)
+        each = _table()["quantised_bytes"].get(str(bits), sizes.stored)
         base = linear * each + (sizes.parameters - linear) * sizes.stored
     trained = sizes.trainable * (sizes.stored if _zero(work) and sizes.autocast else 4)
     share = 1 / work.processes if work.launcher in ("zero3", "fsdp") else 0 if work.launcher == "zero3_offload" else 1
     # bitsandbytes unpacks one layer at a time for the multiplication
     unpacked = 2 * max(inputs * outputs for inputs, outputs in facts.linear_layers.values())
+    reference = base if bits else sizes.parameters * sizes.stored
     return {
         "base weights": base * share,
         "trained weights": trained * share,
-        "reference model": (base if work.quantization_bit else sizes.parameters * sizes.stored)
-        * share
-        * work.reference,
-        "unpacked weights": unpacked if work.quantization_bit or facts.quantization else 0,
+        "reference model": reference * share * work.reference,
+        "unpacked weights": unpacked if bits or facts.quantization else 0,
     }
 
 
@@ -166,9 +147,8 @@ def _optimizer(sizes: _Sizes) -> Items:
     work = sizes.work
     if work.launcher.endswith("offload"):
         return {}
-    each = next(
-        row["bytes"] for row in _table()["optimizer"] if any(fnmatch(work.optimizer, name) for name in row["names"])
-    )
+    optimizer, table = work.settings["optim"], _table()["optimizer"]
+    each = next(row["bytes"] for row in table if any(fnmatch(optimizer, name) for name in row["names"]))
     masters = 4 if _zero(work) and sizes.autocast else 0
     return {"optimizer states": sizes.trainable * (each + masters) / _shards(work)}
 
@@ -179,7 +159,7 @@ def _exchange(sizes: _Sizes) -> Items:
     if work.launcher == "ddp":
         return {"gradient buckets": sizes.trainable * 4}
     if work.launcher == "fsdp":
-        return {"gathered weights": (2 * sizes.block + 2 * sizes.embedding) * sizes.stored}
+        return {"gathered weights": (2 * block_parameters(sizes.facts) + 2 * sizes.embedding) * sizes.stored}
     if not _zero(work):
         return {}
     bucket = defaults["reduce_bucket_elements"] * (2 if sizes.autocast else 4)
@@ -209,23 +189,24 @@ def _moments(sizes: _Sizes) -> Iterator[Items]:
 
 
 def _pass(sizes: _Sizes) -> Pass:
-    work, shapes = sizes.work, sizes.shapes
+    work, shapes, settings = sizes.work, sizes.shapes, sizes.work.settings
+    layers = trained_blocks(sizes.facts, settings) if work.method == "freeze" else shapes.layers
     eager = work.attention == "disabled"
     compute = 2 if sizes.autocast else sizes.stored
     mask = 4 if work.accelerator == "cpu" else 1  # CUDA and ROCm keep one byte, the CPU a number of the input's dtype
     return Pass(
         shapes=shapes,
         trained=sizes.trained,
-        rows=work.micro_batch_size,
-        length=work.cutoff_len,
-        layers=min(work.trainable_layers, shapes.layers) if work.method == "freeze" else shapes.layers,
+        rows=work.rows,
+        length=settings["cutoff_len"],
+        layers=max(layers, 1),
         stream=4 if work.method == "full" and not _zero(work) else sizes.stored,
         compute=compute,
         score=compute if eager else 4,  # the math form of sdpa works in fp32
         autocast=sizes.autocast,
-        rank=None if sizes.whole else work.lora_rank,
-        dropout=mask if work.lora_dropout and not sizes.whole else None,
-        checkpointing=work.gradient_checkpointing,
+        rank=None if sizes.whole else settings["lora_rank"],
+        dropout=mask if settings["lora_dropout"] and not sizes.whole else None,
+        checkpointing=work.checkpointing,
         keeps_scores=eager or not work.fused_attention,
     )
 
@@ -234,12 +215,12 @@ def _copies(sizes: _Sizes) -> float:
     """Autocast's half-precision copies of trained fp32 weights that the backward pass still needs."""
     if not sizes.autocast or not sizes.whole or _zero(sizes.work):
         return 0
-    return 2 * (sizes.embedding if sizes.work.gradient_checkpointing else sizes.trainable)
+    return 2 * (sizes.embedding if sizes.work.checkpointing else sizes.trainable)
 
 
 def _step(sizes: _Sizes) -> float:
     """Temporaries of the optimizer: none when fused, one list of all states on a GPU, one tensor at a time on CPU."""
-    if "fused" in sizes.work.optimizer or sizes.work.launcher.endswith("offload"):
+    if "fused" in sizes.work.settings["optim"] or sizes.work.launcher.endswith("offload"):
         return 0
     if sizes.work.accelerator == "cpu":
         return 8 * sizes.embedding if sizes.work.method == "full" else 0

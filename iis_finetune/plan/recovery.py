@@ -8,30 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, Problem
 from ..recipe import Recipe
-from .training import PRECISION_KEYS
+from .choices import PRECISION_SWITCHES
 
-DEFAULT_MICRO_BATCH = 8  # transformers 5.6, per_device_train_batch_size
 TABLE = Path(__file__).parent.parent / "tables" / "resume.toml"
 
 
 def micro_batch_of(arguments: Mapping[str, Any]) -> int:
     """Rows that one process computes at a time."""
-    return int(arguments.get("per_device_train_batch_size") or DEFAULT_MICRO_BATCH)
+    return int(trained_with(arguments)["per_device_train_batch_size"])
 
 
 def safer_overrides(recipe: Recipe, arguments: Mapping[str, Any], change: Mapping[str, Any]) -> tuple[str, ...]:
     """`key=value` texts that make a change: `precision`, `attention` or `micro_batch` (same global batch)."""
     found = []
     if "precision" in change:
-        found += [f"{key}=null" for key in PRECISION_KEYS if recipe.value(key) is not None]
+        found += [f"{key}=null" for key in PRECISION_SWITCHES if recipe.value(key) is not None]
         found.append(f"kit.precision={change['precision']}")
     if "attention" in change:
         found += ["flash_attn=null"] if recipe.value("flash_attn") is not None else []
         found.append(f"kit.attention={change['attention']}")
     if "micro_batch" in change:
-        rows = micro_batch_of(arguments) * int(arguments.get("gradient_accumulation_steps") or 1)
+        rows = micro_batch_of(arguments) * trained_with(arguments)["gradient_accumulation_steps"]
         found.append(f"per_device_train_batch_size={change['micro_batch']}")
         if recipe.kit.global_batch_size is None or recipe.value("gradient_accumulation_steps") is not None:
             found.append(f"gradient_accumulation_steps={rows // change['micro_batch']}")

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .. import arguments, dataset, machine, models, plan, rules
+from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
 from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
-from ..plan import Nodes, Plan
+from ..plan import Plan
 from ..recipe import Recipe
-from ..runs import Workspace
+from ..runs import Nodes, Workspace
 from . import deep
 from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
 
-__all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local"]
+__all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
+
+DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 
 
 # LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
@@ -46,6 +48,7 @@ class Question:
     limit: int | None = dataset.LIMIT
     progress: dataset.Progress | None = None
     nodes: Nodes | None = None
+    machine: Machine | None = None  # found already: it is not looked for again
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,14 @@ class Examined:
     model: ModelFacts
     problems: tuple[Problem, ...]
     reward: Base | None = None
+    data: DataFound | None = None  # None where the data were not looked at
 
 
 def look(question: Question) -> Examined:
     """Read, detect and plan, without the checks; raises ProblemsFound when there is no recipe to speak of."""
     recipe, problems = recipes.read(question.recipe, question.overrides, question.workspace.recipes)
     recipe = _with_whole_paths(recipe, question.workspace)
-    host = machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
+    host = question.machine or _machine(question)
     base, base_problems = models.base_of(recipe, question.workspace)
     reward, reward_problems = models.base_of(recipe, question.workspace, key="reward")
     model = _model(recipe, base, question.workspace)
@@ -79,25 +83,44 @@ def look(question: Question) -> Examined:
 
 def examine(question: Question) -> Examined:
     """Look, then check; every problem is in the answer."""
-    seen = look(question)
-    recipe, host, planned, base, model = seen.recipe, seen.machine, seen.plan, seen.base, seen.model
-    problems = [*seen.problems, *model_problems(recipe, model, planned.arguments)]
-    data = Asked(recipe, planned.arguments, model, question.workspace.data, question.limit, question.progress)
-    of_data, rows = data_problems(data, question.rows)
-    case = replace(_case(seen, question.workspace), rows=rows)
+    return _checked(look(question), question)
+
+
+def refresh(examined: Examined, question: Question) -> Examined:
+    """Examine again after a base, a model or a view was made; the machine and rows already read stay as they were."""
+    seen = look(replace(question, machine=examined.machine))
+    same_tokenizer = seen.model.folder == examined.model.folder
+    return _checked(seen, question, examined.data if same_tokenizer else None)
+
+
+def _machine(question: Question) -> Machine:
+    return machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
+
+
+def _checked(seen: Examined, question: Question, data: DataFound | None = None) -> Examined:
+    recipe, host, planned = seen.recipe, seen.machine, seen.plan
+    problems = [*seen.problems, *model_problems(recipe, seen.model, planned.arguments)]
+    of_data, rows = data = data or _data(seen, question)
+    case = replace(_case(seen), rows=rows)
     problems += [*of_data, *rules.check(case), *quantization_problems(case)]
-    problems += [*_of_base(base, question), *_of_base(seen.reward, question)]
-    inputs = plan.Inputs(recipe, host, model, question.workspace, base, None, seen.reward)
+    of_found = replace(question, machine=host)
+    problems += [*_of_base(seen.base, of_found), *_of_base(seen.reward, of_found)]
+    inputs = plan.Inputs(recipe, host, seen.model, question.workspace, seen.base, None, seen.reward)
     problems += reward_problems(inputs, planned.arguments)
     if host.here:
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
-    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))))
+    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data)
+
+
+def _data(seen: Examined, question: Question) -> DataFound:
+    folder, limit, progress = question.workspace.data, question.limit, question.progress
+    return data_problems(Asked(seen.recipe, seen.plan.arguments, seen.model, folder, limit, progress), question.rows)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
-    case = _case(examined, question.workspace)
+    case = _case(examined)
     return deep.ask(case, examined.plan, question.workspace, question.environment)
 
 
@@ -133,15 +156,10 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
     return replace(described, name=facts.name) if described else facts
 
 
-def _case(seen: Examined, workspace: Workspace) -> rules.Case:
-    """What the rules look at: the recipe's own arguments, and of the plan's additions the adapter it starts from."""
-    recipe, planned = seen.recipe, seen.plan
-    known = arguments.table(recipe.value("stage"), workspace.ppo)
-    stated, _ = arguments.check(recipe.entries.values(), known)
-    of_base = ("adapter_name_or_path", "create_new_adapter") if recipe.kit.base else ()
-    stated = {**stated, **{key: planned.arguments[key] for key in of_base if key in planned.arguments}}
-    if seen.base and not seen.base.ready and not seen.base.whole:  # it will be there when this recipe starts
-        stated["adapter_name_or_path"] = f"the result of {seen.base.recipe.name}"
-    launcher = str(next(each.value for each in planned.decisions if each.name == "launcher"))
-    rest = (seen.machine, seen.model, planned.processes, launcher, planned.precision)
-    return rules.Case(recipe, stated, known, *rest)
+def _case(seen: Examined) -> rules.Case:
+    """What the rules look at; a base that is made first will have left its adapter when this recipe starts."""
+    planned, settings = seen.plan, seen.plan.settings
+    if seen.base and not seen.base.ready and not seen.base.whole:
+        settings = settings.decide(adapter_name_or_path=f"the result of {seen.base.recipe.name}")
+    rest = (seen.machine, seen.model, planned.processes, planned.launcher, planned.precision)
+    return rules.Case(seen.recipe, settings, *rest)

@@ -28,7 +28,7 @@ ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.
 def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What LLaMA-Factory itself says to the plan's arguments; about 10 s, nearly all of it its imports."""
     verb = COMMANDS.get(case.purpose, "train")
-    given = arguments.for_verb(plan.arguments, verb, case.table)
+    given = arguments.for_verb(plan.arguments, verb, case.settings.table)
     with TemporaryDirectory(prefix="iis-finetune-") as folder:
         for name, content in plan.files.items():
             (Path(folder) / name).write_text(json.dumps(content), encoding="utf-8")

@@ -1,20 +1,38 @@
 """Arguments that do not go together, as data: what LLaMA-Factory would really do, and what to write instead."""
 
+from ..errors import Problem
+from . import of_data, of_devices, of_evaluation, of_exports, of_methods, of_training
 from .case import Case
-from .check import check
-from .disk import checkpoint_bytes, disk_bytes
-from .explain import explain
-from .finetuning import needs_reference
-from .packages import check_needs, check_packages, packages_of
+from .explain import explain, known_failures
+from .of_methods import needs_reference
+from .packages import ALWAYS, check_always, check_needs, check_packages, packages_of
+from .rule import OWN, Rule
+from .sizes import block_parameters, disk_bytes, trained_blocks, trained_layers, trained_parameters
 
 __all__ = [
+    "ALWAYS",
+    "OWN",
+    "RULES",
     "Case",
+    "block_parameters",
     "check",
+    "check_always",
     "check_needs",
     "check_packages",
-    "checkpoint_bytes",
     "disk_bytes",
     "explain",
+    "known_failures",
     "needs_reference",
     "packages_of",
+    "trained_blocks",
+    "trained_layers",
+    "trained_parameters",
 ]
+
+ROOMS = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports)
+RULES: tuple[Rule, ...] = tuple(rule for room in ROOMS for rule in room.RULES)
+
+
+def check(case: Case) -> list[Problem]:
+    """Every problem of arguments that do not go together; one at a time they have been checked already."""
+    return [rule.problem(case) for rule in RULES if case.purpose in rule.purposes and rule.when(case)]

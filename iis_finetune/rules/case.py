@@ -1,16 +1,15 @@
-"""What the rules look at: a recipe's arguments with LLaMA-Factory's defaults, its model, and where it would run."""
+"""What the rules look at: what a recipe's arguments will be, its model, where it would run, the files it names."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ..arguments import Table
+from ..arguments import Settings
 from ..machine import Machine
 from ..models import ModelFacts
 from ..recipe import Recipe
@@ -20,14 +19,13 @@ Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
 
 @dataclass(frozen=True)
 class Case:
-    """`arguments` are those that the recipe states, in LLaMA-Factory's types; the plan decided the rest.
+    """A recipe with what the plan decided for it; `case[name]` is what an argument will be.
 
     `rows` are the usable training rows of all data sets together, None where they were not counted.
     """
 
     recipe: Recipe
-    arguments: Mapping[str, Any]
-    table: Table
+    settings: Settings
     machine: Machine
     model: ModelFacts
     processes: int = 1
@@ -35,23 +33,19 @@ class Case:
     precision: str = "fp32"
     rows: int | None = None
 
-    def __getitem__(self, key: str) -> Any:
-        """The stated value of an argument, else LLaMA-Factory's default."""
-        value = self.arguments.get(key)
-        return value if value is not None or key not in self.table else self.table[key].default
+    def __getitem__(self, name: str) -> Any:
+        """None for what this stage's LLaMA-Factory does not have."""
+        return self.settings[name] if name in self.settings.table else None
 
-    def states(self, key: str) -> bool:
-        return self.arguments.get(key) is not None
+    def states(self, *names: str) -> bool:
+        return self.settings.states(*names)
+
+    def names(self, name: str) -> list[str]:
+        return self.settings.names(name)
 
     def some(self, *keys: str) -> bool:
         """Whether one of these arguments is switched on, or given."""
         return any(self[key] for key in keys)
-
-    def names(self, key: str) -> list[str]:
-        """The names in an argument that takes several, with commas between them."""
-        value = self[key]
-        parts = value.split(",") if isinstance(value, str) else value or []
-        return [str(part).strip() for part in parts]
 
     @property
     def purpose(self) -> Purpose:
@@ -82,7 +76,7 @@ class Case:
 
     @property
     def launcher_is_automatic(self) -> bool:
-        return self.recipe.kit.launcher == "auto" and not self.some("deepspeed", "fsdp")
+        return self.recipe.kit.launcher == "auto" and not self.states("deepspeed", "fsdp")
 
     @cached_property
     def zero_stage(self) -> int | None:
@@ -108,17 +102,12 @@ class Case:
 
     @property
     def micro_batch(self) -> int:
-        """Rows of one step on one device; the plan takes 1 where only the global batch is stated."""
-        if self.recipe.kit.global_batch_size and not self.states("per_device_train_batch_size"):
-            return 1
+        """Rows of one step on one device."""
         return int(self["per_device_train_batch_size"])
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one step of the optimizer, as the plan computes them."""
-        wanted = self.recipe.kit.global_batch_size
-        if wanted and not self.states("gradient_accumulation_steps"):
-            return max(1, wanted // max(1, self.micro_batch * self.processes))
+        """Micro-batches of one step of the optimizer."""
         return int(self["gradient_accumulation_steps"])
 
     @property
@@ -147,3 +136,26 @@ class Case:
         """Steps until the learning rate is reached; below 1 both arguments are a share of the run."""
         wanted = self["warmup_ratio"] if self["warmup_ratio"] is not None else self["warmup_steps"]
         return math.ceil(wanted * (self.steps or 0)) if wanted < 1 else int(wanted)
+
+
+def is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def names_in(folder: str) -> list[str]:
+    """The names in a folder; none when it is not one."""
+    try:
+        return [entry.name for entry in Path(folder).iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two paths are the same place, links followed."""
+    try:
+        return Path(one).resolve() == Path(other).resolve()
+    except (OSError, ValueError, RuntimeError):
+        return one == other

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import Kind, Place, Problem
 
 FAILURES = Path(__file__).parent.parent / "tables" / "failures.toml"
 
 
+def known_failures(log: str) -> Iterator[tuple[Mapping[str, Any], re.Match[str]]]:
+    """The rows whose words a log holds, each with where it says them; the table's order is that of their weight."""
+    for row in tomllib.loads(FAILURES.read_text(encoding="utf-8"))["failure"]:
+        match = re.search(row["pattern"], log, re.MULTILINE)
+        if match:
+            yield row, match
+
+
 def explain(log: str, place: Place) -> Problem | None:
     """The known cause of a failure, from the text of its log; None when nobody has described it."""
-    for row in tomllib.loads(FAILURES.read_text(encoding="utf-8"))["failure"]:
-        match = re.search(row["pattern"], log)
-        if match:
+    for row, match in known_failures(log):
+        if "what" in row:
             kind: Kind = row.get("kind", "invalid")
             return Problem(row["what"].format(*match.groups()), row["fix"], place, kind=kind, code=row.get("code"))
     return None

@@ -10,7 +10,7 @@ from ..errors import Problem
 from .case import Case
 
 Versions = Mapping[str, str | None]
-# extras/misc.py:98-102 of LLaMA-Factory 0.9.5, run at every start; looked at 2026-11-21.
+# extras/misc.py:98-102 of LLaMA-Factory, run at every start; looked at 2026-11-21.
 RANGES = {
     "transformers": ("4.55.0", "5.6.0"),
     "datasets": ("2.16.0", "4.0.0"),
@@ -20,13 +20,13 @@ RANGES = {
 }
 TRIO = ("torch", "torchvision", "torchaudio")
 ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
-# report_to -> package; transformers 5.6.0 integrations/integration_utils.py, 2026-11-21
+# report_to -> package; transformers integrations/integration_utils.py, 2026-11-21
 TRACKERS = {
     "azure_ml": "azureml-core", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet-ml",
     "dagshub": "dagshub", "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune",
     "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
 }  # fmt: skip
-# optim -> package, by a pattern; first match wins. transformers 5.6.0 trainer_optimizer.py, 2026-11-21
+# optim -> package, by a pattern; first match wins. transformers trainer_optimizer.py, 2026-11-21
 OPTIMIZERS = {
     r"adamw_torch_[48]bit": "torchao",
     r"galore_": "galore_torch",
@@ -66,7 +66,7 @@ def _saved(kind: str, package: str, at_least: str | None = None) -> Need:
     return Need(package, "model_name_or_path", lambda c: c.model.quantization == kind, at_least)
 
 
-# hparams/parser.py:205-258, model/model_utils/quantization.py and train/tuner.py:93 of LLaMA-Factory 0.9.5, 2026-11-21.
+# hparams/parser.py:205-258, model/model_utils/quantization.py and train/tuner.py:93 of LLaMA-Factory, 2026-11-21.
 # bitsandbytes for quantization_bit is the machine's matter: which build depends on the device.
 NEEDS = (
     _switch("galore_torch", "use_galore"),
@@ -88,7 +88,7 @@ NEEDS = (
     _saved("gptq", "gptqmodel", "2.0.0"),
     _saved("awq", "autoawq"),
     _saved("aqlm", "aqlm", "1.1.0"),
-    Need("matplotlib", "plot_loss", lambda c: c.trains and c.arguments.get("plot_loss") is not False),
+    Need("matplotlib", "plot_loss", lambda c: c.trains and c["plot_loss"]),
     Need("deepspeed", "deepspeed kit.launcher", lambda c: c.zero_stage is not None, "0.9.3"),
     Need("torchao", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "torchao" and c.machine.devices),
     Need("transformer_engine", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "te" and c.machine.devices),
@@ -144,7 +144,7 @@ def _ranges(versions: Versions) -> list[Problem]:
     for name, (lowest, highest) in RANGES.items():
         found = versions.get(name)
         if found is not None and not _release(lowest) <= _release(found) <= _release(highest):
-            what = f"{name} {found} is installed; LLaMA-Factory 0.9.5 starts with {lowest} to {highest} only"
+            what = f"{name} {found} is installed; LLaMA-Factory starts with {lowest} to {highest} only"
             problems.append(Problem(what, f"make setup, or pip install '{name}=={highest}'", kind="missing"))
     return problems
 

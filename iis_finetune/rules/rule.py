@@ -19,7 +19,7 @@ OWN = 0  # the number of rules that are the kit's own advice
 class Rule:
     """`keys` are names with spaces between them, the one to blame first; in `what` and `fix`, `{c[key]}` is a value.
 
-    `number` groups rules of one kind in the benchmark's list. `source` is a file of LLaMA-Factory 0.9.5 (or of the
+    `number` groups rules of one kind in the benchmark's list. `source` is a file of the frozen LLaMA-Factory (or of the
     package it names) with the line that refuses, or where the effect is made; `date` is when it was looked at. What is
     wrong `by_launcher` is the machine's matter when the launcher was chosen for lack of memory.
     """

@@ -1,11 +1,10 @@
 """The run folder: its files by name, its state, its attempts and events, its checkpoints."""
 
-from .attempts import Attempt, Ending, attempts, end, events, note, record
+from .attempts import Attempt, Ending, attempts, events, note, record
 from .checkpoint import Skipped, faults, newest_good, weight_faults
 from .decided import Decided, Nodes, read_decided, write_decided
-from .documents import append, json_object, read_json, read_lines, write
+from .documents import json_object, read_json, read_lines, write
 from .listing import (
-    State,
     create,
     delete,
     find,
@@ -28,13 +27,10 @@ __all__ = [
     "Request",
     "Run",
     "Skipped",
-    "State",
     "Workspace",
-    "append",
     "attempts",
     "create",
     "delete",
-    "end",
     "events",
     "faults",
     "find",

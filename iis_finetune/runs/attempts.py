@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..process import Identity
@@ -50,12 +49,6 @@ def record(run: Run, attempt: Attempt) -> None:
     lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
     text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
     write(run.attempts, text)
-
-
-def end(run: Run, attempt: Attempt, ending: Ending, why: str | None = None) -> Attempt:
-    done = replace(attempt, ended=time.time(), ending=ending, why=why)
-    record(run, done)
-    return done
 
 
 def note(run: Run, event: str, **details: Any) -> None:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import evaluate, launch, models, preflight, runs, supervise
-from ..errors import FINE, ProblemsFound, errors_of
+from ..errors import FINE, ProblemsFound
 from ..preflight import Examined, Question
 from ..recipe import Recipe
 from ..runs import Request, Run
 from ..supervise import Stop
-from .ending import failure, tell_ending
-from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name
+from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name, without_errors
 from .making import make_model, make_view, publish
-from .supervision import end_orphans, environment_of, rewrite, task_of
+from .supervision import end_orphans, environment_of, failure, rewrite, task_of, tell_ending
+
+Named = Literal["base", "reward"]  # the kit keys that name a recipe which is run first
+NAMED: tuple[Named, ...] = ("base", "reward")
 
 
 @dataclass(frozen=True)
@@ -79,33 +81,22 @@ def _finish(session: Session, made: Run, examined: Examined) -> int:
 
 
 def _made_ready(session: Session) -> Examined:
-    """The recipe examined once; what it stands on is made, and the plan made again where that changed something."""
-    examined = _without_errors(preflight.examine(session.question))
-    keys: tuple[Literal["base", "reward"], ...] = ("base", "reward")
-    for key in keys:
+    """The recipe examined once; what is made for it afterwards refreshes only what that changes."""
+    question = session.question
+    examined = without_errors(preflight.examine(question))
+    for key in NAMED:
         needed = examined.base if key == "base" else examined.reward
         if needed and not needed.ready:
-            _make_base(session, examined.recipe, key)
-            examined = _refreshed(session)
+            _make_base(session.about(machine=examined.machine), examined.recipe, key)
+            examined = without_errors(preflight.refresh(examined, question))
     if not examined.model.folder:
-        make_model(session.request, examined, session.question)
-        examined = _refreshed(session)
-    make_view(session.request, examined, session.question.workspace)
+        make_model(session.request, examined, question)
+        examined = without_errors(preflight.refresh(examined, question))
+    make_view(session.request, examined, question.workspace)
     return examined
 
 
-def _refreshed(session: Session) -> Examined:
-    """Planned again, with the checks of what was just made; the rows of the data are as they were."""
-    return _without_errors(preflight.examine(replace(session.question, rows=False)))
-
-
-def _without_errors(examined: Examined) -> Examined:
-    if errors_of(examined.problems):
-        raise ProblemsFound(examined.problems)
-    return examined
-
-
-def _make_base(session: Session, recipe: Recipe, key: Literal["base", "reward"]) -> None:
+def _make_base(session: Session, recipe: Recipe, key: Named) -> None:
     """Run the recipe of a base or reward model as it stands; a whole model it makes is kept in a folder of its own."""
     workspace = session.question.workspace
     workspace.models.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,15 @@ from ..runs import Run, Workspace
 
 def examine_run(run: Run, question: Question) -> Examined:
     """How the run of the question's recipe would be planned now; raises ProblemsFound when that has errors."""
-    examined = preflight.examine(replace(question, workspace=replace(question.workspace, before=run.number)))
+    question = replace(question, workspace=replace(question.workspace, before=run.number))
+    return under_its_own_name(run, without_errors(preflight.examine(question)))
+
+
+def without_errors(examined: Examined) -> Examined:
+    """What was examined, if it can be trained; raises ProblemsFound otherwise."""
     if errors_of(examined.problems):
         raise ProblemsFound(examined.problems)
-    return under_its_own_name(run, examined)
+    return examined
 
 
 def under_its_own_name(run: Run, examined: Examined) -> Examined:
@@ -60,4 +65,4 @@ def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
     """The training's data sets, as far as they are on disk."""
     folder = str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data))
     names = examined.plan.arguments.get("dataset") or ""
-    return dataset.check_registered(names, folder, examined.recipe.value("stage", "sft"), Place())[0]
+    return dataset.check_registered(names, folder, examined.plan.settings["stage"], Place())[0]

@@ -12,10 +12,9 @@ from ..preflight import Examined
 from ..recipe import Recipe
 from ..runs import Run
 from .bringup import Session, bring_up
-from .ending import tell_ending
 from .footing import sources_of
 from .making import make_scratch
-from .supervision import environment_of
+from .supervision import environment_of, tell_ending
 
 FOLDER = "@smoke"
 HELD_OUT = 4
@@ -73,7 +72,7 @@ def run(session: Session) -> int:
     code = tell_ending(session.request, made, session.stop)
     if code == FINE:
         environment = environment_of(made, of_small.machine, small.question.environment)
-        _evaluate(session, made, examined.recipe, environment)
+        _evaluate(session, made, examined, environment)
         _export(session, made, environment)
     return code
 
@@ -99,9 +98,9 @@ def _make_model(session: Session, examined: Examined) -> Path:
     return folder
 
 
-def _evaluate(session: Session, made: Run, recipe: Recipe, environment: Mapping[str, str]) -> None:
+def _evaluate(session: Session, made: Run, examined: Examined, environment: Mapping[str, str]) -> None:
     """The held-out rows the recipe names; the training's own rows, seen already, serve as well here."""
-    stage = arguments.settings_of(recipe)[0]["stage"]
+    recipe, stage = examined.recipe, examined.plan.settings["stage"]
     answers = stage in ("sft", "pt")  # the other stages' own data sets are pairs and marks
     data = recipe.kit.evaluate_after or (recipe.value("eval_dataset") or recipe.value("dataset") if answers else None)
     if not data or stage == "rm":

@@ -1,4 +1,4 @@
-"""What the supervisor of a run is given: its environment, how its plan is changed, whom to tell."""
+"""What the supervisor of a run is given, and how a run's end is told."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import launch, notify, process, runs
+from .. import launch, notify, process, rules, runs
 from .. import recipe as recipes
+from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem, exit_code
 from ..launch import Prepared
 from ..machine import Machine
-from ..observe import signs
+from ..observe import began, last_lines, raised, signs, tail
 from ..plan.recovery import safer_overrides
 from ..preflight import Examined, Question
 from ..runs import Decided, Request, Run
-from ..supervise import Task
+from ..supervise import Stop, Task
 from .footing import examine_run
 from .making import make_view
+
+LOG_LINES = 15
 
 
 def task_of(run: Run, examined: Examined, request: Request, question: Question) -> Task:
@@ -46,7 +49,8 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     """Write the plan anew with a change of the supervisor's; the data it began with stays on record."""
     recipe, _ = recipes.read(str(run.recipe))
     overrides = safer_overrides(recipe, (runs.read_decided(run) or Decided()).arguments, change)
-    examined = examine_run(run, replace(question, recipe=str(run.recipe), overrides=overrides, rows=False))
+    asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)
+    examined = examine_run(run, asked)  # the machine is looked at again: a device may be what failed
     make_view(request, examined, question.workspace)
     rewrite(run, examined, question, (runs.read_json(run.provenance) or {}).get("data_sha256", {}))
     return environment_of(run, examined.machine, question.environment)
@@ -69,3 +73,36 @@ def end_orphans(run: Run) -> None:
     for attempt in runs.attempts(run):
         left = [each for who in (attempt.process, *attempt.workers) if who for each in process.tree(who)]
         process.end(left, 0)
+
+
+def tell_ending(request: Request, made: Run, stop: Stop) -> int:
+    """The exit code of a run's end; what LLaMA-Factory refused before the first step is the user's to change."""
+    state = runs.state_after_end(made)
+    if state == "finished":
+        request.tell(finished=made.name)
+        return FINE
+    if state == "stopped":
+        request.tell(stopped=made.name, why=_why(made))
+        return INTERRUPTED if stop.asked == "SIGINT" else RUN_FAILED
+    problem = failure(made)
+    request.tell(failed=made.name, lines=last_lines(made.log, LOG_LINES), log=str(made.log), problem=problem.as_json())
+    # With the model in memory LLaMA-Factory has refused nothing: what ends a run from there on is a failure of the run.
+    return RUN_FAILED if began(made) or made.loaded.is_file() else exit_code([problem])
+
+
+def failure(made: Run) -> Problem:
+    """The known cause of a failed run, else what its log says."""
+    known = rules.explain(tail(made.log), Place(str(made.log)))
+    if known:
+        return known
+    if began(made):
+        why, _, advice = (_why(made) or "no reason in the log").partition("; ")
+        return Problem(f"{made.name} failed: {why}", advice or f"see {made.log}", Place(str(made.log)))
+    why = raised(made.log) or _why(made) or "no reason in the log"
+    return Problem(f"LLaMA-Factory refuses to start {made.name}: {why}", f"see {made.log}", Place(str(made.arguments)))
+
+
+def _why(made: Run) -> str | None:
+    """The supervisor's last word on a run."""
+    tried = runs.attempts(made)
+    return tried[-1].why if tried else None

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from .task import Facts, Stop, Task
 FIRST_TREE_SECONDS, FIRST_TREES, TREE_SECONDS = 5.0, 12, 30.0
 DUMP_SECONDS, EXIT_SECONDS = 3.0, 60.0
 LOG_BYTES = 262_144
-KILLED = ("exitcode  : -9", "Signal 9 (SIGKILL)")  # torchrun's report of a worker
 
 
 @dataclass(frozen=True)
@@ -198,22 +198,22 @@ def _failure(live: LiveAttempt) -> Failure:
     if live.seen:
         return Failure(live.seen.trouble, live.seen.step, live.seen.what)
     log = tail(run.log, LOG_BYTES, live.watcher.begin)
-    named = cause_in(log)
-    if named:
-        return Failure(_memory(live) if named[0] == "out of memory" else named[0], step, named[1])
-    if code == -signal.SIGKILL or any(text in log for text in KILLED):
-        return Failure(*_killed(live, step))
+    cause, line = cause_in(log) or ("killed" if code == -signal.SIGKILL else None, "")
+    if cause == "killed":
+        return _killed(live, step)
+    if cause:
+        return Failure(_memory(live) if cause == "out of memory" else cause, step, line)
     why = raised(run.log, live.watcher.begin) or _code(code)
     return Failure("crash" if began(run) else "refused", step, why)
 
 
-def _killed(live: LiveAttempt, step: int | None) -> tuple[Cause, int | None, str]:
+def _killed(live: LiveAttempt, step: int | None) -> Failure:
     """The kernel kills for memory with the same signal that anyone can send; its counters tell which it was."""
     before, now = live.killed_before, killed_for_memory()
     pids = [who.pid for who in (live.attempt.process, *live.attempt.workers) if who]
     if (before is not None and now is not None and now > before) or named_in_kernel_log(pids):
-        return _memory(live), step, "the kernel killed the training: the computer's memory is full"
-    return "killed", step, "killed by SIGKILL from outside"
+        return Failure(_memory(live), step, "the kernel killed the training: the computer's memory is full")
+    return Failure("killed", step, "killed by SIGKILL from outside")
 
 
 def _memory(live: LiveAttempt) -> Cause:
@@ -228,18 +228,22 @@ def _code(code: int | None) -> str:
 
 
 def tell(run: Run, event: str, **details: Any) -> None:
-    """A line in events.jsonl; a full disk must not end the supervisor."""
-    try:
+    """A line in events.jsonl."""
+    with _even_on_a_full_disk():
         runs.note(run, event, **{key: value for key, value in details.items() if value is not None})
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
 
 
 def keep(run: Run, attempt: Attempt) -> None:
-    """An attempt's line; a full disk must not end the supervisor."""
-    try:
+    """An attempt's line in attempts.jsonl."""
+    with _even_on_a_full_disk():
         runs.record(run, attempt)
+
+
+@contextmanager
+def _even_on_a_full_disk() -> Iterator[None]:
+    """A full disk must not end the supervisor."""
+    try:
+        yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

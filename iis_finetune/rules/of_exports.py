@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .case import Case
-from .files import is_there, same
+from .case import Case, is_there, same
 from .rule import ANY, OWN, Rule, warning
 
 
@@ -57,7 +56,7 @@ RULES = (
     Rule(71, "resume_from_checkpoint", lost_checkpoint,
          "the checkpoint '{c[resume_from_checkpoint]}' does not exist",
          "remove the line: `iis-finetune resume RUN` goes on from a run's last good checkpoint",
-         "transformers 5.6.0 trainer.py", kind="missing", code=2),
+         "transformers trainer.py", kind="missing", code=2),
     warning(72, "stage finetuning_type", lambda c: c.trains and c["stage"] == "rm",
             "no checkpoint of a reward model can be continued: an interrupted run starts over",
             "expect to leave it running to its end", "hparams/parser.py:479"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..arguments import Settings
 from ..models import ModelFacts
 from .case import Case
 from .rule import ANY, TRAINING, Rule, warning
@@ -45,9 +46,10 @@ def within_context(case: Case) -> bool:
     return longest is not None and case.purpose in TRAINING and case["cutoff_len"] <= longest
 
 
-def needs_reference(stage: object, loss: object) -> bool:
+def needs_reference(settings: Settings) -> bool:
     """Whether what is learned is compared with the model as it was before; ORPO and SimPO do without."""
-    return stage in ("ppo", "kto") or (stage == "dpo" and loss not in ("orpo", "simpo"))
+    stage = settings["stage"]
+    return stage in ("ppo", "kto") or (stage == "dpo" and settings["pref_loss"] not in ("orpo", "simpo"))
 
 
 def only_lora(number: int, key: str, line: int) -> Rule:
@@ -65,7 +67,7 @@ RULES = (
     Rule(12, "use_llama_pro finetuning_type", lambda c: c["use_llama_pro"] and c["finetuning_type"] == "full",
          "use_llama_pro trains the blocks that were added, finetuning_type full trains all of them",
          "finetuning_type: freeze", "hparams/finetuning_args.py:593"),
-    Rule(12, "pissa_init stage", lambda c: c["pissa_init"] and needs_reference(c["stage"], c["pref_loss"]),
+    Rule(12, "pissa_init stage", lambda c: c["pissa_init"] and needs_reference(c.settings),
          "pissa_init changes the base weights, which stage {c[stage]} needs as its reference",
          "remove pissa_init", "hparams/finetuning_args.py:602"),
     Rule(61, "freeze_trainable_layers use_llama_pro", uneven_blocks,
@@ -142,7 +144,7 @@ RULES = (
          "use_dora on a quantised base is refused after the model is loaded, with bitsandbytes too",
          "remove use_dora, or quantization_bit", "model/adapter.py:220"),
     Rule(58, "shift_attn", lambda c: c["shift_attn"] and model_type(c.model) == "llama",
-         "shift_attn needs transformers below 4.48, which LLaMA-Factory 0.9.5 cannot use: it always fails on Llama",
+         "shift_attn needs transformers below 4.48, which LLaMA-Factory cannot use: it always fails on Llama",
          "remove shift_attn", "model/model_utils/longlora.py:353"),
     warning(58, "shift_attn", lambda c: c["shift_attn"] and model_type(c.model) != "llama",
             "shift_attn has no effect on any model but Llama",
@@ -172,7 +174,7 @@ RULES = (
          "finetuning_type: lora", "train/callbacks.py:100"),
     warning(89, "lora_rank lora_alpha lora_target",
             lambda c: c.trains and c["adapter_name_or_path"] and not c["create_new_adapter"]
-            and any(map(c.states, ("lora_rank", "lora_alpha", "lora_target"))),
+            and c.states("lora_rank", "lora_alpha", "lora_target"),
             "an adapter that is continued keeps its own rank, alpha and layers",
             "create_new_adapter: true for a new one on top", "model/adapter.py:175"),
     warning(96, "pissa_iter pissa_init",

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from ..arguments import find_model, find_template
-from .case import Case
-from .files import names_in
+from .case import Case, names_in
 from .rule import Rule, warning
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")

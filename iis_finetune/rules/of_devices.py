@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .case import Case
-from .files import is_there
+from .case import Case, is_there
 from .rule import ANY, Rule, warning
 
 
@@ -36,17 +35,17 @@ def marked_twice(case: Case) -> bool:
 RULES = (
     Rule(16, "fp16 bf16", lambda c: c["fp16"] and c["bf16"],
          "fp16 and bf16 are both switched on",
-         "keep one of the two lines, or neither: kit.precision chooses", "transformers 5.6.0 training_args.py:1741"),
+         "keep one of the two lines, or neither: kit.precision chooses", "transformers training_args.py:1741"),
     Rule(16, "fp16_full_eval bf16_full_eval", lambda c: c["fp16_full_eval"] and c["bf16_full_eval"],
          "fp16_full_eval and bf16_full_eval are both switched on",
-         "keep one of the two lines", "transformers 5.6.0 training_args.py:1744"),
+         "keep one of the two lines", "transformers training_args.py:1744"),
     Rule(16, "bf16_full_eval",
          lambda c: c["bf16_full_eval"] and on_cpu(c) and c.precision != "bf16" and not c["use_cpu"],
          "transformers refuses bf16_full_eval without a GPU",
-         "use_cpu: true, or remove bf16_full_eval", "transformers 5.6.0 training_args.py:1738", kind="machine"),
+         "use_cpu: true, or remove bf16_full_eval", "transformers training_args.py:1738", kind="machine"),
     Rule(16, "tf32", lambda c: c["tf32"] and not tf32_here(c),
          "tf32 is for NVIDIA cards from Ampere on, this is {c.machine.device}; transformers refuses it",
-         "remove tf32", "transformers 5.6.0 training_args.py:1646", kind="machine"),
+         "remove tf32", "transformers training_args.py:1646", kind="machine"),
     Rule(15, "pure_bf16", lambda c: c["pure_bf16"] and on_cpu(c),
          "LLaMA-Factory refuses pure_bf16 without a GPU",
          "bf16: true", "hparams/parser.py:382", kind="machine"),
@@ -64,7 +63,7 @@ RULES = (
             "remove use_cpu, or hide the devices: CUDA_VISIBLE_DEVICES= (HIP_VISIBLE_DEVICES=-1) before the command",
             "extras/misc.py get_current_device"),
     Rule(53, "flash_attn", lambda c: c["flash_attn"] == "fa3",
-         "flash_attn fa3 is offered by LLaMA-Factory 0.9.5 and refused after the data is tokenised",
+         "flash_attn fa3 is offered by LLaMA-Factory and refused after the data is tokenised",
          "flash_attn: fa2, sdpa or auto", "model/model_utils/attention.py:86", purposes=ANY),
     Rule(76, "neat_packing per_device_train_batch_size",
          lambda c: c.trains and c["neat_packing"] and "fa2" in (c["flash_attn"], c.recipe.kit.attention)
@@ -77,9 +76,10 @@ RULES = (
     Rule(73, "fsdp kit.launcher", lambda c: c.launcher == "fsdp" and on_cpu(c),
          "on a CPU FSDP finds no device to share the model over: it fails, or is plain DDP without a word",
          "kit.launcher: ddp", "torch 2.13 FullyShardedDataParallel", kind="machine"),
-    Rule(18, "deepspeed", lambda c: isinstance(c["deepspeed"], str) and not is_there(c["deepspeed"]),
+    Rule(18, "deepspeed",
+         lambda c: c.states("deepspeed") and isinstance(c["deepspeed"], str) and not is_there(c["deepspeed"]),
          "the DeepSpeed configuration '{c[deepspeed]}' does not exist",
-         "kit.launcher: zero2 or zero3, and no deepspeed line", "transformers 5.6.0 integrations/deepspeed.py",
+         "kit.launcher: zero2 or zero3, and no deepspeed line", "transformers integrations/deepspeed.py",
          kind="missing", code=2),
     Rule(19, "use_unsloth", lambda c: c["use_unsloth"] and c.zero_stage == 3,
          "Unsloth does not go with ZeRO-3",
@@ -97,7 +97,7 @@ RULES = (
     Rule(21, "ddp_backend", lambda c: c.states("ddp_backend") and c.processes == 1 and c.launcher == "single",
          "ddp_backend is for several processes; with one LLaMA-Factory ends in 'Default process group has not been "
          "initialized'",
-         "remove ddp_backend", "transformers 5.6.0 training_args.py", kind="machine"),
+         "remove ddp_backend", "transformers training_args.py", kind="machine"),
     Rule(86, "use_reentrant_gc finetuning_type stage", marked_twice,
          "in {c.processes} processes the first step fails: 'Expected to mark a variable ready only once'",
          "use_reentrant_gc: false", "torch 2.13 DistributedDataParallel"),

@@ -1,0 +1,159 @@
+"""The steps that decide how many processes there are, on how many machines, and how they share the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..decision import Decision
+from ..errors import Problem
+from .draft import Draft, Launcher
+from .fit import limit_gib, needed_gib
+
+SHARDED = {"zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}  # the ZeRO stage of each
+UNNAMED = "FIRST_NODE"  # stands for an address that is not known yet
+JOIN_SECONDS = 600  # torch 2.13 static_tcp_rendezvous.py; said all the same, because it is the limit that users meet
+NOT_ON_NODES = {
+    "single": "a single process cannot be on several nodes",
+    "fsdp": "FSDP over several nodes is not tried: a node would keep only its part of a checkpoint",
+}
+
+
+def launcher(draft: Draft) -> Draft:
+    """Decide the launcher and write what LLaMA-Factory and torchrun need for it."""
+    draft, here = _devices(draft)
+    processes = here * (draft.inputs.nodes.number if draft.inputs.nodes else 1)
+    stated = draft.stated("deepspeed", "fsdp")
+    clash = draft.clash(stated, "launcher")
+    draft = draft.complain(*clash)
+    if stated and not clash:
+        draft = draft.keep("launcher", stated[0], stated[0])
+        return _write(replace(draft, launcher=Launcher(stated[0], processes, here)))
+    decision = _decision(draft, processes)
+    chosen = Launcher() if decision.value == "single" else Launcher(str(decision.value), processes, here)
+    return _write(replace(draft.note(decision), launcher=chosen))
+
+
+def _devices(draft: Draft) -> tuple[Draft, int]:
+    """One process a device; on CPU one, or as many as `kit.devices` says."""
+    wanted, machine, place = draft.recipe.kit.devices, draft.machine, draft.recipe.place("kit.devices")
+    number = len(wanted) if isinstance(wanted, list) else wanted
+    if machine.accelerator == "cpu":
+        if number and number > machine.cpu_count:
+            what = f"{number} processes share {machine.cpu_count} processor threads: each step waits for the slowest"
+            fix = f"kit.devices: {machine.cpu_count}, or fewer"
+            draft = draft.complain(Problem(what, fix, place, "warning", "machine"))
+        return draft, max(number or 1, 1)
+    there = len(machine.devices)
+    if number and number > there:
+        what = f"{number} devices are asked for, {machine.name} has {there}"
+        draft = draft.complain(Problem(what, f"kit.devices: {there}", place, kind="machine"))
+    return draft, max(min(number or there, there), 1)
+
+
+def _decision(draft: Draft, processes: int) -> Decision:
+    wanted = draft.recipe.kit.launcher
+    if wanted != "auto":
+        entry = draft.recipe.kit_entries["kit.launcher"]
+        return Decision("launcher", wanted, entry.source, f"stated as kit.launcher: {wanted}")
+    if processes == 1:
+        return Decision("launcher", "single", "kit default", "one device, one process")
+    limit = limit_gib(draft.machine) if draft.machine.devices else None
+    need = needed_gib(draft, Launcher("ddp", processes))
+    if need is None or limit is None or need <= limit:
+        fits = f", {need:.1f} GiB of {limit:.1f} GiB each" if need and limit else ""
+        return Decision("launcher", "ddp", "kit default", f"a whole copy of the model on each of {processes}{fits}")
+    for name in ("zero2", "zero3", "zero3_offload"):
+        shared = needed_gib(draft, Launcher(name, processes))
+        if shared is not None and shared <= limit:
+            reason = f"a whole copy needs {need:.1f} GiB, a device has {limit:.1f}; {name} needs {shared:.1f}"
+            return Decision("launcher", name, "kit default", reason)
+    return Decision("launcher", "zero3", "kit default", "nothing fits; zero3 comes nearest")
+
+
+def _write(draft: Draft) -> Draft:
+    chosen, nodes = draft.launcher, draft.inputs.nodes
+    if chosen.name in SHARDED:
+        config = deepspeed_config(chosen.name, nodes.number if nodes else 1)
+        draft = replace(draft.write(deepspeed="{run}/deepspeed.json"), files={"deepspeed.json": config})
+    elif chosen.name == "fsdp" and not draft.stated("fsdp"):
+        draft = draft.write(fsdp="full_shard auto_wrap", fsdp_config={"use_orig_params": True})
+    if chosen.processes == 1 and chosen.name not in (*SHARDED, "deepspeed", "fsdp"):
+        return draft
+    draft = draft.export({"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(chosen.here)})
+    # The hook holds the training to it: what is planned as shared must be shared.
+    return draft.export({"IIS_LAUNCHER": chosen.name, "IIS_PROCESSES": str(chosen.processes)})
+
+
+def deepspeed_config(launcher: str, nodes: int = 1) -> dict[str, Any]:
+    """The ZeRO configuration of a launcher; `auto` values are filled in by transformers."""
+    stage = SHARDED[launcher]
+    # DeepSpeed's own bucket of 5e8 elements is 1.9 GiB in fp32, allocated whole; LoRA gradients need a tenth at most.
+    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True, **buckets}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if launcher.endswith("offload"):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return {
+        **dict.fromkeys((*automatic, "gradient_clipping"), "auto"),
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000},
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": zero,
+        **({"checkpoint": {"use_node_local_storage": True}} if nodes > 1 else {}),
+    }
+
+
+def several_processes(draft: Draft) -> Draft:
+    """What every run of more than one process needs."""
+    if draft.launcher.processes == 1:
+        return draft
+    reason = "the other ranks wait while the first tokenises; 30 minutes, the default, is too short for large data"
+    draft = draft.choose("ddp_timeout", 180_000_000, reason)
+    method, reward = draft.settings["finetuning_type"], draft.settings["stage"] == "rm"
+    if draft.launcher.name == "ddp" and (method == "oft" or (reward and method == "full")):
+        reason = "with torch's older checkpointing DDP ends in 'Expected to mark a variable ready only once' here"
+        draft = draft.choose("use_reentrant_gc", False, reason)
+    return draft
+
+
+def several_nodes(draft: Draft) -> Draft:
+    """What a run on several machines needs beside what several processes do."""
+    nodes = draft.inputs.nodes
+    if nodes is None:
+        return draft
+    told = f"--nodes on the command line; this is node {nodes.rank}, the first is at {nodes.address}:{nodes.port}"
+    draft = draft.complain(*_node_problems(draft)).note(Decision("nodes", nodes.number, "override", told))
+    draft = draft.export(nodes.variables())
+    reason = "every node keeps whole checkpoints in a run folder of its own, so no disk need be shared"
+    draft = draft.choose("save_on_each_node", True, reason)
+    reason = f"a node waits {JOIN_SECONDS // 60} minutes for the others to come, then its attempt ends"
+    draft = _variable(draft, "PET_RDZV_CONF", f"timeout={JOIN_SECONDS}", reason)
+    if nodes.interface:
+        reason = f"the card that leads to {nodes.address}; gloo would take the one that the host's name belongs to"
+        draft = _variable(draft, "GLOO_SOCKET_IFNAME", nodes.interface, reason)
+    return draft
+
+
+def _node_problems(draft: Draft) -> list[Problem]:
+    found, nodes, place = [], draft.inputs.nodes, draft.recipe.place
+    if draft.launcher.name in NOT_ON_NODES:
+        found.append(Problem(NOT_ON_NODES[draft.launcher.name], "kit.launcher: ddp, or zero3", place("kit.launcher")))
+    if draft.settings["stage"] == "ppo":
+        found.append(Problem("stage ppo runs on one machine", "train without --nodes", place("stage")))
+    known = nodes is None or nodes.interface or nodes.address == UNNAMED
+    if nodes and not known and draft.machine.here and "GLOO_SOCKET_IFNAME" not in draft.recipe.kit.env:
+        what = f"no network card is known to lead to {nodes.address}"
+        found.append(Problem(what, "kit.env={GLOO_SOCKET_IFNAME: eth0}", severity="warning", kind="machine"))
+    if draft.settings["save_total_limit"] == 1:
+        what = "with one checkpoint kept, nodes that are cut off during a save have none in common"
+        found.append(Problem(what, "save_total_limit: 2", place("save_total_limit"), severity="warning"))
+    return found
+
+
+def _variable(draft: Draft, name: str, value: str, reason: str) -> Draft:
+    return draft.export({name: value}).note(Decision(f"environment.{name}", value, "kit default", reason))

@@ -1,0 +1,154 @@
+"""What the detached process does, in this process; the training program is the staged one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RECIPE
+
+from iis_finetune import cli, preflight, process, recover, runs, session
+from iis_finetune.runs import Decided, Request, Run, Workspace
+from iis_finetune.session import Order
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def staged(project: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The project, with the staged training program where LLaMA-Factory's is looked for."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(recover, "PAUSES_SECONDS", (0.05, 0.05, 0.05))
+    return Workspace(project, project / "models", project / "runs")
+
+
+def told(request: Request) -> list[dict[str, Any]]:
+    return list(runs.read_lines(request.progress))
+
+
+def carried_out(order: Order, workspace: Workspace, **more: str) -> tuple[int, Request]:
+    request = session.place(order, workspace)
+    return session.carry_out(request.folder, workspace, {**os.environ, **more}), request
+
+
+def recovered(workspace: Workspace, what: str, *overrides: str, **more: str) -> tuple[Run, Decided]:
+    """The run of a training that failed at step 5 and then went on to its end."""
+    fake = json.dumps([{"at": 5, "do": what}])
+    code, request = carried_out(Order("tiny", overrides), workspace, FAKE=fake, **more)
+    assert code == 0, told(request)
+    (run,) = runs.listed(workspace)
+    decided = runs.read_decided(run)
+    assert decided is not None
+    return run, decided
+
+
+def test_an_order_is_carried_out_and_its_end_is_told(staged: Workspace) -> None:
+    code, request = carried_out(Order("tiny"), staged)
+    assert code == 0, told(request)
+    assert [next(key for key in line if key != "time") for line in told(request)] == ["run", "finished", "exit"]
+    assert [run.name for run in runs.listed(staged)] == ["0001-tiny"]
+
+
+def test_problems_and_bugs_are_told_with_their_exit_codes(staged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, request = carried_out(Order("tiny", ("lora_rnak=8",)), staged)
+    assert code == 2 and "did you mean 'lora_rank'" in str(told(request)[0]["problems"])
+
+    def broken(_question: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(preflight, "examine", broken)
+    code, request = carried_out(Order("tiny"), staged)
+    assert code == 70 and told(request)[-1]["exit"] == 70 and "planted" in request.log.read_text()
+    assert runs.listed(staged) == []
+
+
+def test_a_folder_without_an_order_is_refused(staged: Workspace, tmp_path: Path) -> None:
+    assert session.carry_out(tmp_path, staged, {}) == 2
+
+
+def test_out_of_memory_is_planned_anew_with_the_same_global_batch(staged: Workspace) -> None:
+    run, _ = recovered(staged, "oom")
+    text = run.arguments.read_text()
+    assert "per_device_train_batch_size: 1\n" in text and "gradient_accumulation_steps: 4\n" in text
+    assert runs.attempts(run)[1].changed == {"micro_batch": 1}
+
+
+def test_nan_in_bf16_is_planned_anew_in_fp32(staged: Workspace) -> None:
+    run, decided = recovered(staged, "nan", "kit.precision=bf16", FAKE_MIXED="bf16")
+    assert decided.precision == "fp32" and decided.environment["IIS_PRECISION"] == "fp32"
+    assert "bf16: false" in run.arguments.read_text() and runs.attempts(run)[1].changed == {"precision": "fp32"}
+
+
+def test_a_precision_stated_in_llamafactorys_words_gives_way_too(staged: Workspace) -> None:
+    assert recovered(staged, "nan", "bf16=true", FAKE_MIXED="bf16")[1].precision == "fp32"
+
+
+class Counts(Counter[str]):
+    """How often a recipe is examined, and the rows of the data file are read."""
+
+    def on_open(self, event: str, words: tuple[Any, ...]) -> None:
+        if event == "open" and str(words[0]).endswith("little.json"):
+            self["opened"] += 1
+
+
+COUNTS = Counts()
+HOOKED: list[bool] = []
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    real = preflight.examine
+
+    def counting(question: preflight.Question) -> preflight.Examined:
+        COUNTS["examined"] += 1
+        return real(question)
+
+    monkeypatch.setattr(preflight, "examine", counting)
+    if not HOOKED:
+        HOOKED.append(True)
+        sys.addaudithook(COUNTS.on_open)
+    COUNTS.clear()
+    return COUNTS
+
+
+def test_one_train_with_an_unmade_base_looks_three_times_in_each_process(
+    staged: Workspace, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = RECIPE.replace("kit:\n", "kit:\n  base: tiny\n").replace("model_name_or_path: models/tiny\n", "")
+    (staged.recipes / "after.yaml").write_text(text)
+    start, started = process.start, []
+
+    def foreground_only(launch: process.Launch) -> process.Child:
+        started.append(start(process.Launch(["sleep", "0.5"], launch.environment, launch.folder, launch.log)))
+        return started[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "start", foreground_only)
+        patched.setattr(sys, "argv", ["iis-finetune", "train", "after", "--background"])
+        assert cli.run() == 0
+        started[0].wait()
+    print("foreground", dict(counts))
+    assert counts["examined"] <= 3
+    counts.clear()
+    request = Request(next((staged.runs / ".requests").iterdir()))
+    assert json.loads(request.asked.read_text())["recipe"].endswith("after.yaml")
+    assert session.carry_out(request.folder, staged, dict(os.environ)) == 0, told(request)
+    print("detached", dict(counts))
+    assert counts["examined"] <= 3
+    assert [run.name for run in runs.listed(staged)] == ["0001-tiny", "0002-after"]
