@@ -46,10 +46,8 @@ def page(runs: Sequence[Run]) -> str:
 
 def shown(value: Any) -> str:
     """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -61,10 +59,10 @@ def view(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "state": state(run),
-        "facts": [(name, value) for name, value in facts(run).items() if value is not None],
+        "facts": facts(run),
         "decisions": decided.decisions if decided else (),
         "events": [_event(each) for each in events(run)],
-        "data": list(provenance.get("data_sha256", {}).items()),
+        "data": provenance.get("data_sha256", {}),
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
 
