@@ -33,6 +33,8 @@ class Refusal:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     times: int = 1_000_000
+    endless: bool = False  # the body comes again and again, until nobody reads any more
+    pause_seconds: float = 0.0  # between two bodies
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Behaviour:
     gated: bool = False
     bytes_per_second: float = 0.0
     served: Counter[str] = field(default_factory=Counter)
+    served_endless: int = 0
     requests: list[str] = field(default_factory=list)
     elsewhere_with_token: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -166,7 +169,9 @@ class Handler(BaseHTTPRequestHandler):
             refusal = next((refusal for refusal in meant if refusal.times > 0), None)
             if refusal:
                 refusal.times -= 1
-        if refusal:
+        if refusal and refusal.endless:
+            self.answer_endlessly(refusal)
+        elif refusal:
             self.answer(refusal.status, refusal.body or "{}", refusal.headers)
         else:
             self.route(urlsplit(self.path).path)
@@ -302,6 +307,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def answer_endlessly(self, refusal: Refusal) -> None:
+        self.close_connection = True
+        self.send_response(refusal.status)
+        for name, value in refusal.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        while True:
+            self.wfile.write(refusal.body.encode())
+            self.hub.behaviour.served_endless += len(refusal.body)
+            time.sleep(refusal.pause_seconds)
 
     def send_file(self, file: Served, headers: dict[str, str] | None = None) -> None:
         behaviour, size = self.hub.behaviour, file.size

@@ -22,8 +22,10 @@ from hub_server import COMMIT, Behaviour, Hub, Refusal
 
 from iis_finetune import hub
 from iis_finetune.errors import Problem, ProblemsFound
-from iis_finetune.hub.files import needed
+from iis_finetune.hub.file_lists import read_list
 from iis_finetune.hub.folder import MANIFEST
+from iis_finetune.hub.refusals import HubFailure
+from iis_finetune.hub.selection import needed
 
 MODEL = "Org/Tiny-0.5B"
 TOKEN = "hf_secretsecretsecret"
@@ -75,7 +77,7 @@ class Place:
         self.root = root
         self.models = root / "models"
         self.environment = server.environment | {"HOME": str(root / "home")}
-        self.request = hub.Request(MODEL, self.models, source="huggingface", patience=QUICK)
+        self.request = hub.Order(MODEL, self.models, source="huggingface", patience=QUICK)
         self.notes: list[str] = []
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(root / "home" / "token"))
         for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
@@ -302,7 +304,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from iis_finetune import hub
-request = hub.Request(sys.argv[1], Path(sys.argv[2]), source=sys.argv[3],
+request = hub.Order(sys.argv[1], Path(sys.argv[2]), source=sys.argv[3],
                       patience=hub.Patience(first_pause_seconds=0.05, read_seconds=5))
 import os
 try:
@@ -468,7 +470,7 @@ def test_the_token_opens_what_is_private_and_goes_to_no_other_host(place: Place,
     place.environment |= TOKENS
     done = place.fetch(source=source)
     assert server.behaviour.elsewhere_with_token == 0
-    assert_token_nowhere(place, [done.as_json(), repr(hub.remote.hubs(place.request, place.environment))])
+    assert_token_nowhere(place, [done.as_json(), repr(hub.order.hubs(place.request, place.environment))])
 
 
 def test_the_logins_of_the_hubs_own_clients_are_used(place: Place, server: Hub) -> None:
@@ -497,6 +499,135 @@ def test_retry_after_is_honoured(place: Place, server: Hub) -> None:
     started = time.monotonic()
     place.fetch()
     assert 1 <= time.monotonic() - started < 4
+
+
+def test_a_retry_after_without_end_is_not_waited_for(place: Place, server: Hub) -> None:
+    assert hub.Patience().pause_seconds(HubFailure("busy", retry_after=1e9), 1) == 120
+    server.behaviour.refusals = [Refusal("/cdn/*00001*", 429, {"Retry-After": "9" * 5000}, times=1)]
+    assert place.fetch().fetched_bytes
+
+
+# ---- answers that no hub gives
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_a_refusal_without_end_is_cut_off(place: Place, server: Hub, source: str, status: int) -> None:
+    server.behaviour.refusals = [
+        Refusal("/api/*", status, {"Location": "/elsewhere"} if status == 302 else {}, "x" * (1 << 16), endless=True)
+    ]
+    problem = place.problem(source=source)
+    assert "404" in problem.what or "there is no model" in problem.what or "answered 500" in problem.what
+    assert server.behaviour.served_endless < 100 * 2**20  # what the sockets hold, for each time it was asked
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_a_list_without_end_is_refused_at_once(place: Place, server: Hub, source: str) -> None:
+    server.behaviour.refusals = [Refusal("/api/*", 200, {}, "[" * (1 << 20), endless=True)]
+    assert "longer than 64 MB" in place.problem(source=source).what
+    assert len(server.behaviour.requests) == 1
+
+
+def test_an_answer_that_drips_is_given_up(place: Place, server: Hub) -> None:
+    server.behaviour.refusals = [Refusal("/api/*", 200, {}, "[", endless=True, pause_seconds=0.2)]
+    started = time.monotonic()
+    place.problem()
+    assert time.monotonic() - started < 3
+
+
+def test_a_compressed_answer_is_refused(place: Place, server: Hub) -> None:
+    server.behaviour.refusals = [Refusal("/api/*", 200, {"Content-Encoding": "gzip"}, "a bomb")]
+    assert "compresses its answers" in place.problem().what
+
+
+@pytest.mark.parametrize(
+    ("location", "what"),
+    [
+        ("file:///etc/passwd", "not http or https"),
+        ("/api/models/again", "in a circle"),
+        ("http://[::1", "cannot reach"),
+        ("https://hub.invalid:99999/", "cannot reach"),
+    ],
+)
+def test_a_redirect_that_leads_nowhere_is_named(place: Place, server: Hub, location: str, what: str) -> None:
+    server.behaviour.refusals = [Refusal("/api/*", 302, {"Location": location})]
+    assert what in place.problem().what
+
+
+WRONG_LISTS = {
+    "no JSON": "<html>sign in</html>",
+    "no object": "[]",
+    "deep": "[" * 100_000,
+    "too long": "[" + "0," * 6_000_000 + "0]",
+    "files are no list": '{"siblings": {"a": 1}, "Data": {"Files": {"a": 1}}}',
+    "no name": '{"siblings": [{}], "Data": {"Files": [{}]}}',
+    "a number for a name": '{"siblings": [{"rfilename": 5}], "Data": {"Files": [{"Path": 5}]}}',
+    "NUL": r'{"siblings": [{"rfilename": "a\u0000.json"}], "Data": {"Files": [{"Path": "a\u0000.json"}]}}',
+    "surrogate": r'{"siblings": [{"rfilename": "\ud800.json"}], "Data": {"Files": [{"Path": "\ud800.json"}]}}',
+    "escape sequence": r'{"siblings": [{"rfilename": "\u001b[2J"}], "Data": {"Files": [{"Path": "\u001b[2J"}]}}',
+    "outside": '{"siblings": [{"rfilename": "../a.json"}], "Data": {"Files": [{"Path": "/etc/a.json"}]}}',
+    "size": '{"siblings": [{"rfilename": "a", "size": -1}], "Data": {"Files": [{"Path": "a", "Size": 1e999}]}}',
+    "hash": '{"siblings": [{"rfilename": "a", "blobId": "x"}], "Data": {"Files": [{"Path": "a", "Sha256": [1]}]}}',
+    "twice": '{"siblings": [{"rfilename": "a"},{"rfilename": "a"}], "Data": {"Files": [{"Path": "b"}, {"Path": "b"}]}}',
+    "commit": r'{"sha": "\u001b", "Data": {"LatestCommitter": {"Id": "a b"}}}',
+}
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+@pytest.mark.parametrize("case", WRONG_LISTS)
+def test_a_malformed_list_is_one_sentence_at_once(place: Place, server: Hub, source: str, case: str) -> None:
+    server.behaviour.refusals = [Refusal("/api/*", 200, {}, WRONG_LISTS[case])]
+    problem = place.problem(source=source)
+    assert "its list of files cannot be read: " in problem.what
+    assert "\x1b" not in problem.what
+    assert len(server.behaviour.requests) == 1
+
+
+def mutated(chance: random.Random, value: Any) -> Any:
+    """A value with something in it replaced by something of another kind."""
+    strange: list[Any] = [
+        None,
+        True,
+        -1,
+        1e308,
+        10**400,
+        "",
+        "../x",
+        "a\0b",
+        "\udcff",
+        [],
+        {},
+        [[]],
+        {"": None},
+        "x" * 5000,
+    ]
+    if isinstance(value, (dict, list)) and value and chance.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        changed, key = value.copy(), chance.choice(list(keys))
+        changed[key] = mutated(chance, value[key])
+        return changed
+    return chance.choice(strange)
+
+
+def test_whatever_a_hub_answers_is_a_list_or_a_failure(server: Hub) -> None:
+    import urllib.request
+
+    chance, kinds = random.Random(12), set()
+    for url in (f"/api/models/{MODEL}/revision/main?blobs=true", f"/api/v1/models/{MODEL}/repo/files?Revision=master"):
+        with urllib.request.urlopen(server.url + url) as response:
+            whole = response.read()
+        for _ in range(500):
+            body = bytearray(json.dumps(mutated(chance, json.loads(whole))).encode())
+            if chance.random() < 0.3:
+                body[chance.randrange(len(body))] = chance.randrange(256)
+            try:
+                _, files = read_list(bytes(body[: chance.randrange(len(body))] if chance.random() < 0.1 else body))
+            except HubFailure as failure:
+                kinds.add(failure.kind)
+                continue
+            kinds.add("read")
+            assert all(file.size >= 0 and not {"..", ""} & set(file.path.split("/")) for file in files)
+    assert {"read", "malformed"} <= kinds <= {"read", "malformed", "busy", "model", "revision"}
 
 
 def test_no_network_names_what_is_on_disk(place: Place) -> None:
@@ -755,5 +886,6 @@ def test_models_on_disk_are_listed_with_origin_and_size(place: Place) -> None:
 
 
 def test_importing_the_module_loads_no_hub_client_and_no_http_library() -> None:
-    code = "import sys, iis_finetune.hub; print(*{'requests', 'huggingface_hub', 'modelscope'} & set(sys.modules))"
+    heavy = {"requests", "huggingface_hub", "modelscope", "iis_finetune.hub.file_lists"}
+    code = f"import sys, iis_finetune.hub; print(*{heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -50,7 +50,7 @@ def download(
     show.line("next: iis-finetune models")
 
 
-def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.Request:
+def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.Order:
     """A recipe's model when there is such a recipe, a hub's id otherwise; a word that is neither is refused."""
     names, name = recipe.registered(workspace().recipes), asked
     if asked in names or Path(asked).suffix in recipe.SUFFIXES:
@@ -62,7 +62,7 @@ def _request(asked: str, source: Any, to: Path | None, revision: str | None, off
         revision, source = revision or found.value("model_revision"), source or found.kit.source
     elif "/" not in asked and arguments.find_model(asked) is None:
         raise ProblemsFound([recipe.unknown(asked, names, workspace().recipes)])
-    return hub.Request(name, to or workspace().models, to is not None, revision, source or "auto", offline)
+    return hub.Order(name, to or workspace().models, to is not None, revision, source or "auto", offline)
 
 
 def _verify(folder: Path, as_json: bool) -> None:

@@ -4,22 +4,24 @@
 model says where it came from. `choose_source` asks the hubs and writes nothing.
 """
 
+from .asking import choose_source
 from .fetching import Fetched, fetch
-from .files import RemoteFile
 from .folder import installed, is_whole, read_manifest, verify
-from .remote import Patience, Request, choose_source
+from .order import Order, Patience, RemoteFile
+from .selection import weights_faults
 from .transfer import Progress
 
 __all__ = [
     "Fetched",
+    "Order",
     "Patience",
     "Progress",
     "RemoteFile",
-    "Request",
     "choose_source",
     "fetch",
     "installed",
     "is_whole",
     "read_manifest",
     "verify",
+    "weights_faults",
 ]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import Place, Problem, ProblemsFound
-from .files import is_model, weights_faults
+from .asking import choose_source, open_session
 from .folder import (
     INCOMPLETE,
     Cached,
@@ -21,11 +21,13 @@ from .folder import (
     is_whole,
     now,
     read_manifest,
+    size_of,
     write_manifest,
 )
+from .order import Hub, Listing, Order, is_offline
 from .refusals import on_disk
-from .remote import Hub, Listing, Request, choose_source, is_offline, open_session
-from .transfer import Job, Progress, Report, fetch_files, wrong_file
+from .selection import is_model, weights_faults
+from .transfer import Progress, Report, Transfer, fetch_files, wrong_file
 
 
 @dataclass(frozen=True)
@@ -44,31 +46,31 @@ class Fetched:
         return origin | {"folder": str(self.folder), "reason": self.reason, "fetched_bytes": self.fetched_bytes}
 
 
-def fetch(request: Request, environment: Mapping[str, str], report: Report) -> Fetched:
+def fetch(order: Order, environment: Mapping[str, str], report: Report) -> Fetched:
     """Bring a model onto this disk, complete and verified; what is here already is not fetched again.
 
     The work is done in `<folder>.incomplete`, which a later call takes up where this one ended.
     Raises ProblemsFound with exit code 3, or 2 when the folder holds something else.
     """
-    folder = request.folder
+    folder = order.folder
     with _disk_problems(folder):
-        if ready := _already(request):
+        if ready := _already(order):
             return ready
         _refuse_foreign(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder, report):
-            ready = _already(request)  # made by the process that was waited for
-            return ready or _fetch(request, environment, report)
+            ready = _already(order)  # made by the process that was waited for
+            return ready or _fetch(order, environment, report)
 
 
-def _already(request: Request) -> Fetched | None:
-    manifest = read_manifest(request.folder)
-    if manifest is None or not is_whole(request.folder):
+def _already(order: Order) -> Fetched | None:
+    manifest = read_manifest(order.folder)
+    if manifest is None or not is_whole(order.folder):
         return None
-    is_default = {request.revision, manifest.revision} <= {"main", "master"}  # each hub has its own word for it
-    asked = is_default or request.revision in (None, manifest.revision, manifest.commit)
-    same = manifest.model in {request.model, request.id_on("huggingface"), request.id_on("modelscope")}
-    return Fetched(request.folder, manifest, "it is on disk already") if asked and same else None
+    is_default = {order.revision, manifest.revision} <= {"main", "master"}  # each hub has its own word for it
+    asked = is_default or order.revision in (None, manifest.revision, manifest.commit)
+    same = manifest.model in {order.model, order.id_on("huggingface"), order.id_on("modelscope")}
+    return Fetched(order.folder, manifest, "it is on disk already") if asked and same else None
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -106,66 +108,64 @@ def _disk_problems(folder: Path) -> Iterator[None]:
         raise ProblemsFound([Problem(what, fix, Place(str(error.filename or folder)), kind="machine")]) from error
 
 
-def _fetch(request: Request, environment: Mapping[str, str], report: Report) -> Fetched:
-    caches = [entry for entry in cached(environment) if entry.model == request.id_on(entry.source)]
-    listing, from_cache = _choose(request, environment, caches, report)
-    hub, staging = listing.hub, request.folder.with_name(request.folder.name + INCOMPLETE)
+def _fetch(order: Order, environment: Mapping[str, str], report: Report) -> Fetched:
+    caches = [entry for entry in cached(environment) if entry.model == order.id_on(entry.source)]
+    listing, from_cache = _choose(order, environment, caches, report)
+    hub, staging = listing.hub, order.folder.with_name(order.folder.name + INCOMPLETE)
     if not listing.files:
         fix = "check the name: this may be a data set, or a model in another format"
         raise ProblemsFound([Problem(f"{listing.model} on {hub.name} has no files to train on", fix, code=3)])
     staging.mkdir(exist_ok=True)
-    _link(listing, staging, [request.folder, *(entry.folder for entry in caches)])
+    _link(listing, staging, [order.folder, *(entry.folder for entry in caches)])
     _check_space(listing, staging)
     size = f"{listing.size_bytes / 1e9:.2f} GB in {len(listing.files)} files"
     report(Progress(note=f"{listing.model}: {size}; {listing.reason}"))
-    job = Job(request, listing, staging, None if from_cache else open_session(hub, environment), report)
-    files = fetch_files(job)
+    transfer = Transfer(order, listing, staging, None if from_cache else open_session(hub, environment), report)
+    files = fetch_files(transfer)
     if faults := weights_faults(staging):
         raise ProblemsFound(wrong_file(hub, path, fault) for path, fault in faults)
     manifest = Manifest(listing.model, hub.source, hub.site, listing.revision, listing.commit, files, now())
     write_manifest(staging, manifest)
-    _swap(staging, request.folder)
-    return Fetched(request.folder, manifest, listing.reason, job.fetched_bytes)
+    _swap(staging, order.folder)
+    return Fetched(order.folder, manifest, listing.reason, transfer.fetched_bytes)
 
 
-def _choose(
-    request: Request, environment: Mapping[str, str], caches: list[Cached], report: Report
-) -> tuple[Listing, bool]:
+def _choose(order: Order, environment: Mapping[str, str], caches: list[Cached], report: Report) -> tuple[Listing, bool]:
     """Ask the hubs; when none may be asked, or none gives the model, take a whole one out of their caches."""
-    from_cache = _cached_choice(request, caches)
-    if is_offline(request, environment):
+    from_cache = _cached_choice(order, caches)
+    if is_offline(order, environment):
         if from_cache:
             return from_cache, True
-        what = f"{request.model} is not on this disk, and the network is switched off"
-        fix = f"go online (--offline, HF_HUB_OFFLINE), or use a model that is here{on_disk(request)}"
+        what = f"{order.model} is not on this disk, and the network is switched off"
+        fix = f"go online (--offline, HF_HUB_OFFLINE), or use a model that is here{on_disk(order)}"
         raise ProblemsFound([Problem(what, fix, kind="missing", code=3)])
     try:
-        return choose_source(request, environment, lambda note: report(Progress(note=note))), False
+        return choose_source(order, environment, lambda note: report(Progress(note=note))), False
     except ProblemsFound:
         if from_cache is None:
             raise
         return from_cache, True
 
 
-def _cached_choice(request: Request, caches: list[Cached]) -> Listing | None:
+def _cached_choice(order: Order, caches: list[Cached]) -> Listing | None:
     """Return a whole cached model of the asked revision, the branch's own commit before others, newer before older."""
     usable = [
         entry
         for entry in caches
-        if request.source in ("auto", entry.source)
-        and (request.revision in (None, entry.commit, entry.folder.name) or _is_branch(entry, request))
+        if order.source in ("auto", entry.source)
+        and (order.revision in (None, entry.commit, entry.folder.name) or _is_branch(entry, order))
         and is_model(entry.folder)
     ]
     if not usable:
         return None
-    entry = max(usable, key=lambda entry: (_is_branch(entry, request), entry.folder.stat().st_mtime))
+    entry = max(usable, key=lambda entry: (_is_branch(entry, order), entry.folder.stat().st_mtime))
     hub, files = Hub(entry.source, f"{entry.source} cache"), tuple(cached_files(entry))
-    return Listing(hub, entry.model, request.revision or "main", entry.commit, files, f"it lies in {entry.folder}")
+    return Listing(hub, entry.model, order.revision or "main", entry.commit, files, f"it lies in {entry.folder}")
 
 
-def _is_branch(entry: Cached, request: Request) -> bool:
+def _is_branch(entry: Cached, order: Order) -> bool:
     """Hugging Face's cache keeps the commit of each branch or tag in a file of that name."""
-    name = entry.folder.parent.parent / "refs" / (request.revision or "main")
+    name = entry.folder.parent.parent / "refs" / (order.revision or "main")
     return entry.source == "huggingface" and name.is_file() and name.read_text().strip() == entry.commit
 
 
@@ -181,7 +181,7 @@ def _link(listing: Listing, staging: Path, folders: list[Path]) -> None:
             path.unlink()
     for file in listing.files:
         target = staging / file.path
-        found = [folder / file.path for folder in folders if _has_size(folder / file.path, file.size)]
+        found = [folder / file.path for folder in folders if size_of(folder / file.path) == file.size]
         if not found or target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,12 +192,8 @@ def _link(listing: Listing, staging: Path, folders: list[Path]) -> None:
             target.symlink_to(found[0].resolve())
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 def _check_space(listing: Listing, staging: Path) -> None:
-    present = sum((staging / file.path).stat().st_size for file in listing.files if (staging / file.path).exists())
+    present = sum(size_of(staging / file.path) or 0 for file in listing.files)
     needed, free = listing.size_bytes - present, shutil.disk_usage(staging).free
     if needed > free:
         what = (

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ..errors import Place, Problem
 from ..runs import write
-from .files import RemoteFile, Source, is_model, needed, weights_faults
+from .order import HubName, RemoteFile
+from .selection import is_model, needed, weights_faults
 
 MANIFEST = ".iis-finetune.json"
 INCOMPLETE = ".incomplete"
@@ -59,7 +59,7 @@ class Cached:
     """One revision of a model in a hub's own cache."""
 
     model: str
-    source: Source
+    source: HubName
     folder: Path
     commit: str | None
 
@@ -69,11 +69,7 @@ def now() -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write(folder / MANIFEST, json.dumps(asdict(manifest, dict_factory=_without_git), indent=1))
-
-
-def _without_git(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in fields if name != "git_sha1"}
+    write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -90,16 +86,11 @@ def is_whole(folder: Path) -> bool:
     manifest = read_manifest(folder)
     if manifest is None or manifest.verified is None or folder.name.endswith(INCOMPLETE):
         return False
-    return all(_size(folder / file.path) == file.size for file in manifest.files)
+    return all(size_of(folder / file.path) == file.size for file in manifest.files)
 
 
-def _size(path: Path) -> int | None:
+def size_of(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def verify(folder: Path) -> list[Problem]:
@@ -124,12 +115,14 @@ def verify(folder: Path) -> list[Problem]:
 
 def _fault(folder: Path, file: RemoteFile) -> str | None:
     path = folder / file.path
-    size = _size(path)
+    size = size_of(path)
     if size is None:
         return "is a link to a file that is gone" if path.is_symlink() else "is missing"
     if size != file.size:
         return f"has {size} bytes instead of {file.size}"
-    return None if sha256_of(path) == file.sha256 else "does not have the sha256 it was fetched with"
+    with path.open("rb") as handle:
+        same = hashlib.file_digest(handle, "sha256").hexdigest() == file.sha256
+    return None if same else "does not have the sha256 it was fetched with"
 
 
 def installed(models_root: Path, environment: Mapping[str, str]) -> list[Installed]:

@@ -7,8 +7,6 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,7 +16,7 @@ from ..arguments.table import TABLES
 from ..errors import Problem
 
 if TYPE_CHECKING:
-    from .remote import Hub, Request
+    from .order import Hub, Order
 
 
 @cache
@@ -30,7 +28,7 @@ def table() -> Any:
 class HubFailure(Exception):
     """A hub gave no answer, or refused; the text of an answer is never kept, for it can hold signed addresses.
 
-    `kind` is a row of the table of refusals, or `wrong`: the hub contradicts its own list.
+    `kind` is a row of the advice in the table, or `wrong`: the hub contradicts its own list.
     """
 
     def __init__(self, kind: str, detail: str = "", retry_after: float | None = None):
@@ -39,26 +37,26 @@ class HubFailure(Exception):
         self.retry_after = retry_after
         super().__init__(detail)
 
+    @property
+    def passes(self) -> bool:
+        """Return whether it may be over soon."""
+        return self.kind in table()["passing"]
 
-def passes(failure: HubFailure) -> bool:
-    """Return whether it may be over soon."""
-    return failure.kind in table()["passing"]
 
-
-def problem_of(failure: HubFailure, hub: Hub, request: Request) -> Problem:
+def problem_of(failure: HubFailure, hub: Hub, order: Order) -> Problem:
     """Put a hub's refusal into the user's words."""
     advice = table()["advice"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
-    model = request.id_on(hub.source)
+    model = order.id_on(hub.source)
     fields = hub.words | {
         "hub": hub.name,
         "address": urlsplit(hub.site).hostname or "",
         "model": model,
-        "revision": hub.revision(request),
+        "revision": hub.revision(order),
         "page": hub.words["page"].format(site=hub.site, model=model),
         "detail": failure.detail,
         "near": _near(model),
-        "on_disk": on_disk(request),
+        "on_disk": on_disk(order),
     }
     what, fix = advice["what"].format(**fields), advice["fix"].format(**fields)
     return Problem(what, fix, kind=advice.get("kind", "missing"), code=3)
@@ -71,11 +69,11 @@ def _near(model: str) -> str:
     return f"did you mean {', '.join(near)}? else " if near else ""
 
 
-def on_disk(request: Request) -> str:
+def on_disk(order: Order) -> str:
     """Name the models that can be used without a network."""
     from .folder import is_whole
 
-    root = request.to.parent if request.exact else request.to
+    root = order.to.parent if order.exact else order.to
     names = sorted(path.name for path in root.glob("*") if is_whole(path))
     return f": {', '.join(names)}" if names else " (there is none)"
 
@@ -89,6 +87,19 @@ def refusal(status: int, headers: Mapping[str, str], body: str) -> HubFailure:
     return HubFailure(kind, f"it answered {status}", _retry_after(headers))
 
 
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read seconds or a date; Hugging Face gives the seconds in `RateLimit: "api";r=0;t=55` as well."""
+    from urllib3 import Retry
+    from urllib3.exceptions import InvalidHeader
+
+    limit = re.search(r"\br=0;t=(\d+)", headers.get("RateLimit", ""))
+    value = headers.get("Retry-After") or (limit[1] if limit else None)
+    try:
+        return Retry().parse_retry_after(value) if value else None
+    except (InvalidHeader, ValueError, OverflowError):
+        return None
+
+
 def no_answer(error: Exception) -> HubFailure:
     """Name the reason why there was no answer; a library's own text is not repeated, for it can hold addresses."""
     import requests
@@ -98,15 +109,3 @@ def no_answer(error: Exception) -> HubFailure:
     if isinstance(error, requests.exceptions.SSLError) or "invalid path" in str(error):  # a CA file that is not there
         return HubFailure("certificate", "its certificate cannot be verified")
     return HubFailure("unreachable", "no answer in time" if isinstance(error, requests.Timeout) else "no connection")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read seconds or a date; Hugging Face gives the seconds in `RateLimit: "api";r=0;t=55` as well."""
-    value = headers.get("Retry-After") or ""
-    limit = re.search(r"\br=0;t=(\d+)", headers.get("RateLimit", ""))
-    if value.isdigit() or (not value and limit):
-        return float(value or limit[1])  # type: ignore[index]
-    try:
-        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return None

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from ..errors import Place, Problem, ProblemsFound
-from .files import RemoteFile
+from .asking import get
+from .order import Hub, Listing, Order, RemoteFile
 from .refusals import HubFailure, problem_of
-from .remote import STREAMS, Hub, Listing, Request, get
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-    from requests import Response, Session
+    from requests import Session
 
+STREAMS = 4  # files fetched at once; more gain nothing against one hub and cost their open streams when interrupted
 BLOCK_BYTES = 1 << 19  # measured: 256 KiB to 1 MiB hash and write fastest; above, blocks fall out of the cache
 
 
@@ -45,15 +46,16 @@ class _Stopped(Exception):
 
 
 @dataclass
-class Job:
+class Transfer:
     """What the threads of one fetch share; without a session nothing is fetched, all comes from what was linked."""
 
-    request: Request
+    order: Order
     listing: Listing
     staging: Path
     session: Session | None
     report: Report
     fetched_bytes: int = 0
+    done: list[RemoteFile] = field(default_factory=list)
     errors: list[ProblemsFound | OSError] = field(default_factory=list)
     here: dict[str, int] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -73,9 +75,12 @@ class _Partial:
     """A file being written, and the hashes of exactly the bytes in it; git's is for small files on Hugging Face."""
 
     file: RemoteFile
-    handle: BinaryIO
+    handle: FileIO
     hashes: dict[str, _Hash] = field(default_factory=dict)
     size: int = 0
+
+    def __post_init__(self) -> None:
+        self.begin()
 
     def begin(self) -> None:
         self.size, self.hashes = 0, {"sha256": hashlib.sha256()}
@@ -93,47 +98,46 @@ class _Partial:
         return f"does not have the {wrong[0]} that the hub states" if wrong else None
 
 
-def fetch_files(job: Job) -> tuple[RemoteFile, ...]:
+def fetch_files(transfer: Transfer) -> tuple[RemoteFile, ...]:
     """Complete and verify every listed file in the staging folder, the largest first.
 
     Raises ProblemsFound with every file that failed, OSError when the disk refuses.
     """
-    waiting = deque(sorted(job.listing.files, key=lambda file: -file.size))
-    done: list[RemoteFile] = []
+    waiting = deque(sorted(transfer.listing.files, key=lambda file: -file.size))
     # No pool: its threads are waited for at exit, so that Ctrl-C would last until a silent server's time-out.
-    threads = [threading.Thread(target=_work, args=(job, waiting, done), daemon=True) for _ in range(STREAMS)]
+    threads = [threading.Thread(target=_work, args=(transfer, waiting), daemon=True) for _ in range(STREAMS)]
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads) and not job.stop.wait(0.02):
+        while any(thread.is_alive() for thread in threads) and not transfer.stop.wait(0.02):
             pass
     finally:
-        job.stop.set()
+        transfer.stop.set()
         for thread in threads:
             thread.join(timeout=1)
-    problems = [problem for error in job.errors if isinstance(error, ProblemsFound) for problem in error.problems]
+    problems = [problem for error in transfer.errors if isinstance(error, ProblemsFound) for problem in error.problems]
     if problems:
         raise ProblemsFound(problems)
-    if job.errors:
-        raise job.errors[0]
-    if len(done) < len(job.listing.files):
+    if transfer.errors:
+        raise transfer.errors[0]
+    if len(transfer.done) < len(transfer.listing.files):
         raise RuntimeError("a thread of the download ended before its work was done")
-    return tuple(sorted(done, key=lambda file: file.path))
+    return tuple(sorted(transfer.done, key=lambda file: file.path))
 
 
-def _work(job: Job, waiting: deque[RemoteFile], done: list[RemoteFile]) -> None:
+def _work(transfer: Transfer, waiting: deque[RemoteFile]) -> None:
     with suppress(IndexError, _Stopped):  # nothing is left
         try:
-            while not job.stop.is_set():
-                done.append(_fetch_file(job, waiting.popleft()))
+            while not transfer.stop.is_set():
+                transfer.done.append(_fetch_file(transfer, waiting.popleft()))
         except (ProblemsFound, OSError) as error:
-            job.errors.append(error)
-            job.stop.set()
+            transfer.errors.append(error)
+            transfer.stop.set()
 
 
-def _fetch_file(job: Job, file: RemoteFile) -> RemoteFile:
+def _fetch_file(transfer: Transfer, file: RemoteFile) -> RemoteFile:
     """Complete one file; one that fails its check is fetched again once."""
-    path = job.staging / file.path
+    path = transfer.staging / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     fetches = 0
     while True:
@@ -141,13 +145,13 @@ def _fetch_file(job: Job, file: RemoteFile) -> RemoteFile:
         if size > file.size or (path.is_symlink() and size < file.size):
             path.unlink()
         had_all = 0 < size == file.size
-        sha256, fault = _complete(job, file, path)
+        sha256, fault = _complete(transfer, file, path)
         if fault is None:
             return RemoteFile(file.path, file.size, sha256)
         path.unlink(missing_ok=True)  # never written over: it may be a link into a cache
         fetches += not had_all  # a file that lay here wrong has not been fetched yet
-        if fetches == 2 or job.session is None:
-            raise ProblemsFound([wrong_file(job.listing.hub, file.path, f"{fault}, also when fetched again")])
+        if fetches == 2 or transfer.session is None:
+            raise ProblemsFound([wrong_file(transfer.listing.hub, file.path, f"{fault}, also when fetched again")])
 
 
 def wrong_file(hub: Hub, path: str, fault: str) -> Problem:
@@ -155,60 +159,59 @@ def wrong_file(hub: Hub, path: str, fault: str) -> Problem:
     return Problem(f"{path} from {hub.name} {fault}", fix, Place(path), kind="missing", code=3)
 
 
-def _complete(job: Job, file: RemoteFile, path: Path) -> tuple[str, str | None]:
+def _complete(transfer: Transfer, file: RemoteFile, path: Path) -> tuple[str, str | None]:
     """Bring the file to its size, going on where it ends; return its sha256 and what is wrong with it."""
     tries = 0
-    with _opened(path, file) as partial:
-        while block := partial.handle.read(BLOCK_BYTES):
+    is_whole = path.exists() and path.stat().st_size == file.size
+    if not is_whole:
+        path.touch()
+    with path.open("rb" if is_whole else "r+b", buffering=0) as handle:  # a whole file may be a link into a cache
+        partial = _Partial(file, handle)
+        while block := handle.read(BLOCK_BYTES):
             partial.count(block)
-            job.tell(file, partial.size)
+            transfer.tell(file, partial.size)
         while partial.size < file.size:
             before = partial.size
             try:
-                _stream(job, file, partial)
+                _stream(transfer, partial)
             except HubFailure as failure:
                 if failure.kind == "wrong":
                     return "", failure.detail
                 tries = 1 if partial.size > before else tries + 1
-                _pause(job, failure, tries)
-        job.tell(file, partial.size)
+                _pause(transfer, failure, tries)
+        transfer.tell(file, partial.size)
     return partial.hashes["sha256"].hexdigest(), partial.fault()
 
 
-@contextmanager
-def _opened(path: Path, file: RemoteFile) -> Iterator[_Partial]:
-    """Open for reading what is there and appending to it; a whole file, perhaps a link, for reading only."""
-    whole = path.exists() and path.stat().st_size == file.size
-    mode = os.O_RDONLY if whole else os.O_RDWR | os.O_CREAT
-    with os.fdopen(os.open(path, mode, 0o666), "rb" if whole else "r+b", buffering=0) as handle:
-        partial = _Partial(file, handle)
-        partial.begin()
-        yield partial
-
-
-def _pause(job: Job, failure: HubFailure, tries: int) -> None:
-    """Wait before going on, longer each time; give up when the failure will not pass."""
-    seconds = job.request.patience.pause_seconds(failure, tries)
+def _pause(transfer: Transfer, failure: HubFailure, tries: int) -> None:
+    """Wait before going on, longer each time; give up when waiting will not help."""
+    hub, order = transfer.listing.hub, transfer.order
+    seconds = order.patience.pause_seconds(failure, tries)
     if seconds is None:
-        raise ProblemsFound([problem_of(failure, job.listing.hub, job.request)]) from failure
-    with job.lock:
-        job.report(Progress(note=f"{job.listing.hub.name}: {failure.detail}; going on in {seconds:.0f} s"))
-    if job.stop.wait(seconds):
+        raise ProblemsFound([problem_of(failure, hub, order)]) from failure
+    with transfer.lock:
+        transfer.report(Progress(note=f"{hub.name}: {failure.detail}; going on in {seconds:.0f} s"))
+    if transfer.stop.wait(seconds):
         raise _Stopped
 
 
-def _stream(job: Job, file: RemoteFile, partial: _Partial) -> None:
+def _stream(transfer: Transfer, partial: _Partial) -> None:
     """Fetch what the file lacks. Raises HubFailure when the connection ends early or the hub contradicts its list."""
-    import requests
     import urllib3
 
-    if job.session is None:
+    if transfer.session is None:
         raise HubFailure("wrong", "is shorter than the cache says")
-    patience = job.request.patience
+    file, patience = partial.file, transfer.order.patience
     headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
     timeouts = (patience.connect_seconds, patience.read_seconds)
-    with get(job.session, job.listing.url(file.path), timeouts, headers) as response:
-        _place(response, partial)
+    with get(transfer.session, transfer.listing.url(file.path), timeouts, headers) as response:
+        if partial.size and response.status_code != 206:  # the server sends all instead of the range
+            partial.handle.seek(0)
+            partial.handle.truncate()
+            partial.begin()
+        length: int | None = response.raw.length_remaining
+        if length is not None and partial.size + length != file.size:
+            raise HubFailure("wrong", f"has {partial.size + length} bytes where the hub's list says {file.size}")
         try:
             while partial.size < file.size:
                 block = response.raw.read1(min(BLOCK_BYTES, file.size - partial.size))  # what is here, at once
@@ -216,19 +219,6 @@ def _stream(job: Job, file: RemoteFile, partial: _Partial) -> None:
                     raise HubFailure("broken", f"it ended {file.size - partial.size} bytes early")
                 partial.handle.write(block)
                 partial.count(block)
-                job.tell(file, partial.size, len(block))
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                transfer.tell(file, partial.size, len(block))
+        except urllib3.exceptions.HTTPError as error:
             raise HubFailure("broken", "the connection broke off") from error
-
-
-def _place(response: Response, partial: _Partial) -> None:
-    """Compare the answer's length with the list; start over when the server sends all instead of the range."""
-    if partial.size and response.status_code != 206:
-        partial.handle.seek(0)
-        partial.handle.truncate()
-        partial.begin()
-    length = response.headers.get("Content-Length")
-    size = partial.file.size
-    stated = partial.size + int(length) if length and length.isdigit() else size
-    if stated != size:
-        raise HubFailure("wrong", f"has {stated} bytes where the hub's list says {size}")

@@ -68,7 +68,7 @@ def _tokenizer(folder: Path, place: Place) -> list[Problem]:
 
 
 def _weights(folder: Path, reported: set[str], place: Place) -> list[Problem]:
-    from ..hub.files import weights_faults  # 20 ms that a model that is not here yet need not cost
+    from ..hub import weights_faults  # 20 ms that a model that is not here yet need not cost
 
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return [_missing(f"{folder} has no weights (model.safetensors)", "fetch the model again, whole", place)]

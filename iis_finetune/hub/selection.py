@@ -5,25 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 from ..tensors import read_header
-
-Source = Literal["huggingface", "modelscope"]
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as a hub or a manifest states it; small files on Hugging Face have git's sha1 instead of a sha256."""
-
-    path: str
-    size: int
-    sha256: str | None = None
-    git_sha1: str | None = None
-
+from .order import RemoteFile
 
 # Configuration, tokenizer, chat template, modelling code; the patterns are matched against the whole path, so that
 # folders with other formats or originals (original/, onnx/, gguf/, consolidated/) are left out.
@@ -37,8 +23,8 @@ TOKENIZER = re.compile(r"tokenizer.*|vocab\..*|.*\.(model|tiktoken)|spiece.*")
 
 def needed(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     """Return the text files and one set of weights: safetensors where there are any, else PyTorch's."""
-    listed = [file for file in files if _is_safe(file.path)]
-    top = [file for file in listed if "/" not in file.path]
+    seen = [file for file in files if not any(part.startswith(".") for part in file.path.split("/"))]
+    top = [file for file in seen if "/" not in file.path]
     weights = _weights(top)
     index = (".bin" if any(file.path.endswith(".bin") for file in weights) else ".safetensors") + ".index.json"
     texts = [
@@ -49,14 +35,8 @@ def needed(files: Iterable[RemoteFile]) -> list[RemoteFile]:
         and not VARIANT.search(file.path)
         and not file.path.startswith("consolidated")
     ]
-    nested = [file for file in listed if any(fnmatch(file.path, pattern) for pattern in SUBFOLDERS)]
+    nested = [file for file in seen if any(fnmatch(file.path, pattern) for pattern in SUBFOLDERS)]
     return sorted(texts + nested + weights, key=lambda file: file.path)
-
-
-def _is_safe(path: str) -> bool:
-    """A hub must not write outside the model's folder."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith("/") and not any(part == ".." or part.startswith(".") for part in parts)
 
 
 def _weights(top: list[RemoteFile]) -> list[RemoteFile]:

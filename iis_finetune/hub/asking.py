@@ -1,0 +1,195 @@
+"""Asking the hubs: which of them has the model, and which files; every request goes through `get`.
+
+Both hubs are reached over one HTTP session of ours; their own clients serve the logins only. Building on them was tried
+in 2026-11 and did not hold. huggingface_hub 1.33: with its `http_get` 8 of 77 tests fail; 20 cuts and 5 kills of a
+200 MB model cost 419 MB (at most 334 are allowed), as each end of a stream loses up to 10 MB, and time-outs and
+certificates can be set for the whole process only. modelscope-hub 0.5.1 gives a file up at its sixth interruption,
+however much came in between: 20 cuts lost 2 of 4 files. No line of ours would have gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from itertools import count
+from threading import Thread
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from ..errors import ProblemsFound
+from .order import Hub, Listing, Order, hubs
+from .refusals import HubFailure, no_answer, problem_of, refusal, table
+from .selection import needed
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response, Session
+
+MOST_REDIRECTS = 10
+LONGEST_LIST = 64 * 2**20  # bytes; 200,000 files are about 40 MB
+LONGEST_REFUSAL = 4096
+BLOCK_BYTES = 1 << 16
+
+
+def open_session(hub: Hub, environment: Mapping[str, str]) -> Session:
+    """Return a session that carries the hub's token to the hub alone; redirects to other hosts go without it."""
+    import requests
+
+    session = requests.Session()
+    session.headers.update({"User-Agent": "iis-finetune", "Accept-Encoding": "identity"})
+    session.verify = next(
+        (environment[name] for name in table()["certificate_variables"] if environment.get(name)), True
+    )
+
+    def sign(prepared: PreparedRequest) -> PreparedRequest:
+        # Set as `auth` also without a token: else requests takes a password for this host out of ~/.netrc.
+        if hub.token and not session.should_strip_auth(hub.endpoint, str(prepared.url)):
+            prepared.headers["Authorization"] = f"Bearer {hub.token}"
+            if hub.source == "modelscope":  # its older endpoints know the cookie only
+                prepared.headers["Cookie"] = f"m_session_id={hub.token}"
+        return prepared
+
+    session.auth = sign
+    return session
+
+
+def get(
+    session: Session, url: str, timeouts: tuple[float, float], headers: Mapping[str, str] | None = None
+) -> Response:
+    """Ask once; the answer's body is still to be read. Raises HubFailure for no answer and for a refusal."""
+    for _ in range(MOST_REDIRECTS):
+        try:
+            response = _send(session, url, timeouts, headers)
+            target = session.get_redirect_target(response)
+            url = urljoin(url, target or "")
+        except (OSError, ValueError) as error:  # what requests raises is an OSError, but for some malformed addresses
+            raise no_answer(error) from error
+        if target is None:
+            return _granted(response, timeouts[1])
+        with response:  # a short body is read to its end, so that the connection can be used again
+            read_body(response, LONGEST_REFUSAL, timeouts[1])
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise HubFailure("redirect", "to an address that is not http or https")
+    raise HubFailure("redirect", f"more than {MOST_REDIRECTS} times, perhaps in a circle")
+
+
+def _send(session: Session, url: str, timeouts: tuple[float, float], headers: Mapping[str, str] | None) -> Response:
+    """Send one request; the session's own `get` would read all of a redirect's body, however long that is."""
+    import requests
+
+    prepared = session.prepare_request(requests.Request("GET", url, headers=headers))
+    address = str(prepared.url)
+    settings = session.merge_environment_settings(address, {}, stream=True, verify=None, cert=None)
+    return session.get_adapter(address).send(prepared, timeout=timeouts, **settings)
+
+
+def _granted(response: Response, seconds: float) -> Response:
+    if response.status_code >= 300:
+        with response:
+            body = read_body(response, LONGEST_REFUSAL, seconds)
+        raise refusal(response.status_code, response.headers, body.decode("utf-8", "replace"))
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        response.close()
+        raise HubFailure("malformed", "it compresses its answers, though it was asked not to")
+    return response
+
+
+def read_body(response: Response, most: int, seconds: float) -> bytes:
+    """Read at most `most` bytes and for at most `seconds`, whatever the server sends."""
+    import urllib3
+
+    body, deadline = bytearray(), time.monotonic() + seconds
+    try:
+        while len(body) < most and (block := response.raw.read1(min(BLOCK_BYTES, most - len(body)))):
+            body += block
+            if time.monotonic() > deadline:
+                raise HubFailure("unreachable", "its answer takes too long")
+    except urllib3.exceptions.HTTPError as error:
+        raise HubFailure("broken", "the connection broke off") from error
+    return bytes(body)
+
+
+def list_files(hub: Hub, order: Order, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
+    """Ask one hub once for the model's files. Raises HubFailure."""
+    from .file_lists import read_list  # 0.2 s to build its types, which only a download pays
+
+    patience = order.patience
+    timeouts = (seconds or patience.connect_seconds, seconds or patience.read_seconds)
+    with open_session(hub, environment) as session, get(session, hub.list_url(order), timeouts) as response:
+        body = read_body(response, LONGEST_LIST + 1, timeouts[1])
+    if len(body) > LONGEST_LIST:
+        raise HubFailure("malformed", f"its list of files is longer than {LONGEST_LIST >> 20} MB")
+    commit, files = read_list(body)
+    return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(needed(files)))
+
+
+def choose_source(order: Order, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
+    """Ask every configured hub at once and take the preferred one of those that list the model.
+
+    One that is only busy is asked again with growing pauses, which `say` is told of.
+    Raises ProblemsFound with what each hub answered.
+    """
+    candidates = hubs(order, environment)
+    answer_of = _ask_all(candidates, order, environment)
+    failures: list[tuple[Hub, HubFailure]] = []
+    for hub in candidates:
+        answer = answer_of(hub)
+        if isinstance(answer, Listing):
+            return replace(answer, reason=_reason(hub, order, failures))
+        failures.append((hub, answer))
+    for hub in [hub for hub, failure in failures if failure.kind in {"busy", "broken"}]:
+        answer = _ask_again(hub, order, environment, say)
+        if isinstance(answer, Listing):
+            return replace(answer, reason=f"{hub.name} was busy, and answered when asked again")
+        failures = [(other, answer if other == hub else failure) for other, failure in failures]
+    telling = [pair for pair in failures if pair[1].kind != "unreachable"] or failures[:1]
+    raise ProblemsFound(problem_of(failure, hub, order) for hub, failure in telling)
+
+
+def _ask_all(
+    candidates: list[Hub], order: Order, environment: Mapping[str, str]
+) -> Callable[[Hub], Listing | HubFailure]:
+    """Ask in threads that nobody has to wait for; return a function that gives a hub's answer, or its time-out."""
+    # A hub that was asked for by name is worth waiting for.
+    seconds = order.patience.probe_seconds if len(candidates) > 1 else order.patience.read_seconds
+    deadline = time.monotonic() + seconds
+    answers: dict[Hub, Future[Listing | HubFailure]] = {hub: Future() for hub in candidates}
+
+    def ask(hub: Hub) -> None:
+        try:
+            answers[hub].set_result(list_files(hub, order, environment, seconds))
+        except HubFailure as failure:
+            answers[hub].set_result(failure)
+
+    for hub in candidates:
+        Thread(target=ask, args=(hub,), daemon=True).start()
+
+    def answer_of(hub: Hub) -> Listing | HubFailure:
+        try:
+            return answers[hub].result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            return HubFailure("unreachable", f"no answer in {seconds:g} s")
+
+    return answer_of
+
+
+def _ask_again(
+    hub: Hub, order: Order, environment: Mapping[str, str], say: Callable[[str], object]
+) -> Listing | HubFailure:
+    for tries in count(1):
+        try:
+            return list_files(hub, order, environment)
+        except HubFailure as failure:
+            last = failure
+        if (seconds := order.patience.pause_seconds(last, tries)) is None:
+            break
+        say(f"{hub.name}: {last.detail}; asking again in {seconds:.0f} s")
+        time.sleep(seconds)
+    return last
+
+
+def _reason(hub: Hub, order: Order, failures: list[tuple[Hub, HubFailure]]) -> str:
+    if order.source != "auto":
+        return f"{hub.name} was asked for"
+    return "; ".join([f"{other.name}: {failure.detail}" for other, failure in failures] + [f"{hub.name} has it"])
