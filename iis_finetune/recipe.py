@@ -173,7 +173,7 @@ def _short(path: Path) -> Path:
 @cache  # a listing reads the base of several recipes once; nobody writes into what is read
 def _parse(text: str, path: Path) -> Any:
     if path.suffix == ".json":
-        what = "LLaMA-Factory 0.9.5 cannot read a JSON recipe (it fails with an AttributeError)"
+        what = "LLaMA-Factory cannot read a JSON recipe (it fails with an AttributeError)"
         raise ProblemsFound([Problem(what, "write it as YAML", Place(str(path)))])
     document = _load(text, path)
     if not isinstance(document, dict):

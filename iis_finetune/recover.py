@@ -22,6 +22,7 @@ Cause = Literal[
     "refused",
     "stuck",
     "left alone",
+    "gpu fault",
 ]
 
 TABLE = Path(__file__).parent / "tables" / "recovery.toml"

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,13 @@ class Wheels:
     driver_at_least: int = 0
     compute_capability_at_least: float = 0.0
     note: str = ""
+    device_extra: bool = False
+    devices: tuple[str, ...] = ()  # of its architectures, those that are here
+
+    def for_pip(self) -> list[str]:
+        """The trio with its index's extras: the libraries of these devices and not those of all."""
+        extras = f"[{','.join(f'device-{each}' for each in self.devices)}]" if self.device_extra else ""
+        return [each if "audio" in each else each.replace("==", f"{extras}==") for each in self.requirements()]
 
     def requirements(self, *, local: bool = True) -> list[str]:
         """The trio as pip is given it; without `local` the `+rocm6.3` part, which only that index has, is left out."""
@@ -84,7 +91,8 @@ def _fits(row: Wheels, devices: Devices) -> bool:
 
 def choose(devices: Devices, table: Sequence[Wheels]) -> list[Wheels]:
     """Rows that fit: none (no build known), one, or several when AMD cards of different families need their own."""
-    fitting = [row for row in table if _fits(row, devices)]
+    here = set(devices.architectures)
+    fitting = [replace(row, devices=tuple(sorted(here & {*row.architectures}))) for row in table if _fits(row, devices)]
     return fitting if devices.accelerator == "rocm" else fitting[:1]
 
 

@@ -168,7 +168,7 @@ def where_torch_comes_from(wheels: Wheels, mirror: str | None) -> TorchSource:
     index = wheels.index_at(mirror)
     problem = index_problem(index)
     if not problem:
-        return TorchSource(tuple(wheels.requirements()), index)
+        return TorchSource(tuple(wheels.for_pip()), index)
     say(f"the PyTorch index {index} cannot be reached: {problem}")
     if not wheels.plain_index:
         raise SetUpFailed(

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -152,7 +153,7 @@ def source_of_torch(steps: Steps, plan: Plan, *, reusable: bool) -> TorchSource 
     if done or not plan.wheels:
         return None
     source = where_torch_comes_from(plan.wheels, os.environ.get("IIS_TORCH_INDEX"))
-    wanted = tuple(pin for pin in source.requirements if pin.partition("==")[0] in plan.trio)
+    wanted = tuple(pin for pin in source.requirements if re.split(r"[\[=]", pin)[0] in plan.trio)
     return replace(source, requirements=wanted)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iis_finetune.arguments import (
-    Table,
+    LLAMAFACTORY,
+    METHODS,
+    TABLES,
+    Settings,
     check,
     find_model,
     find_template,
     for_verb,
+    frozen,
     frozen_table,
-    installed_table,
     keys_for,
     schema,
+    settings_of,
     table,
+    trained_with,
+    version_of,
 )
-from iis_finetune.arguments.table import TABLES
 from iis_finetune.errors import COMMAND_LINE, Place, Problem
 from iis_finetune.recipe import Entry, Kit, read
+from iis_finetune.wheels import PLACEHOLDER
 
 ROOT = Path(__file__).parent.parent
 TABLE = frozen_table()
 KIT_SCHEMA = Kit.model_json_schema()
-needs_llamafactory = pytest.mark.skipif(
-    importlib.util.find_spec("llamafactory") is None, reason="LLaMA-Factory is not installed"
-)
+INSTALLED = {
+    name: next(iter(spec.submodule_search_locations or ()))
+    for name in ("llamafactory", "transformers")
+    if (spec := importlib.util.find_spec(name))
+}
+needs_llamafactory = pytest.mark.skipif(len(INSTALLED) < 2, reason="LLaMA-Factory is not installed")
 
 
 def one(key: str, value: Any, **more: Any) -> tuple[Any, list[Problem]]:
@@ -142,7 +152,7 @@ REFUSED = [
     ("learning_rate", float("inf"), "inf", "number"),
     ("learning_rate", {"value": 1}, "a number", "default"),
     ("do_train", "maybe", "true or false", "default is false"),
-    ("bf16", "auto", "no value 'auto'", "kit.precision: auto"),
+    ("bf16", "auto", "cannot be 'auto'", "kit.precision: auto"),
     ("output_dir", True, "a text", "quotes"),
     ("output_dir", {"a": 1}, "a text", "default"),
     ("output_dir", "${oc.env:HOME}/out", "does not fill in", "write the value itself"),
@@ -150,29 +160,29 @@ REFUSED = [
     ("dataset", "a,", "empty name", "comma"),
     ("dataset", [], "empty name", "comma"),
     ("dataset", ["a", None], "names", "commas"),
-    ("stage", "sftt", "no value 'sftt'", "did you mean 'sft'?"),
-    ("stage", "orpo", "no value", "'stage: dpo' and 'pref_loss: orpo'"),
-    ("finetuning_type", "LoRA", "no value", "did you mean 'lora'?"),
-    ("finetuning_type", "qlora", "no value", "'finetuning_type: lora' and 'quantization_bit: 4'"),
-    ("quantization_method", "bitsandbytes", "no value", "quantization_method: bnb"),
-    ("quantization_bit", 7, "no value 7", "8"),
+    ("stage", "sftt", "cannot be 'sftt'", "did you mean 'sft'?"),
+    ("stage", "orpo", "cannot be", "'stage: dpo' and 'pref_loss: orpo'"),
+    ("finetuning_type", "LoRA", "cannot be", "did you mean 'lora'?"),
+    ("finetuning_type", "qlora", "cannot be", "'finetuning_type: lora' and 'quantization_bit: 4'"),
+    ("quantization_method", "bitsandbytes", "cannot be", "quantization_method: bnb"),
+    ("quantization_bit", 7, "cannot be 7", "8"),
     ("quantization_bit", 4.5, "a whole number", "write 4 or 5"),
-    ("flash_attn", "eager", "no value", "flash_attn: disabled"),
-    ("flash_attn", "flash_attention_2", "no value", "flash_attn: fa2"),
-    ("flash_attn", True, "no value true", "flash_attn: auto"),
-    ("flash_attn", False, "no value false", "flash_attn: disabled"),
-    ("optim", "adamw_hf", "no value", "optim: adamw_torch"),
-    ("optim", "adamw_trch", "no value", "did you mean 'adamw_torch'?"),
-    ("infer_dtype", "fp16", "no value", "infer_dtype: float16"),
-    ("infer_backend", "hf", "no value", "infer_backend: huggingface"),
-    ("export_device", "cuda", "no value", "export_device: auto"),
-    ("lr_scheduler_type", "cosin", "no value", "did you mean 'cosine'?"),
-    ("save_strategy", "step", "no value", "did you mean 'steps'?"),
-    ("template", "qwen2.5", "no value", "template: qwen"),
-    ("template", "lama3", "no value", "did you mean 'llama3'?"),
-    ("report_to", "wandbb", "no value", "did you mean 'wandb'?"),
-    ("tool_format", "qwn", "no value", "did you mean 'qwen'?"),
-    ("fsdp", "full_shard autowrap", "no value 'autowrap'", "did you mean 'auto_wrap'?"),
+    ("flash_attn", "eager", "cannot be", "flash_attn: disabled"),
+    ("flash_attn", "flash_attention_2", "cannot be", "flash_attn: fa2"),
+    ("flash_attn", True, "cannot be true", "flash_attn: auto"),
+    ("flash_attn", False, "cannot be false", "flash_attn: disabled"),
+    ("optim", "adamw_hf", "cannot be", "optim: adamw_torch"),
+    ("optim", "adamw_trch", "cannot be", "did you mean 'adamw_torch'?"),
+    ("infer_dtype", "fp16", "cannot be", "infer_dtype: float16"),
+    ("infer_backend", "hf", "cannot be", "infer_backend: huggingface"),
+    ("export_device", "cuda", "cannot be", "export_device: auto"),
+    ("lr_scheduler_type", "cosin", "cannot be", "did you mean 'cosine'?"),
+    ("save_strategy", "step", "cannot be", "did you mean 'steps'?"),
+    ("template", "qwen2.5", "cannot be", "template: qwen"),
+    ("template", "lama3", "cannot be", "did you mean 'llama3'?"),
+    ("report_to", "wandbb", "cannot be", "did you mean 'wandb'?"),
+    ("tool_format", "qwn", "cannot be", "did you mean 'qwen'?"),
+    ("fsdp", "full_shard autowrap", "cannot be 'autowrap'", "did you mean 'auto_wrap'?"),
     ("parallelism_config", {"tp": 2}, "cannot be given", "remove the line"),
 ]
 
@@ -257,10 +267,10 @@ UNKNOWN = [
     ("batch_size", "torchtune", "write 'per_device_train_batch_size'"),
     ("torch_dtype", "ms-swift", "write 'kit: {precision: ...}'"),
     ("load_in_4bit", "Axolotl", "quantization_bit: 4"),
-    ("dpo_beta", "LLaMA-Factory 0.7 was the last", "write 'pref_beta'"),
-    ("new_special_tokens", "LLaMA-Factory 0.9.2 was the last", "write 'add_special_tokens'"),
-    ("evaluation_strategy", "transformers 5 no longer", "write 'eval_strategy'"),
-    ("group_by_length", "transformers 5 no longer", "train_sampling_strategy: group_by_length"),
+    ("dpo_beta", "after version 0.7", "write 'pref_beta'"),
+    ("new_special_tokens", "after version 0.9.2", "write 'add_special_tokens'"),
+    ("evaluation_strategy", "transformers 5 removed", "write 'eval_strategy'"),
+    ("group_by_length", "transformers 5 removed", "train_sampling_strategy: group_by_length"),
     ("sequence_parallel_size", "never had", "remove the line"),
     ("use_megatron_bridge", "does not have", "remove the line"),
     ("n_shot", "llamafactory-cli eval", "remove the line"),
@@ -299,7 +309,8 @@ def test_foreign_names_are_no_argument_here_and_their_answers_are(name: str, ans
 def test_every_former_value_leads_to_one_that_is_accepted() -> None:
     for argument in TABLE.values():
         for old, new in (argument.former or {}).items():
-            lines = {argument.name: new} if isinstance(new, str) else new
+            lines = {argument.name: new} if isinstance(new, str) else dict(new)
+            lines.pop("because", None)
             assert old not in (argument.choices or ()), (argument.name, old)
             for key, value in lines.items():
                 if key.startswith("kit."):
@@ -530,11 +541,6 @@ def test_a_list_that_holds_itself_is_refused() -> None:
 
 
 @needs_llamafactory
-def test_the_table_read_by_ast_is_the_frozen_one() -> None:
-    assert installed_table() == TABLE
-
-
-@needs_llamafactory
 def test_the_frozen_files_are_what_the_script_writes() -> None:
     done = subprocess.run(
         [sys.executable, "scripts/freeze_arguments.py", "--check"],
@@ -547,7 +553,7 @@ def test_the_frozen_files_are_what_the_script_writes() -> None:
 
 
 def test_reading_the_table_imports_nothing_heavy() -> None:
-    heavy = ["torch", "transformers", "llamafactory", "iis_finetune.arguments.read_classes", "tomllib"]
+    heavy = ["torch", "transformers", "llamafactory", "tomllib"]
     code = (
         "import sys; from iis_finetune.arguments import check, table; check([], table());"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -562,17 +568,50 @@ def fake_package(folder: Path, name: str, version: str) -> None:
     (folder / f"{name}-{version}.dist-info").mkdir()
 
 
-@pytest.mark.parametrize("version", ["0.9.5", "0.9.9"])
-def test_a_foreign_or_unreadable_installation_falls_back_on_the_frozen_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
-) -> None:
-    fake_package(tmp_path, "llamafactory", version)
-    fake_package(tmp_path, "transformers", "5.6.0")
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose packages are found before the installed ones, and a home of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] in {"llamafactory", "transformers"}]:
         monkeypatch.delitem(sys.modules, name)
-    assert installed_table() is None
+    return tmp_path
+
+
+def test_the_frozen_version_is_recognised_without_importing_it(packages: Path) -> None:
+    for name, version in frozen("arguments")["versions"].items():
+        fake_package(packages, name, version)
+    assert table() is TABLE
+    assert settings_of(read("qwen0_5b_lora")[0])[1] == []
+
+
+def test_another_version_that_cannot_be_imported_falls_back_on_the_frozen_table_with_a_warning(packages: Path) -> None:
+    fake_package(packages, "llamafactory", "0.9.9")
+    fake_package(packages, "transformers", "5.6.0")
+    assert table() is TABLE
+    (problem,) = settings_of(read("qwen0_5b_lora")[0])[1]
+    assert problem.severity == "warning"
+    assert str(packages) in problem.what and LLAMAFACTORY in problem.what and LLAMAFACTORY in problem.fix
+    assert not (packages / "home").exists(), "a failure is not kept"
+
+
+@needs_llamafactory
+def test_another_version_is_asked_once_and_its_answer_kept(packages: Path) -> None:
+    for name, place in INSTALLED.items():
+        (packages / name).symlink_to(place)  # the real packages, without the folders that say their version
     assert table() == TABLE
+    (kept,) = (packages / "home").rglob("arguments-*.json")
+    kept.write_text(kept.read_text().replace("lora_rank", "lora_rang"))
+    in_a_new_process = "from iis_finetune.arguments import table; print('lora_rang' in table())"
+    done = subprocess.run(
+        [sys.executable, "-c", in_a_new_process],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
 
 
 MESSY = {
@@ -593,133 +632,92 @@ MESSY = {
     "num_train_epochs": 2,
     "do_train": "True",
 }
-INSIDE = """
-import dataclasses, enum, json, sys, types, typing
-from transformers import HfArgumentParser
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-try:
-    import torchaudio
-except (ImportError, OSError):
-    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+PARSE = """
+import dataclasses, json, sys
 from llamafactory.hparams import parser as p
-from llamafactory.data.template import TEMPLATES, ReasoningTemplate
-from llamafactory.data.tool_utils import TOOLS
-from llamafactory.extras.constants import DEFAULT_TEMPLATE, MULTIMODAL_SUPPORTED_MODELS, SUPPORTED_MODELS
+from transformers import HfArgumentParser
 
-def describe(hint):
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is type(None):
-        return set(), [], True
-    if origin in (typing.Union, types.UnionType):
-        parts = [describe(arg) for arg in args]
-        kinds, choices, null = zip(*parts)
-        return set().union(*kinds), sum(choices, []), any(null)
-    if origin is typing.Literal:
-        return {type(arg).__name__ for arg in args}, [arg for arg in args if isinstance(arg, str)], False
-    if origin in (list, dict):
-        return {origin.__name__}, describe(args[0])[1] if origin is list else [], False
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return {"str"}, [member.value for member in hint], False
-    name = {"Path": "str"}.get(hint.__name__, hint.__name__)
-    return ({name} if name in ("bool", "int", "float", "str", "list", "dict") else set()), [], False
-
-def fields(classes):
-    for cls in classes:
-        hints = typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            if field.init:
-                kinds, choices, nullable = describe(hints[field.name])
-                default = [] if field.default is dataclasses.MISSING else field.default
-                default = default.value if isinstance(default, enum.Enum) else default
-                text = field.metadata.get("help", "").replace("%%", "%")
-                yield field.name, [sorted(kinds), choices, nullable, default, text]
-
-def slot(value):
-    return {"special": next(iter(value))} if isinstance(value, set) else value
-
-roles = ("user", "assistant", "system", "function", "observation", "prefix")
 messy, infer = json.loads(sys.argv[1])
 (*_, data, training, finetuning, _) = HfArgumentParser(p._TRAIN_ARGS).parse_dict(messy)
 HfArgumentParser(p._INFER_ARGS).parse_dict(infer)
-found = {
-    "train": dict(fields(p._TRAIN_ARGS)),
-    "infer": sorted(dict(fields(p._INFER_ARGS))),
-    "tools": sorted(TOOLS),
-    "trackers": sorted(INTEGRATION_TO_CALLBACK),
-    "templates": {
-        name: {
-            "slots": {role: [slot(s) for s in getattr(t, "format_" + role).slots or []] for role in roles},
-            "reasoning": isinstance(t, ReasoningTemplate),
-            "multimodal": type(t.mm_plugin).__name__ != "BasePlugin",
-            "tool_format": t.format_tools.tool_format,
-            "stop_words": t.stop_words, "thought_words": list(t.thought_words),
-            "tool_call_words": list(t.tool_call_words), "default_system": t.default_system,
-            "efficient_eos": t.efficient_eos, "replace_eos": t.replace_eos,
-            "replace_jinja_template": t.replace_jinja_template,
-        }
-        for name, t in TEMPLATES.items()
-    },
-    "models": {
-        name: {
-            "huggingface": ids.get("hf"), "modelscope": ids.get("ms"), "openmind": ids.get("om"),
-            "template": DEFAULT_TEMPLATE.get(name), "multimodal": name in MULTIMODAL_SUPPORTED_MODELS,
-        }
-        for name, ids in SUPPORTED_MODELS.items()
-    },
-    "parsed": [data.dataset, finetuning.lora_rank, training.learning_rate, training.save_strategy, training.report_to],
-}
-print("\\n" + json.dumps(found))
+names = sorted({each.name for kind in p._INFER_ARGS for each in dataclasses.fields(kind) if each.init})
+parsed = [data.dataset, finetuning.lora_rank, training.learning_rate, training.save_strategy, training.report_to]
+print("\\n" + json.dumps({"infer": names, "parsed": parsed}))
 """
 
 
-@pytest.fixture(scope="module")
-def real() -> Mapping[str, Any]:
-    """What LLaMA-Factory's own classes say, from one child process that imports them (about 6 s)."""
+@needs_llamafactory
+def test_what_the_check_makes_of_a_messy_recipe_is_what_the_real_parser_needs() -> None:
     place = Place("r.yaml", 1)
     messy, _ = check([Entry(key, value, place, quoted=True) for key, value in MESSY.items()], TABLE)
     sent = json.dumps([messy, for_verb({**TRAINING, "stage": "dpo"}, "chat", TABLE)])
+    around = {**os.environ, "PYTHONPATH": str(PLACEHOLDER)}
     done = subprocess.run(
-        [sys.executable, "-c", INSIDE, sent], capture_output=True, text=True, check=False, timeout=120, cwd=ROOT
+        [sys.executable, "-c", PARSE, sent], env=around, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def without_hand_written_facts() -> Table:
-    installed: Table = json.loads((TABLES / "arguments-0.9.5.json").read_text("utf-8"))["arguments"]
-    return installed
-
-
-@needs_llamafactory
-def test_names_types_choices_defaults_and_helps_are_those_of_the_real_parser(real: Mapping[str, Any]) -> None:
-    rows: Mapping[str, Any] = without_hand_written_facts()
-    from_elsewhere = {"template", "tool_format", "report_to", "ddp_backend", "train_sampling_strategy"}
-    ours = {
-        name: [
-            sorted(row["kinds"]),
-            [] if name in from_elsewhere else row["choices"] or [],
-            row["nullable"],
-            row["default"],
-            row["help"],
-        ]
-        for name, row in rows.items()
-    }
-    # transformers picks the default optimizer by the version of torch.
-    ours["optim"][3] = real["train"]["optim"][3]
-    assert ours == real["train"]
-    assert sorted(keys_for("export", TABLE)) == real["infer"]
-
-
-@needs_llamafactory
-def test_templates_models_tools_and_trackers_are_those_of_the_real_registers(real: Mapping[str, Any]) -> None:
-    assert json.loads((TABLES / "templates-0.9.5.json").read_text("utf-8"))["templates"] == real["templates"]
-    assert json.loads((TABLES / "models-0.9.5.json").read_text("utf-8"))["models"] == real["models"]
-    assert sorted(TABLE["template"].choices or ()) == sorted(real["templates"])
-    assert sorted(TABLE["tool_format"].choices or ()) == real["tools"]
-    assert sorted({*(TABLE["report_to"].choices or ())} - {"all", "none"}) == real["trackers"]
-
-
-@needs_llamafactory
-def test_what_the_check_makes_of_a_messy_recipe_is_what_the_real_parser_needs(real: Mapping[str, Any]) -> None:
+    real = json.loads(done.stdout.splitlines()[-1])
     assert real["parsed"] == [["a", "b"], 16, 1e-4, "no", []]
+    assert real["infer"] == sorted(keys_for("export", TABLE))
+
+
+# --- which version ------------------------------------------------------------------------------------------------
+
+
+def test_the_current_version_is_the_one_that_set_up_installs() -> None:
+    for file, stage in (("constraints.txt", "sft"), ("constraints-ppo.txt", "ppo"), ("pyproject.toml", "sft")):
+        pins = re.findall(r"llamafactory==([\d.]+)", (ROOT / file).read_text("utf-8"))
+        assert set(pins) == {version_of(stage)}, file
+
+
+def test_every_version_frozen_here_is_one_that_a_stage_runs_in() -> None:
+    folders = {folder.name for folder in (TABLES / "llamafactory").iterdir()}
+    assert folders == {version_of("sft"), version_of("ppo")}
+
+
+def test_the_version_is_written_in_one_module() -> None:
+    words = re.compile(rf"{re.escape(LLAMAFACTORY)}|LLaMA-Factory {re.escape(version_of('ppo'))}")
+    files = [file for file in (ROOT / "iis_finetune").rglob("*.py") if "hook" not in file.parts]  # one hook is ppo's
+    assert {file.name for file in files if words.search(file.read_text("utf-8"))} == {"llamafactory.py"}
+
+
+def test_the_methods_are_those_of_the_table() -> None:
+    assert set(METHODS) == set(TABLE["finetuning_type"].choices or ())
+
+
+# --- what an argument will be -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_leaving_an_argument_out_and_stating_its_default_give_the_same_value(name: str) -> None:
+    default = TABLE[name].default
+    stated, problems = check([Entry(name, default, Place("r.yaml", 1, name), source="override")], TABLE)
+    assert problems == [] or default == []  # an empty list is what some take, and nobody writes
+    assert Settings(TABLE, stated)[name] == Settings(TABLE)[name] == default
+
+
+def test_what_is_stated_wins_over_what_is_decided_and_that_over_the_default() -> None:
+    known = Settings(TABLE, {"lora_rank": 16, "lora_alpha": None}).decide(lora_rank=4, cutoff_len=512)
+    assert [known[name] for name in ("lora_rank", "cutoff_len", "per_device_train_batch_size")] == [16, 512, 8]
+    origins = [known.origin(name) for name in ("lora_rank", "cutoff_len", "per_device_train_batch_size", "lora_alpha")]
+    assert origins == ["stated", "decided", "default", "default"]
+    assert known.states("lora_alpha", "lora_rank") and not known.states("lora_alpha")
+    assert known.decide(template="qwen").decided == {"lora_rank": 4, "cutoff_len": 512, "template": "qwen"}
+
+
+def test_an_argument_of_another_version_is_not_set_and_a_wrong_name_is_an_error() -> None:
+    assert "use_dft_loss" not in frozen_table("ppo")
+    assert Settings(frozen_table("ppo"))["use_dft_loss"] is None
+    with pytest.raises(KeyError):
+        Settings(TABLE)["lora_rnak"]
+
+
+@pytest.mark.parametrize("value", ["a, b", ["a", "b"], "a,b,", ["a", " b "]])
+def test_names_are_read_from_a_list_and_from_a_text_with_commas(value: Any) -> None:
+    assert Settings(TABLE, {"dataset": value}).names("dataset") == ["a", "b"]
+    assert Settings(TABLE).names("dataset") == []
+
+
+def test_a_training_is_read_with_the_table_of_its_stage() -> None:
+    assert trained_with({"stage": "ppo"}).table is frozen_table("ppo")
+    assert trained_with({"lora_rank": 4})["lora_rank"] == 4

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from iis_finetune.arguments import frozen_table
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "iis_finetune"
 LAYERS = [
@@ -30,6 +32,7 @@ LAYERS = [
     {"cli"},
 ]
 APART = {"probe", "hook", "tables", "__init__", "__main__"}  # children's programs, data, the package itself
+TABLE = frozen_table()
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
@@ -122,3 +125,49 @@ def test_nothing_shipped_speaks_of_a_workplace() -> None:
     ]
     files += [*ROOT.glob("*.md"), ROOT / "Makefile"]
     assert [str(path) for path in files if words.search(path.read_text(encoding="utf-8"))] == []
+
+
+def argument_asked_for(node: ast.AST) -> str | None:
+    """`x.get("lora_rank")` and `x.value("lora_rank")`: the argument, where LLaMA-Factory has a default for it."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="get" | "value"), args=[ast.Constant(value=str(name)), *_]):
+            return name if name in TABLE and TABLE[name].default is not None else None
+    return None
+
+
+def private_defaults(tree: ast.AST) -> Iterator[int]:
+    """The lines that give an argument a default of their own, as a second parameter or behind `or`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(args=[_, ast.Constant(value=None)]):
+                continue
+            case ast.Call(args=[_, _]) if argument_asked_for(node):
+                yield node.lineno
+            case ast.BoolOp(op=ast.Or(), values=[*values, _]) if any(map(argument_asked_for, values)):
+                yield node.lineno
+
+
+def test_only_the_argument_table_knows_a_default() -> None:
+    elsewhere = [path for path in FILES if module_of(path) not in {"arguments", "probe", "hook"}]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in elsewhere
+        for line in private_defaults(ast.parse(path.read_text()))
+    ]
+    assert found == [], "ask arguments.Settings"
+
+
+@pytest.mark.parametrize(
+    ("code", "is_one"),
+    [
+        ("values.get('finetuning_type') or 'lora'", True),
+        ("recipe.value('stage', 'sft')", True),
+        ("values.get('per_device_eval_batch_size') or values.get('per_device_train_batch_size') or 1", True),
+        ("values.get('lora_rank', None)", False),
+        ("values.get('lora_rank')", False),
+        ("recipe.value('model_name_or_path') or recipe.kit.base", False),  # LLaMA-Factory has no default for it
+        ("row.get('colour') or 'red'", False),
+    ],
+)
+def test_a_private_default_is_recognised(code: str, is_one: bool) -> None:
+    assert bool(list(private_defaults(ast.parse(code)))) == is_one

@@ -284,7 +284,7 @@ def test_two_mi50_get_the_last_build_that_works_on_them_and_deepspeed() -> None:
 
 
 def test_a_card_without_a_published_build_is_told_so() -> None:
-    card = replace(profile("mi50"), devices=(replace(profile("mi50").devices[0], arch="gfx1010"),))
+    card = replace(profile("mi50"), devices=(replace(profile("mi50").devices[0], arch="gfx803"),))
     with pytest.raises(ProblemsFound, match="no published build") as caught:
         doctor.install_plan(card, {})
     assert caught.value.exit_code == 3

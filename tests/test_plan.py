@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from iis_finetune import machine, models, plan, process, runs
+from iis_finetune import arguments, machine, models, plan, process, rules, runs
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import Problem, errors_of
 from iis_finetune.plan import Inputs, Plan
+from iis_finetune.plan.draft import Draft
 from iis_finetune.runs import Run, Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -281,3 +283,83 @@ def test_a_run_that_goes_on_stands_on_the_base_it_began_with(tmp_path: Path) -> 
     for before, adapter in ((None, "0003-sft"), (2, "0001-sft")):
         base, problems = models.base_of(recipe, replace(workspace, before=before))
         assert not problems and base and [path.parent.name for path in base.adapters] == [adapter]
+
+
+UNSTATED = """model_name_or_path: Qwen/Qwen2.5-7B-Instruct
+template: qwen
+stage: sft
+do_train: true
+dataset: d
+finetuning_type: lora
+"""
+
+
+def test_an_unstated_micro_batch_is_the_eight_rows_that_transformers_takes(tmp_path: Path) -> None:
+    made = make(str(tmp_path / "r.yaml"), "rtx4090", text=UNSTATED)
+    problem = only(made.problems)
+    assert made.memory.per_device_gib == pytest.approx(46.65, abs=0.01)
+    assert "46.6 GiB a device are needed, 23.6 are there" in problem.what
+    assert "per_device_train_batch_size: 1 (19.0 GiB)" in problem.fix
+    mended = make(str(tmp_path / "r.yaml"), "rtx4090", text=UNSTATED + "per_device_train_batch_size: 1\n")
+    assert mended.problems == () and mended.memory.per_device_gib == pytest.approx(19.03, abs=0.01)
+
+
+@dataclass(frozen=True)
+class Recording(arguments.Settings):
+    """Settings that remember which arguments were asked for."""
+
+    asked: set[str] = field(default_factory=set)
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+
+# Lines that lead the plan and the estimate down their different ways, and the machine they are planned for.
+WAYS = {
+    "lora": ("", "rtx4090"),
+    "oft": ("finetuning_type: oft\n", "cpu"),
+    "freeze": ("finetuning_type: freeze\n", "h200"),
+    "full, shared": ("finetuning_type: full\n", "rx7900xtxx2"),
+    "quantised": ("finetuning_type: lora\nquantization_bit: 4\n", "a100"),
+    "pairs": ("stage: dpo\n", "mi50x2"),
+    "pissa": ("pissa_init: true\n", "v100"),
+    "a global batch": ("kit: {global_batch_size: 8}\n", "mi100"),
+}
+
+
+def recorded(recipe: recipes.Recipe, machine_name: str, workspace: Workspace) -> tuple[Plan, set[str], int | None]:
+    """The plan, the arguments that were asked for on the way to it and to the disk's need, and that need."""
+    asked: set[str] = set()
+    made, _ = arguments.settings_of(recipe)
+    facts = models.look(str(recipe.value("model_name_or_path")), workspace.models)
+    host = machine.profile(machine_name)
+    draft = Draft(Inputs(recipe, host, facts, workspace), Recording(made.table, made.stated, asked=asked))
+    for step in plan.STEPS:
+        draft = step(draft)
+    planned = plan.make(draft.inputs)
+    assert draft.settings.decided == planned.settings.decided
+    case = rules.Case(recipe, draft.settings, host, facts, draft.launcher.processes, draft.launcher.name, rows=1000)
+    return planned, asked, rules.disk_bytes(case)
+
+
+@pytest.mark.parametrize(("lines", "machine_name"), WAYS.values(), ids=WAYS.keys())
+def test_leaving_an_argument_out_is_stating_its_default(lines: str, machine_name: str, tmp_path: Path) -> None:
+    workspace = Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))
+    stated = "".join(line for line in SMALL.splitlines(True) if line.partition(":")[0] not in lines)
+    file = tmp_path / "r.yaml"
+    file.write_text(stated + lines)
+    left_out, asked, disk = recorded(recipes.read(str(file))[0], machine_name, workspace)
+    default = {name: left_out.settings.table[name].default for name in asked if not left_out.settings.states(name)}
+    chosen = {name for name, value in left_out.settings.decided.items() if value != default.get(name)}
+    compared = {name: value for name, value in default.items() if value is not None and name not in chosen}
+    assert {"finetuning_type", "per_device_train_batch_size", "cutoff_len", "optim"} <= asked and len(compared) > 5
+    for name, value in compared.items():
+        file.write_text(f"{stated}{lines}{name}: {json.dumps(value)}\n")
+        said, _, disk_said = recorded(recipes.read(str(file))[0], machine_name, workspace)
+        assert (said.memory, disk_said) == (left_out.memory, disk), name
+        assert [(each.what, each.fix) for each in said.problems] == [
+            (each.what, each.fix) for each in left_out.problems
+        ], name
+        beside = {key: given for key, given in said.arguments.items() if key != name}
+        assert beside == {key: given for key, given in left_out.arguments.items() if key != name}, name

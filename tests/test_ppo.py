@@ -15,8 +15,7 @@ import setup_plan
 from conftest import RECIPE, ROOT, Command, run
 
 from iis_finetune import launch, machine, preflight, runs
-from iis_finetune.arguments import check, frozen_table, table
-from iis_finetune.arguments.table import PPO_FROZEN
+from iis_finetune.arguments import check, frozen, frozen_table, table
 from iis_finetune.hook import iis_training_hook
 from iis_finetune.plan import after
 from iis_finetune.recipe import read
@@ -24,7 +23,7 @@ from iis_finetune.runs import Workspace
 from iis_finetune.wheels import Devices, write_record
 
 MINE = Path(sys.prefix).parent / ".venv-ppo"
-TABLE = frozen_table(PPO_FROZEN)
+TABLE = frozen_table("ppo")
 SFT = RECIPE[RECIPE.index("model_name_or_path") :].replace("max_steps: 4", "max_steps: 8")
 SFT = SFT.replace("save_steps: 2", "save_steps: 8")
 ON_SFT = SFT.replace("model_name_or_path: models/tiny\n", "kit: {base: sft}\ncreate_new_adapter: true\n")
@@ -110,8 +109,7 @@ def test_set_up_installs_torch_for_the_same_card_and_the_other_pins(tmp_path: Pa
     assert made.inputs_sha256 != setup_plan.inputs_sha256(ROOT)
     lines = (ROOT / "constraints-ppo.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert pins["llamafactory"] == json.loads(PPO_FROZEN.read_text())["versions"]["llamafactory"] == "0.9.3"
-    assert pins["transformers"] == json.loads(PPO_FROZEN.read_text())["versions"]["transformers"]
+    assert {name: pins[name] for name in ("llamafactory", "transformers")} == frozen("arguments", "ppo")["versions"]
     assert (pins["trl"], pins["peft"]) == ("0.9.6", "0.15.2") and "torch" not in pins
     assert made.purpose.constraints == "constraints-ppo.txt" and made.purpose.packages == ("llamafactory",)
 

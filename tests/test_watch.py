@@ -61,6 +61,13 @@ def test_fp16_may_overflow_while_its_loss_scale_settles_but_not_for_ever(run: Ru
     assert seen[:9] == [None] * 9 and seen[9] is not None and "10 logs in a row" in seen[9].what
 
 
+def test_a_loss_of_zero_under_a_large_gradient_that_never_changes_is_trouble(run: Run) -> None:
+    changing = [logged(0.0, 1 + 0.1 * number) for number in range(20)]
+    assert set(looks(Watcher(run, 0.0), [HEAD, *changing])) == {None}
+    *_, last = looks(Watcher(run, 0.0), [HEAD, *[logged(0.0, 1.732)] * 6])
+    assert last is not None and "exactly 0" in last.what and "stays at 1.732" in last.what
+
+
 def test_a_loss_of_zero_counts_only_without_a_gradient(run: Run) -> None:
     learned_all = [logged(0.0, 0.003)] * 20
     assert set(looks(Watcher(run, 0.0), [HEAD, *learned_all])) == {None}

@@ -1,30 +1,45 @@
 """LLaMA-Factory's arguments: names, types, choices, limits, models and templates, without importing it."""
 
-from .catalogue import Model, Template, find_model, find_template
-from .check import check
+from .llamafactory import (
+    ADAPTERS,
+    LLAMAFACTORY,
+    METHODS,
+    TABLES,
+    WHOLE,
+    Table,
+    accepted_versions,
+    frozen,
+    frozen_table,
+    table,
+    version_of,
+)
+from .registers import Template, find_model, find_template
 from .schema import schema
-from .settings import Origin, Settings, settings_of, trained_with
-from .table import Argument, Limit, Table, frozen_table, installed_table, table
+from .settings import Settings, settings_of, trained_with
+from .stated import check
 from .verbs import Verb, for_verb, keys_for
 
 __all__ = [
-    "Argument",
-    "Limit",
-    "Model",
-    "Origin",
+    "ADAPTERS",
+    "LLAMAFACTORY",
+    "METHODS",
+    "TABLES",
+    "WHOLE",
     "Settings",
     "Table",
     "Template",
     "Verb",
+    "accepted_versions",
     "check",
     "find_model",
     "find_template",
     "for_verb",
+    "frozen",
     "frozen_table",
-    "installed_table",
     "keys_for",
     "schema",
     "settings_of",
     "table",
     "trained_with",
+    "version_of",
 ]

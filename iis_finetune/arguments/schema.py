@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .table import Argument, Kind, Table
+from .llamafactory import Argument, Kind, Table
 
 TYPES: Mapping[Kind, str] = {
     "bool": "boolean",

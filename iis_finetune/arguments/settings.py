@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from ..errors import Problem
 from ..recipe import Recipe
-from .check import check
-from .table import Table, table
+from .llamafactory import Table, frozen_table, table, table_problems
+from .stated import check
 
 Origin = Literal["stated", "decided", "default"]
 
@@ -19,7 +19,8 @@ Origin = Literal["stated", "decided", "default"]
 class Settings:
     """An argument is what the recipe states, else what the plan decided, else LLaMA-Factory's own default.
 
-    Values are in LLaMA-Factory's types; null counts as not given. A name that the table does not have is a KeyError.
+    Values are in LLaMA-Factory's types; null counts as not given. An argument that only another version has is None, a
+    name that none has a KeyError.
     """
 
     table: Table
@@ -30,7 +31,9 @@ class Settings:
         for given in (self.stated, self.decided):
             if given.get(name) is not None:
                 return given[name]
-        return self.table[name].default
+        if name not in self.table and name not in frozen_table():
+            raise KeyError(name)
+        return self.table[name].default if name in self.table else None
 
     def origin(self, name: str) -> Origin:
         """Who says what the argument is."""
@@ -55,9 +58,10 @@ class Settings:
 
 def settings_of(recipe: Recipe, ppo: Path | None = None) -> tuple[Settings, list[Problem]]:
     """A recipe's settings before anything is decided, and the problems of its lines; `ppo`: stage ppo's environment."""
-    known = table(recipe.value("stage"), ppo)
+    stage = recipe.value("stage")
+    known = table(stage, ppo)
     stated, problems = check(recipe.entries.values(), known)
-    return Settings(known, stated), problems
+    return Settings(known, stated), [*table_problems(stage, ppo), *problems]
 
 
 def trained_with(arguments: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why that cannot be."""
+"""One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why it cannot be used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from ..recipe import Entry
-from .loose import LOOSE, plain
-from .table import Argument, Kind
+from .llamafactory import Argument, Kind
 
 NOT_GIVEN: Final = object()
 LONGEST_LIST = 13  # more choices than this are counted, not listed
 LARGEST = 2**63  # torch and numpy count in 64 bits
 NULLS = ("none", "null", "~")
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 PYTHON: Mapping[Kind, type | tuple[type, ...]] = {
     "bool": bool,
     "int": int,
@@ -54,7 +54,7 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
     if _means_null(value, entry, argument):
         return _null(entry, argument, warn)
     if value is False and _false_is_null(argument):
-        warn(f"false is taken for null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
+        warn(f"false is read as null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
         return None
     if argument.separator and not isinstance(value, bool | dict):
         return _several(value, argument, warn)
@@ -70,7 +70,7 @@ def _as_text(entry: Entry) -> str:
 
 def _said(value: object) -> str:
     """A value as it may be shown: short, on one line, text in quotes."""
-    flat = " ".join((f"'{value}'" if isinstance(value, str) else plain(value)).split())
+    flat = " ".join((f"'{value}'" if isinstance(value, str) else _plain(value)).split())
     return flat if len(flat) <= 60 else f"{flat[:57]}..."
 
 
@@ -110,7 +110,7 @@ def _false_is_null(argument: Argument) -> bool:
 
 def _null(entry: Entry, argument: Argument, warn: Warn) -> Any:
     if entry.value is not None:
-        warn(f"YAML reads {_said(entry.value)} as a text; it is taken for null", f"write '{argument.name}: null'")
+        warn(f"YAML reads {_said(entry.value)} as a text; it is read as null", f"write '{argument.name}: null'")
     if argument.nullable:
         return None
     if entry.source == "recipe":
@@ -132,14 +132,14 @@ def _several(value: object, argument: Argument, warn: Warn) -> Any:
     if value == "" and argument.separator == " ":
         return value
     if not names or "" in names:
-        raise Refused(f"'{argument.name}' has an empty name in it", "remove the comma that has nothing beside it")
+        raise Refused(f"'{argument.name}' has an empty name in it", "remove the extra comma")
     for name in names if argument.choices else ():
         _one_of(name, argument)
     if not wants_list:
         return ",".join(names)
     if isinstance(value, str) and argument.separator == "," and len(names) > 1:
         warn(
-            f"LLaMA-Factory takes {_said(value)} for one name; it is passed on as {len(names)}",
+            f"LLaMA-Factory would read {_said(value)} as one name; it is passed on as {len(names)} names",
             f"write '{argument.name}: [{', '.join(names)}]'",
         )
         return names
@@ -154,11 +154,12 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
     if not argument.former or isinstance(value, list | dict) or value in (argument.choices or ()):
         return
     spellings = [str(text).strip().lower() for text in (value, entry.text) if text is not None]
-    for spelling in spellings:
+    for spelling in (*spellings, *(text.replace("-", "_") for text in spellings)):
         if new := argument.former.get(spelling):
-            lines = [f"{key}: {plain(item)}" for key, item in _lines(new, argument).items()]
-            wanted = " and ".join(f"'{line}'" for line in lines)
-            raise Refused(f"'{argument.name}' has no value {_said(entry.text or value)}", f"write {wanted}")
+            lines = dict(_lines(new, argument))
+            because = f": {lines.pop('because')}" if "because" in lines else ""
+            wanted = " and ".join(f"'{key}: {_plain(item)}'" for key, item in lines.items())
+            raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}{because}", f"write {wanted}")
 
 
 def _lines(new: str | Mapping[str, Any], argument: Argument) -> Mapping[str, Any]:
@@ -186,8 +187,8 @@ def _one_of(value: object, argument: Argument) -> Any:
     listed = ", ".join(str(choice) for choice in choices[:LONGEST_LIST])
     rest = f" and {len(choices) - LONGEST_LIST} more" if len(choices) > LONGEST_LIST else ""
     near = difflib.get_close_matches(str(value).strip().lower()[:80], [str(choice) for choice in choices], n=1)
-    fix = f"did you mean '{near[0]}'?" if near else f"it takes one of: {listed}{rest}"
-    raise Refused(f"'{argument.name}' has no value {_said(value)}", fix)
+    fix = f"did you mean '{near[0]}'?" if near else f"write one of: {listed}{rest}"
+    raise Refused(f"'{argument.name}' cannot be {_said(value)}", fix)
 
 
 def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
@@ -200,7 +201,7 @@ def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
 
 
 def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
-    """A value of another type, taken for what it means when that is beyond doubt."""
+    """A value of another type, read as what it can only mean."""
     for kind in argument.kinds:
         try:
             taken = LOOSE[kind](value, _as_text(entry))
@@ -208,8 +209,8 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
             warn(
-                f"'{argument.name}' is a text in quotes, {_said(value)}; it is taken for {plain(taken)}",
-                f"write '{argument.name}: {plain(taken)}'",
+                f"'{argument.name}' is a text in quotes, {_said(value)}; it is read as {_plain(taken)}",
+                f"write '{argument.name}: {_plain(taken)}'",
             )
         return _finite(taken, argument)
     raise _wrong_type(value, entry, argument)
@@ -220,10 +221,10 @@ def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
         return Refused(f"'{argument.name}' cannot be given in a YAML", "remove the line")
     what = f"'{argument.name}' takes {' or '.join(WORDS[kind] for kind in argument.kinds)}, not {_said(value)}"
     if isinstance(value, bool) and "str" in argument.kinds:
-        return Refused(what, f"put quotes round it: '{argument.name}: \"{_as_text(entry)}\"'")
+        return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
         return Refused(what, f"write {math.floor(value)} or {math.ceil(value)}")
-    return Refused(what, f"write such a value, or remove the line: the default is {json.dumps(argument.default)}")
+    return Refused(what, f"correct the value, or remove the line: the default is {json.dumps(argument.default)}")
 
 
 def _finite(value: Any, argument: Argument) -> Any:
@@ -234,3 +235,64 @@ def _finite(value: Any, argument: Argument) -> Any:
     if not abs(value) < LARGEST:
         raise Refused(f"'{argument.name}' is {_said(value)}", "write a number that a training can use")
     return value
+
+
+def _plain(value: object) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _to_bool(value: object, _: str) -> bool:
+    word = str(value).strip().lower()
+    if isinstance(value, str | int) and word in TRUE + FALSE:
+        return word in TRUE
+    raise ValueError(word)
+
+
+def _to_int(value: object, text: str) -> int:
+    number = _to_float(value, text)
+    if float(number).is_integer():
+        return int(number)
+    raise ValueError(text)
+
+
+def _to_float(value: object, text: str) -> int | float:
+    """A number stays what it is: LLaMA-Factory reads `val_size: 1` as one row."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return float(value)
+    raise ValueError(text)
+
+
+def _to_str(value: object, text: str) -> str:
+    """What the person wrote, not what YAML made of it: `model_revision: 1.10` is no 1.1."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return text
+    raise ValueError(text)
+
+
+def _to_list(value: object, text: str) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    raise ValueError(text)
+
+
+def _to_dict(value: object, text: str) -> dict[str, Any]:
+    read = json.loads(value) if isinstance(value, str) else None
+    if isinstance(read, dict):
+        return read
+    raise ValueError(text)
+
+
+LOOSE: Mapping[Kind, Callable[[object, str], Any]] = {
+    "bool": _to_bool,
+    "int": _to_int,
+    "float": _to_float,
+    "str": _to_str,
+    "list": _to_list,
+    "dict": _to_dict,
+}

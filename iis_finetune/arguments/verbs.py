@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .table import TABLES, Argument, Table
+from .llamafactory import TABLES, Argument, Table
 
 Verb = Literal["train", "predict", "export", "chat", "serve"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from ..arguments.table import TABLES
+from ..arguments import TABLES
 
 SHOWN = 3  # rows that a sentence names
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..arguments.table import TABLES
+from ..arguments import TABLES
 from .layout import TAGS
 
 NEEDED = (
@@ -61,7 +61,7 @@ def _single(columns: dict[str, str], stage: str) -> Format | None:
 def _talk(messages: Rows, columns: dict[str, str], stage: str, known: Mapping[str, Any]) -> Format | None:
     """The entry of rows that hold messages; tool calls need LLaMA-Factory's openai formatting, all others do not.
 
-    That formatting adds "detailed thinking off" to every system text (LLaMA-Factory 0.9.5, data/converter.py).
+    That formatting adds "detailed thinking off" to every system text (LLaMA-Factory, data/converter.py).
     """
     members = {key for message in messages for key in message}
     tags = _found(known["members"], members)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Source of every table here: LLaMA-Factory 0.9.5, data/parser.py and extras/constants.py, read 2026-11.
+# Source of every table here: LLaMA-Factory, data/parser.py and extras/constants.py, read 2026-11.
 REGISTRY_FILE = "dataset_info.json"
 HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 SOURCE_KEYS = (*HUB_KEYS, "script_url", "cloud_file_name", "file_name")

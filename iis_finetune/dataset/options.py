@@ -9,7 +9,7 @@ from typing import Any
 from ..arguments import Template, find_template
 
 LIMIT = 200_000  # rows that are read when not all are asked for
-CUTOFF = 2048  # LLaMA-Factory 0.9.5, hparams/data_args.py
+CUTOFF = 2048  # LLaMA-Factory, hparams/data_args.py
 
 
 @dataclass(frozen=True)

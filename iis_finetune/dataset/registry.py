@@ -19,7 +19,7 @@ from .layout import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, la
 SPACE = re.compile(r"\s*")
 CLOUD_PREFIXES = ("s3://", "gs://", "gcs://")
 PAIR_STAGES = {"rm", "dpo"}
-# What an entry must map for a stage when it maps columns at all, with what LLaMA-Factory 0.9.5 does without it.
+# What an entry must map for a stage when it maps columns at all, with what LLaMA-Factory does without it.
 NEEDED = {
     ("alpaca", "sft"): ("response",),
     ("alpaca", "rm"): ("chosen", "rejected"),

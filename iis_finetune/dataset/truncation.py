@@ -18,7 +18,7 @@ from .layout import Source
 from .options import Options
 from .rows import BATCH, usable_samples
 
-# Worst first; what LLaMA-Factory 0.9.5 does is in its data/processor/processor_utils.py, infer_seqlen.
+# Worst first; what LLaMA-Factory does is in its data/processor/processor_utils.py, infer_seqlen.
 KINDS = {
     "answer_lost": "the answer is cut away whole",
     "answer_shortened": "the answer loses its end and the stop token, so the model learns not to stop",

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from .. import launch, process, rules
+from ..arguments import LLAMAFACTORY
 from ..errors import Place, Problem
 from ..machine import Machine, architecture, build_problems, decide_environment, package_version, rocm_version
 from ..machine.table import numbers
-from ..preflight import LLAMAFACTORY
 from ..rules import ALWAYS, check_always
 from ..wheels import PLACEHOLDER, TRIO, load_error, read_table
 from .check import Check, Subject, problem

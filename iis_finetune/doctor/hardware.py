@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import Problem
-from ..machine import Device, dropped_variables, warned_variables
+from ..machine import Device, applies, dropped_variables, load, warned_variables
 from ..machine.devices import amd_cards_on_bus, text_of
 from .check import Check, Subject, problem
 
@@ -30,8 +31,18 @@ def devices(subject: Subject) -> Check:
     parts = [machine.title, f"driver {driver}" if driver else "", "open to this user" if machine.kfd_usable else ""]
     parts += [f"left out: {device} ({reason})" for device, reason in machine.left_out]
     parts += [place for place, there in (("in a container", machine.container), ("under WSL", machine.wsl)) if there]
-    problems = [*machine.problems, *_unserved(subject), *_hidden_memory(subject)]
+    problems = [*machine.problems, *_unserved(subject), *_hidden_memory(subject), *_known_faults(subject)]
     return Check("devices", "; ".join(filter(None, parts)), problems)
+
+
+def _known_faults(subject: Subject) -> list[Problem]:
+    """What the table knows to go wrong on such a card, whatever the recipe, or with this Linux kernel."""
+    table, machine, kernel = load("machine.toml"), subject.machine, text_of(subject.root / "proc/sys/kernel/osrelease")
+    rows = [row for row in table["fault"] if row.get("doctor")]
+    rows += [row for row in table["kernel"] if any(fnmatchcase(kernel, version) for version in row["versions"])]
+    found = [row for row in rows if machine.devices and applies(row, machine)]
+    words = {"{device}": machine.device, "{kernel}": kernel}
+    return [problem(re.sub(r"{\w+}", lambda m: words[m[0]], row["what"]), row["fix"]) for row in found]
 
 
 def _unserved(subject: Subject) -> list[Problem]:

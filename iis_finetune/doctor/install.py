@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import process
@@ -35,9 +36,10 @@ def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPla
     if row is None:
         fix = "use a torch of your own: make setup TORCH=keep, or train on the CPU: make setup ACCEL=cpu"
         raise ProblemsFound([problem(f"no published build of torch is known for {machine.device}", fix, "error")])
-    found = next(each for each in read_table() if (each.index, each.torch) == (row["index"], row["torch"]))
+    found = next(each for each in read_table() if (each.torch, each.note) == (row["torch"], row.get("note", "")))
     trio = " ".join(found.requirements())
-    commands = [f"pip install {trio} --index-url {found.index_at(environment.get(MIRROR))}"]
+    shown = shlex.join(replace(found, devices=(machine.arch,)).for_pip())
+    commands = [f"pip install {shown} --index-url {found.index_at(environment.get(MIRROR))}"]
     commands += [f"pip install -c constraints.txt -e '.[train]' {trio}"]  # named again: pip then keeps them
     if len(machine.devices) > 1:
         build = "DS_BUILD_OPS=0 pip install -c constraints.txt --no-build-isolation deepspeed"

@@ -105,7 +105,14 @@ def _cases(machine: Machine) -> list[Case]:
     precisions = ["fp32", *(name for name in ("fp16", "bf16") if row[name]["value"] != "none")]
     devices = [f"cuda:{number}" for number in range(len(machine.devices))] or ["cpu"]
     both = [{"device": device, "precision": precision} for device in devices for precision in precisions]
-    products: list[Case] = [{"job": "matmul", **each, "used": each["precision"] in used} for each in both]
+    products: list[Case] = [
+        {"job": job, **each, "used": each["precision"] in used} for job in ("matmul", "lora") for each in both
+    ]
+    products += [
+        {"job": "memory", "precision": "all", "gib": card.memory_gib, "device": device, "used": True}
+        for device, card in zip(devices, machine.devices, strict=False)
+        if card.integrated
+    ]
     return products + [
         {"job": "attention", "path": path, **each, "used": path == used.get(each["precision"])}
         for each in both

@@ -69,7 +69,7 @@ def score(predictions: Sequence[str], references: Sequence[str], declared: Decla
 
 
 def _similarities(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """ROUGE and BLEU-4 of 0 to 100, the way LLaMA-Factory 0.9.5 computes them (train/sft/metric.py)."""
+    """ROUGE and BLEU-4 of 0 to 100, the way LLaMA-Factory computes them (train/sft/metric.py)."""
     import logging
 
     import jieba

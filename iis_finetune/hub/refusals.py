@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,8 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..arguments.catalogue import MODELS
-from ..arguments.table import TABLES
+from ..arguments import TABLES, frozen
 from ..errors import Problem
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def problem_of(failure: HubFailure, hub: Hub, order: Order) -> Problem:
 
 
 def _near(model: str) -> str:
-    rows = json.loads(MODELS.read_text("utf-8"))["models"].values()
+    rows = frozen("models")["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
     near = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.8)
     return f"did you mean {', '.join(near)}? else " if near else ""

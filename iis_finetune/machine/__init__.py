@@ -7,6 +7,7 @@ from .decide import (
     decide_compile,
     decide_precision,
     decide_quantization,
+    fused_attention,
     offload_problems,
 )
 from .detect import detect
@@ -14,14 +15,16 @@ from .environment import decide_environment, dropped_variables, warned_variables
 from .host import package_version
 from .network import interface_to
 from .records import HERE, Accelerator, Device, Machine
-from .table import architecture, profile, rocm_version, wheel
+from .table import Row, applies, architecture, load, profile, rocm_version, wheel
 
 __all__ = [
     "HERE",
     "Accelerator",
     "Device",
     "Machine",
+    "Row",
     "advice",
+    "applies",
     "architecture",
     "build_problems",
     "decide_attention",
@@ -31,7 +34,9 @@ __all__ = [
     "decide_quantization",
     "detect",
     "dropped_variables",
+    "fused_attention",
     "interface_to",
+    "load",
     "offload_problems",
     "package_version",
     "profile",

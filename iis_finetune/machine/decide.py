@@ -7,7 +7,7 @@ from typing import Any
 
 from ..decision import Decision, Source
 from ..errors import Place, Problem
-from .host import package_version
+from .host import bitsandbytes_libraries, package_version
 from .records import Machine
 from .table import architecture, numbers, rocm_version
 
@@ -96,6 +96,13 @@ def _flash_problems(machine: Machine, precision: str, fix: str) -> list[Problem]
     return []
 
 
+def fused_attention(machine: Machine, environment: Mapping[str, Any]) -> bool:
+    """Whether sdpa keeps no scores in memory; some cards need a switch for that, which `kit.env` may turn on."""
+    kernels = _cell(machine, "sdpa_kernels").get("value")
+    wanted = str(environment.get("TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"))
+    return kernels == "flash" or (kernels == "experimental" and wanted == "1")
+
+
 def decide_quantization(machine: Machine) -> Decided:
     """Whether bitsandbytes quantisation is possible; the problems are those of a recipe that asks for it."""
     cell, key = _cell(machine, "bitsandbytes"), "quantization_bit"
@@ -107,6 +114,8 @@ def decide_quantization(machine: Machine) -> Decided:
             reason = "this processor has no AVX2, which bitsandbytes needs on a CPU"
         return Decision("quantization", False, "machine table", reason), [_error(reason, other, key)]
     allowed = Decision("quantization", True, "machine table", f"bitsandbytes supports {machine.device}: {note}")
+    if foreign := _foreign_bitsandbytes(machine, cell.get("version", "0")):
+        return allowed, [Problem(foreign, note, Place(key=key), kind="missing")]
     if machine.here and package_version("bitsandbytes") is None:
         fix = note if cell["value"] == "source" else f"pip install 'bitsandbytes>={cell['version']}'"
         problem = Problem("quantization needs the bitsandbytes package", fix, Place(key=key), kind="missing")
@@ -118,6 +127,23 @@ def decide_quantization(machine: Machine) -> Decided:
             what += " and this ROCm" if machine.here else f" below ROCm {cell['rocm_from']}"
         return allowed, [_warning(what, f"{note}; or {other}", key)]
     return allowed, []
+
+
+def _foreign_bitsandbytes(machine: Machine, oldest: str) -> str | None:
+    """What is wrong with the installed bitsandbytes for an AMD card: its version, or that no library is for this ROCm.
+
+    It takes the library of the same ROCm, else the next lower one of the same major number, else one that crashes.
+    """
+    found = package_version("bitsandbytes") if machine.here and machine.accelerator == "rocm" else None
+    if found is None:
+        return None
+    if numbers(found)[:3] < numbers(oldest):
+        return f"bitsandbytes {found} is installed, and 4-bit weights are wrong with it on {machine.device}"
+    libraries = [numbers(f"{name[0]}.{name[1:]}") for name in bitsandbytes_libraries()]
+    rocm = rocm_version(machine)
+    if not libraries or rocm is None or any(one[0] == rocm[0] and one <= rocm for one in libraries):
+        return None
+    return f"bitsandbytes {found} has no library for ROCm {'.'.join(map(str, rocm))}: it takes another one and crashes"
 
 
 def decide_compile(machine: Machine) -> Decided:

@@ -103,7 +103,9 @@ def choose(shown: list[Device], prefer_amd: bool) -> tuple[list[Device], LeftOut
 
     never = [one for one in shown if one.integrated and table.cell(one.arch, "integrated") == "never"]
     leave(never, "integrated graphics, too small to train on")
-    rest = [one for one in shown if one not in never]
+    for one in shown:
+        leave([one] if table.cell(one.arch, "left_out") else [], table.cell(one.arch, "left_out") or "")
+    rest = [one for one in shown if one not in never and not table.cell(one.arch, "left_out")]
     if any(not one.integrated for one in rest):
         leave([one for one in rest if one.integrated], "integrated graphics beside a card of its own")
         rest = [one for one in rest if not one.integrated]

@@ -27,6 +27,13 @@ def package_version(name: str, paths: Sequence[str] | None = None) -> str | None
     return None
 
 
+def bitsandbytes_libraries(paths: Sequence[str] | None = None) -> list[str]:
+    """The ROCm versions that the installed bitsandbytes has a library for, without the point: 64, 72, 714."""
+    folders = [Path(folder) / "bitsandbytes" for folder in (sys.path if paths is None else paths)]
+    names = [file.stem for folder in folders for file in folder.glob("libbitsandbytes_rocm*.so")]
+    return [digits for name in names if (digits := name.removeprefix("libbitsandbytes_rocm")).isdecimal()]
+
+
 @cache
 def _versions(folder: str, _changed_ns: int) -> dict[str, str]:
     """Package -> version of one folder as it was when it last changed."""

@@ -29,7 +29,8 @@ def load(name: str) -> Mapping[str, list[Row]]:
 def architecture(name: str) -> Row:
     """The row of an architecture (`gfx906`, `sm_90`, `cpu`); the catch-all rows make sure that there is one."""
     rows = load("machine.toml")["architecture"]
-    return next(row for row in rows if any(fnmatchcase(name, pattern) for pattern in row["names"]))
+    row = next(row for row in rows if any(fnmatchcase(name, pattern) for pattern in row["names"]))
+    return {**architecture(row["like"]), **row} if "like" in row else row
 
 
 def cell(arch: str, column: str) -> Any:
@@ -40,16 +41,18 @@ def cell(arch: str, column: str) -> Any:
 def variables(verdict: str, machine: Machine, processes: int = 1) -> list[tuple[str, Row]]:
     """Names (or patterns of names) of a verdict and their rows, those whose every condition holds."""
     rows = load("machine.toml")["variable"]
-    chosen = [row for row in rows if row["verdict"] == verdict and _applies(row, machine, processes)]
+    chosen = [row for row in rows if row["verdict"] == verdict and applies(row, machine, processes)]
     return [(name, row) for row in chosen for name in row["name"].split(", ")]
 
 
-def _applies(row: Row, machine: Machine, processes: int) -> bool:
+def applies(row: Row, machine: Machine, processes: int = 1) -> bool:
+    """Whether a row's conditions of the machine hold."""
     rocm = rocm_version(machine)
     return (
         row.get("accelerator", machine.accelerator) == machine.accelerator
         and any(fnmatchcase(machine.arch, pattern) for pattern in row.get("architectures", ["*"]))
         and ("rocm_below" not in row or (rocm is not None and rocm < numbers(row["rocm_below"])))
+        and ("rocm_from" not in row or (rocm is not None and rocm >= numbers(row["rocm_from"])))
         and bool(re.search(row.get("torch_build", ""), machine.torch_build or ""))
         and processes >= row.get("processes_from", 1)
         and all(row.get("device_name", "") in device.name for device in machine.devices)

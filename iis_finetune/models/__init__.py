@@ -1,6 +1,6 @@
 """The model folder: what it says without torch, whether it is whole, and the folders that are made from it."""
 
-from .base import WHOLE, Base, base_of, stacked
+from .base import Base, base_of, stacked
 from .facts import ModelFacts, Shapes, from_config, look
 from .folder_check import check_folder, fingerprint
 from .match import check_adapter, check_additional_target, check_targets, check_template
@@ -8,7 +8,6 @@ from .specs import facts_of, scratch_spec, smoke_spec
 from .view import needs_view, precision_view, view_path
 
 __all__ = [
-    "WHOLE",
     "Base",
     "ModelFacts",
     "Shapes",

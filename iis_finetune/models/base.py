@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from .. import recipe as recipes
-from ..arguments import settings_of, trained_with
+from ..arguments import WHOLE, settings_of, trained_with
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
 from ..runs import Run, Workspace, listed, reached_the_end, read_decided
 from .facts import CONFIG
 
-WHOLE = ("full", "freeze")
 LONGEST_CHAIN = 5
 
 
@@ -29,7 +29,7 @@ class Base:
     ready: bool
     below: Base | None = None  # what it is itself made on
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether it trains the model's own weights, not an adapter."""
         return settings_of(self.recipe)[0]["finetuning_type"] in WHOLE

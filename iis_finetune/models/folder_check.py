@@ -62,7 +62,7 @@ def _pointers(folder: Path, place: Place) -> Iterator[Problem]:
 def _tokenizer(folder: Path, place: Place) -> list[Problem]:
     if any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         return []
-    # Seen with LLaMA-Factory 0.9.5: it trains on nothing but unknown tokens and exits 0.
+    # Seen with LLaMA-Factory: it trains on nothing but unknown tokens and exits 0.
     what = f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): every token would be an unknown one"
     return [_missing(what, "copy the tokenizer files of the model it was made from", place)]
 

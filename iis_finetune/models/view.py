@@ -1,6 +1,6 @@
 """A precision view: a model folder of links whose config.json names another dtype.
 
-LLaMA-Factory 0.9.5 loads weights in the dtype that config.json names, whatever `fp16` and `bf16` say, so FP32 needs a
+LLaMA-Factory loads weights in the dtype that config.json names, whatever `fp16` and `bf16` say, so FP32 needs a
 folder that says so. The original is never touched.
 """
 

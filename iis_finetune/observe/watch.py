@@ -20,6 +20,9 @@ TOTAL = re.compile(r"Total optimization steps = ([\d,]+)")
 VALUE = re.compile(r"'(loss|grad_norm)': '?([-+.\w]+)")
 KEPT_BYTES = 4096  # of a line that is not yet whole
 ZERO_LOGS = 5
+LEARNED_NORM = (
+    0.1  # a run that has learned all has less; 1, or 1.732, at every log is broken (LlamaFactory#8004, #9567)
+)
 SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss scale: no weight is touched by them
 
 
@@ -62,6 +65,7 @@ class Watcher:
         self.stepped_at: float | None = None
         self.steps: deque[float] = deque(maxlen=50)
         self.zeros = self.overflows = 0
+        self.norm: float | None = None
         self.fresh = False
 
     def look(self, now: float) -> Seen | None:
@@ -114,8 +118,11 @@ class Watcher:
         if overflowed and (not self.scaled or self.overflows >= SCALER_LOGS):
             times = f" for {self.overflows} logs in a row" if self.scaled else ""
             return f"the gradient norm is {norm}{times}"
-        self.zeros = self.zeros + 1 if loss == 0 and (not norm or overflowed) else 0
-        return f"the loss is exactly 0 for {self.zeros} logs in a row" if self.zeros >= ZERO_LOGS else None
+        fixed = norm is not None and norm == self.norm and norm > LEARNED_NORM
+        self.zeros = self.zeros + 1 if loss == 0 and (not norm or overflowed or fixed) else 0
+        self.norm = norm
+        still = f", the gradient norm stays at {norm}" if fixed and not overflowed else ""
+        return f"the loss is exactly 0 for {self.zeros} logs in a row{still}" if self.zeros >= ZERO_LOGS else None
 
     def _stalled(self, now: float) -> Seen | None:
         silent = now - self.alive_at

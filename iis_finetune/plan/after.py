@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import Settings, Verb, for_verb, table, trained_with
-from ..models import WHOLE, stacked
+from ..arguments import WHOLE, Settings, Verb, for_verb, table, trained_with
+from ..models import stacked
 from ..runs import Run, read_decided
 from ..tensors import TORCH_NAMES
 

@@ -22,7 +22,7 @@ def precision(draft: Draft) -> Draft:
     decision, problems = decide_precision(draft.machine, wanted)
     chosen = str(decision.value)
     draft = replace(draft.complain(*clash).take(decision, problems, key), precision=chosen)
-    if not draft.stated("pure_bf16"):
+    if not draft.settings["pure_bf16"]:
         draft = draft.write(bf16=chosen == "bf16", fp16=chosen == "fp16")
     if chosen == "bf16" and draft.machine.accelerator == "cpu":
         draft = draft.choose("use_cpu", True, "transformers accepts bf16 without a GPU only when told to use the CPU")

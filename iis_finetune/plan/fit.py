@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import Problem, errors_of
-from ..machine import Machine, architecture, decide_precision, decide_quantization
+from ..machine import Machine, decide_precision, decide_quantization, fused_attention
 from .draft import Draft, Launcher
 from .memory import Workload, estimate
 
@@ -16,7 +16,6 @@ LEAST_TOKENS = 256
 
 def workload(draft: Draft, launcher: Launcher) -> Workload:
     """What the memory estimate needs to know of a training that is launched so."""
-    kernels = architecture(draft.machine.arch).get("sdpa_kernels", {})
     return Workload(
         settings=draft.settings,
         precision=draft.precision,
@@ -24,7 +23,7 @@ def workload(draft: Draft, launcher: Launcher) -> Workload:
         launcher=launcher.name,
         processes=launcher.processes,
         accelerator=draft.machine.accelerator,
-        fused_attention=kernels.get("value") != "math",
+        fused_attention=fused_attention(draft.machine, draft.recipe.kit.env),
         accumulates=True,  # the larger need: with a single micro-batch a step less is held
     )
 

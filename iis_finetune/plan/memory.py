@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..arguments import Settings
-from ..models import WHOLE, ModelFacts, Shapes
+from ..arguments import WHOLE, Settings
+from ..models import ModelFacts, Shapes
 from ..rules import block_parameters, needs_reference, trained_blocks, trained_layers, trained_parameters
 from ..tensors import BYTES
 from .activations import Items, Pass, at_loss, in_attention, in_mlp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..arguments import LLAMAFACTORY, version_of
 from ..decision import Decision
 from ..machine import decide_environment
 from ..models import Base
@@ -32,7 +33,8 @@ def _ppo(draft: Draft, reward: Base | None) -> Draft:
     """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
     # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
     draft = draft.export({"VIRTUAL_ENV": PPO_ENVIRONMENT, "IIS_STAGE": "ppo"})
-    reason = "LLaMA-Factory 0.9.5 cannot run PPO; 0.9.3 can, in an environment of its own (make setup-ppo)"
+    able = version_of("ppo")
+    reason = f"LLaMA-Factory {LLAMAFACTORY} cannot run PPO; {able} can, in an environment of its own (make setup-ppo)"
     draft = draft.note(Decision("environment.VIRTUAL_ENV", PPO_ENVIRONMENT, "kit default", reason))
     if reward is None:
         return draft

@@ -15,11 +15,11 @@ from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
 from .data import Asked, data_problems
-from .here import LLAMAFACTORY, here_problems, quantization_problems
+from .here import here_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
 
-__all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
+__all__ = ["Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 
@@ -106,7 +106,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
     of_found = replace(question, machine=host)
     problems += [*_of_base(seen.base, of_found), *_of_base(seen.reward, of_found)]
     inputs = plan.Inputs(recipe, host, seen.model, question.workspace, seen.base, None, seen.reward)
-    problems += reward_problems(inputs, planned.arguments)
+    problems += reward_problems(inputs, planned.settings)
     if host.here:
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .. import machine, rules
+from .. import arguments, machine, rules
 from ..errors import Problem
 from ..plan import Plan
 from ..rules import Case
 from ..runs import Workspace
 from ..wheels import record_of
 
-LLAMAFACTORY = "0.9.5"
 GIB = 2**30
 
 
@@ -30,7 +29,7 @@ def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: 
 def _installed() -> list[Problem]:
     if machine.package_version("llamafactory") is not None:
         return []
-    fix = f"make setup, or pip install llamafactory=={LLAMAFACTORY}"
+    fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
     return [Problem("LLaMA-Factory is not installed", fix, kind="missing")]
 
 
@@ -50,7 +49,8 @@ def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
 def _of_ppo(case: Case, environment: Path) -> list[Problem]:
     """Stage ppo's own environment: is it there, and does it have what the recipe needs beside its pinned packages?"""
     if record_of(environment) is None or not (environment / "bin" / "llamafactory-cli").is_file():
-        what = "stage ppo runs in an environment of its own, with LLaMA-Factory 0.9.3, and it is not here"
+        version = arguments.version_of("ppo")
+        what = f"stage ppo runs in an environment of its own, with LLaMA-Factory {version}, and it is not here"
         fix = "make setup-ppo (about 2 GB), or stage: dpo, which is simpler and needs no reward model"
         return [Problem(what, fix, case.recipe.place("stage"), kind="missing")]
     paths = [str(site) for site in environment.glob("lib/python*/site-packages")]

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from .. import models, runs
+from .. import models
+from ..arguments import Settings, settings_of
 from ..errors import Problem
 from ..models import Base
 from ..plan import Inputs
 from ..recipe import Recipe
-from ..runs import Run
+from ..runs import Run, read_decided
 from .model import looks_local
 
-Arguments = Mapping[str, Any]
 
-
-def reward_problems(inputs: Inputs, planned: Arguments) -> list[Problem]:
+def reward_problems(inputs: Inputs, settings: Settings) -> list[Problem]:
     """Is it there, is it one, and does it score the model that is trained?"""
     recipe, reward, named = inputs.recipe, inputs.reward, inputs.recipe.value("reward_model")
-    if recipe.value("stage") != "ppo" or not (reward or named):
+    if settings["stage"] != "ppo" or not (reward or named):
         return []
     if reward is None:
-        return _folder(recipe, str(named))
+        return _folder(recipe, str(named), settings["reward_model_type"])
     place = recipe.place("kit.reward")
     if named:
         what = f"'reward_model' and 'kit.reward' ({place}) name two reward models"
         return [Problem(what, "keep one of them; kit.reward=null unsets the other", recipe.place("reward_model"))]
-    stage = reward.recipe.value("stage", "sft")
+    of_reward, _ = settings_of(reward.recipe)
+    stage = of_reward["stage"]
     if stage != "rm":
         return [Problem(f"kit.reward names a recipe of stage {stage}, which gives no reward", "name one of rm", place)]
     if reward.whole:
         return []
-    return _footing(inputs, reward, planned)
+    return _footing(inputs, reward, settings)
 
 
-def _folder(recipe: Recipe, named: str) -> list[Problem]:
-    kind = recipe.value("reward_model_type", "lora")
+def _folder(recipe: Recipe, named: str, kind: str) -> list[Problem]:
     if kind == "api" or (kind == "full" and not looks_local(named)):
         return []
     wanted = "config.json" if kind == "full" else "adapter_config.json"
@@ -48,11 +45,11 @@ def _folder(recipe: Recipe, named: str) -> list[Problem]:
     return [Problem(what, fix, recipe.place("reward_model"), kind="missing", code=2)]
 
 
-def _footing(inputs: Inputs, reward: Base, planned: Arguments) -> list[Problem]:
+def _footing(inputs: Inputs, reward: Base, settings: Settings) -> list[Problem]:
     """An adapter scores only the weights that it was trained on: with the same adapter merged below it, or none."""
     place = inputs.recipe.place("kit.reward")
     of_reward, _ = models.base_of(reward.recipe, inputs.workspace)
-    merged = planned.get("create_new_adapter")
+    merged = settings["create_new_adapter"]
     ours = _weights(inputs.recipe, inputs.base, merged)
     theirs = _weights(reward.recipe, of_reward, reward.recipe.value("create_new_adapter"))
     if ours != theirs:
@@ -60,8 +57,8 @@ def _footing(inputs: Inputs, reward: Base, planned: Arguments) -> list[Problem]:
         return [Problem(what, "give both recipes the same kit.base and the same create_new_adapter", place)]
     if not (merged and reward.ready and inputs.base and inputs.base.ready):
         return []
-    decided = runs.read_json(Run(Path(str(planned.get("reward_model"))).parent).decisions) or {}
-    if decided.get("arguments", {}).get("adapter_name_or_path") == planned.get("adapter_name_or_path"):
+    decided = read_decided(Run(Path(str(settings["reward_model"])).parent))
+    if decided and decided.arguments.get("adapter_name_or_path") == settings["adapter_name_or_path"]:
         return []
     what = f"the reward model was trained on another result of '{inputs.base.recipe.name}' than this recipe trains"
     return [Problem(what, f"iis-finetune train {reward.recipe.name}", place, kind="missing")]

@@ -1,9 +1,10 @@
 """Try what a training needs on a device; started as a child, because a card without kernels ends it or hangs.
 
 Usage: python -P device.py '[{"job": "matmul", "precision": "bf16", "device": "cuda:0"}, ...]'
-Jobs: matmul; attention, with "path" math, mem-efficient, flash, sdpa, eager; all_reduce, with rank, processes, folder,
-seconds. One JSON line a case, as soon as it is done: {"state": "fine", "unavailable" or "failed", "said", "errors"};
-an error is the largest difference divided by the largest value of the reference, which the CPU computes.
+Jobs: matmul; lora, its two products with narrow and odd shapes; memory, with gib; attention, with "path" math,
+mem-efficient, flash, sdpa, eager; all_reduce, with rank, processes, folder, seconds. One JSON line a case, as soon as
+it is done: {"state": "fine", "unavailable" or "failed", "said", "errors"}; an error is the largest difference divided
+by the largest value of the reference, which the CPU computes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ BACKENDS = {
     "flash": [SDPBackend.FLASH_ATTENTION],
 }
 MATRIX = 512
+RANKS = (8, 16, 32, 64)  # of LoRA: hipBLASLt read past such narrow matrices on RDNA 4 (ROCm/legacy-rocm-build#6413)
+SIZES = (512, 1023)  # an odd one: torch's linear was silently wrong on gfx1201 (pytorch/pytorch#189375)
 SHAPE = (1, 4, 256, 64)  # batch, heads, tokens, size of a head
 REDUCED = 4 * 2**20  # numbers; 16 MiB, so that the cards copy in earnest
 UNAVAILABLE = re.compile(r"no available kernel|no viable backend", re.IGNORECASE)
@@ -39,6 +42,34 @@ def matmul(case: dict[str, Any]) -> list[float]:
     left, right = (torch.randn(MATRIX, MATRIX, generator=made).to(precision) for _ in range(2))
     found = left.to(case["device"]) @ right.to(case["device"])
     return [difference(found, left.double() @ right.double())]
+
+
+def lora(case: dict[str, Any]) -> list[float]:
+    """LoRA's two products forward and backward, in every rank and size, against fp64 on the CPU; the worst of each."""
+    made = torch.Generator().manual_seed(3)
+    precision, found = PRECISIONS[case["precision"]], []
+    for rank, size in ((rank, size) for rank in RANKS for size in SIZES):
+        shapes = ((MATRIX, size), (rank, size), (size, rank), (MATRIX, size))
+        inputs = [torch.randn(shape, generator=made).to(precision) for shape in shapes]
+        expected = lora_gradients([each.double() for each in inputs])
+        pairs = zip(lora_gradients([each.to(case["device"]) for each in inputs]), expected, strict=True)
+        found.append([difference(one, other) for one, other in pairs])
+    return [max(each[0] for each in found), max(error for each in found for error in each[1:])]
+
+
+def lora_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    rows, down, up = (each.detach().requires_grad_() for each in inputs[:3])
+    output = rows @ down.T @ up.T
+    output.backward(inputs[3])
+    return [output.detach(), *(each.grad for each in (rows, down, up) if each.grad is not None)]
+
+
+def memory(case: dict[str, Any]) -> list[float]:
+    """Whether the driver gives a device that computes in the computer's memory what the kernel says it has."""
+    given = torch.cuda.mem_get_info(case["device"])[1] / 2**30
+    if given < 0.9 * case["gib"]:
+        raise RuntimeError(f"the driver gives {given:.1f} of {case['gib']:.1f} GiB")
+    return []
 
 
 def attention(case: dict[str, Any]) -> list[float]:
@@ -102,7 +133,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.cpu().double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
-JOBS = {"matmul": matmul, "attention": attention, "all_reduce": all_reduce}
+JOBS = {"matmul": matmul, "lora": lora, "memory": memory, "attention": attention, "all_reduce": all_reduce}
 
 
 def answer(case: dict[str, Any]) -> dict[str, Any]:

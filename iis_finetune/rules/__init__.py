@@ -1,7 +1,7 @@
 """Arguments that do not go together, as data: what LLaMA-Factory would really do, and what to write instead."""
 
 from ..errors import Problem
-from . import of_data, of_devices, of_evaluation, of_exports, of_methods, of_training
+from . import known_faults, of_data, of_devices, of_evaluation, of_exports, of_methods, of_training
 from .case import Case
 from .explain import explain, known_failures
 from .of_methods import needs_reference
@@ -29,7 +29,7 @@ __all__ = [
     "trained_parameters",
 ]
 
-ROOMS = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports)
+ROOMS = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, known_faults)
 RULES: tuple[Rule, ...] = tuple(rule for room in ROOMS for rule in room.RULES)
 
 

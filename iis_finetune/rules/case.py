@@ -34,8 +34,7 @@ class Case:
     rows: int | None = None
 
     def __getitem__(self, name: str) -> Any:
-        """None for what this stage's LLaMA-Factory does not have."""
-        return self.settings[name] if name in self.settings.table else None
+        return self.settings[name]
 
     def states(self, *names: str) -> bool:
         return self.settings.states(*names)

@@ -121,7 +121,7 @@ RULES = (
          "the tokenised data in '{c[tokenized_path]}' has no rows held out: the evaluation fails after the training",
          "give another tokenized_path and keep val_size, so that it is made anew", "data/loader.py:288"),
     warning(51, "tokenized_path", tokenized,
-            "'{c[tokenized_path]}' holds tokenised data: dataset, template, cutoff_len and val_size are ignored",
+            "'{c[tokenized_path]}' holds tokenised data: dataset, template, cutoff_len, packing, val_size are ignored",
             "remove tokenized_path, or the folder, if they have changed", "data/loader.py:289"),
     warning(27, "packing neat_packing", lambda c: c["neat_packing"] and c["packing"] is False,
             "neat_packing packs, whatever packing says",

@@ -6,18 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..arguments import accepted_versions
 from ..errors import Problem
 from .case import Case
 
 Versions = Mapping[str, str | None]
-# extras/misc.py:98-102 of LLaMA-Factory, run at every start; looked at 2026-11-21.
-RANGES = {
-    "transformers": ("4.55.0", "5.6.0"),
-    "datasets": ("2.16.0", "4.0.0"),
-    "accelerate": ("1.3.0", "1.15.0"),
-    "peft": ("0.18.0", "0.20.0"),
-    "trl": ("0.18.0", "0.24.0"),
-}
+RANGES = accepted_versions()
 TRIO = ("torch", "torchvision", "torchaudio")
 ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
 # report_to -> package; transformers integrations/integration_utils.py, 2026-11-21
@@ -101,8 +95,13 @@ def _needs(case: Case) -> list[Need]:
     found = [need for need in NEEDS if need.when(case)]
     trackers = case.names("report_to") if case.trains else []
     found += [Need(TRACKERS[name], "report_to", bool) for name in trackers if name in TRACKERS]
-    by_name = next((package for pattern, package in OPTIMIZERS.items() if re.match(pattern, case["optim"])), None)
+    by_name = optimizer_package(case)
     return [*found, Need(by_name, "optim", bool)] if by_name and case.trains else found
+
+
+def optimizer_package(case: Case) -> str | None:
+    """The package that an optimizer comes from; None for those of torch and transformers."""
+    return next((package for pattern, package in OPTIMIZERS.items() if re.match(pattern, case["optim"])), None)
 
 
 def packages_of(case: Case) -> tuple[str, ...]:

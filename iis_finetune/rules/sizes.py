@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..arguments import Settings
-from ..models import WHOLE, ModelFacts
+from ..arguments import WHOLE, Settings
+from ..models import ModelFacts
 from .case import Case
 
 EMBEDDINGS = ("lm_head", "embed_tokens")

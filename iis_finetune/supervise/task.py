@@ -13,7 +13,7 @@ from ..plan.recovery import micro_batch_of
 from ..runs import Decided, Run, read_decided, read_json
 from ..tensors import PRECISIONS
 
-NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory 0.9.5 cannot: value heads are not where the trainer looks for weights
+NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory cannot: value heads are not where the trainer looks for weights
 
 
 def _untold(_event: str, _why: str) -> None:

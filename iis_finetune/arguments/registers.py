@@ -1,16 +1,12 @@
-"""LLaMA-Factory's register of 628 models and 121 templates, as frozen from its source."""
+"""LLaMA-Factory's registers of models and templates, as frozen from its source."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .table import TABLES
-
-MODELS = TABLES / "models-0.9.5.json"
-TEMPLATES = TABLES / "templates-0.9.5.json"
+from .llamafactory import frozen
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Template:
 def find_model(hub_id: str) -> Model | None:
     """The model with this Hugging Face, ModelScope or Openmind id, or this display name, whatever the case."""
     wanted = hub_id.strip().rstrip("/").lower()
-    for name, row in json.loads(MODELS.read_text("utf-8"))["models"].items():
+    for name, row in frozen("models")["models"].items():
         model = Model(name, **row)
         if wanted == name.lower() or wanted in {place.lower() for place in model.hub_ids}:
             return model
@@ -68,7 +64,7 @@ def find_model(hub_id: str) -> Model | None:
 @cache
 def find_template(name: str) -> Template | None:
     """The template of exactly this name."""
-    row: dict[str, Any] | None = json.loads(TEMPLATES.read_text("utf-8"))["templates"].get(name)
+    row: dict[str, Any] | None = frozen("templates")["templates"].get(name)
     if row is None:
         return None
     pairs = {key: tuple(row[key]) for key in ("stop_words", "thought_words", "tool_call_words")}

@@ -1,0 +1,70 @@
+"""A recipe and the world looked at together: what is found once is not looked for again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iis_finetune import machine, preflight
+from iis_finetune.preflight import Question
+from iis_finetune.runs import Workspace
+
+CHILD = (
+    "kit: {base: first}\nstage: sft\ndo_train: true\ntemplate: qwen\ndataset: little\ncutoff_len: 64\nmax_steps: 2\n"
+)
+
+
+@pytest.fixture
+def question(project: Path, monkeypatch: pytest.MonkeyPatch) -> Question:
+    """About a recipe whose base, a whole model, is not made yet."""
+    monkeypatch.chdir(project)
+    text = (project / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    whole = text.replace("finetuning_type: lora", "finetuning_type: full").replace(
+        "lora_rank: 8\nlora_target: all\n", ""
+    )
+    (project / "recipes" / "first.yaml").write_text(whole, encoding="utf-8")
+    (project / "recipes" / "second.yaml").write_text(CHILD, encoding="utf-8")
+    workspace = Workspace(project, project / "models", project / "runs")
+    return Question("second", (), workspace, dict(os.environ), on="mi50")
+
+
+def test_a_refreshed_look_sees_what_was_made_and_reads_nothing_again(question: Question, project: Path) -> None:
+    seen: list[object] = []
+    asked = replace(question, progress=lambda *told: seen.append(told))
+    before = preflight.examine(asked)
+    assert before.base and not before.base.ready and before.model.folder is None
+    shutil.copytree(project / "models" / "tiny", project / "models" / "first")
+    after = preflight.refresh(before, replace(asked, on="h100"))
+    assert after.base and after.base.ready and after.model.folder == project / "models" / "first"
+    assert after.machine is before.machine
+    assert after.plan.arguments["model_name_or_path"].startswith("{models}/first")
+    seen.clear()
+    (project / "data" / "little.json").unlink()
+    again = preflight.refresh(after, asked)
+    assert (again.problems, again.data, seen) == (after.problems, after.data, [])
+    assert any("little.json" in each.what for each in preflight.examine(asked).problems)
+
+
+def test_a_machine_that_is_given_is_not_looked_for(question: Question) -> None:
+    known = machine.profile("v100")
+    assert preflight.look(replace(question, machine=known)).machine is known
+
+
+def test_the_mistakes_of_a_base_that_is_made_first_count(question: Question, project: Path) -> None:
+    file = project / "recipes" / "first.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "lora_rnak: 3\n", encoding="utf-8")
+    found = [each for each in preflight.examine(question).problems if each.severity == "error"]
+    assert [(each.where.key, Path(str(each.where.file)).name) for each in found] == [("lora_rnak", "first.yaml")]
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_an_error_before_the_start(question: Question) -> None:
+    words = ("model_name_or_path=Qwen/Qwen2.5-7B-Instruct", "finetuning_type=full", "max_steps=100000", "save_steps=1")
+    here = replace(question, recipe="tiny", overrides=words, on=None)
+    (problem,) = [each for each in preflight.examine(here).problems if "checkpoints need" in each.what]
+    assert (problem.kind, problem.where.key, problem.exit_code) == ("machine", "save_total_limit", 3)
+    few = replace(question, recipe="tiny", on=None)
+    assert not [each for each in preflight.examine(few).problems if "checkpoints need" in each.what]
