@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from iis_finetune import cli
+from iis_finetune import cli, runs
+from iis_finetune.plan import after
+from iis_finetune.runs import Run
 
 ROOT = Path(__file__).parent.parent
+LONGEST = 1200.0  # seconds a command with real training may take, on a machine that is busy with other work
 TINY = {
     "model_type": "qwen2",
     "hidden_size": 64,
@@ -96,6 +99,35 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program.chmod(0o755)
     (folder / "bin" / "torchrun").symlink_to(program)  # only looked for: the program above starts its own workers
     return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def evaluated_project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project with one run, evaluated at its end on rows whose answers are JSON."""
+    folder = make_project(tmp_path_factory.mktemp("evaluated"), tiny_model)
+    training = RECIPE.split("model_name_or_path", 1)[1].replace("max_steps: 4", "max_steps: 30").replace("e-3", "e-2")
+    recipe = f"kit:\n  evaluate_after: little\n  env: {{OMP_NUM_THREADS: 1}}\nmodel_name_or_path{training}"
+    answers = [json.dumps({"UUID": f"A{n}", **({"mark": 3} if n % 3 else {})}) for n in range(24)]
+    rows = [{"instruction": f"新闻 {n}", "input": "", "output": text} for n, text in enumerate(answers)]
+    (folder / "recipes" / "tiny.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "data" / "little.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    done = run(["train", "tiny"], folder, LONGEST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "evaluation on little, 24 rows" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(evaluated_project: Path) -> Run:
+    """The run of that project, finished and evaluated."""
+    return runs.listed(runs.Workspace(evaluated_project, evaluated_project / "models", evaluated_project / "runs"))[-1]
+
+
+@pytest.fixture(scope="session")
+def children_environment(evaluated_run: Run) -> dict[str, str]:
+    """The environment of what that run's verbs start."""
+    chosen = json.loads(evaluated_run.decisions.read_text(encoding="utf-8"))["environment"]
+    return after.one_process({**os.environ, **chosen})
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iis_finetune.evaluate.answers import _slices
+from iis_finetune.evaluate.answers import slices_of
 from iis_finetune.evaluate.compare import compare, interval, macro_f1, verdict, weighted
 from iis_finetune.evaluate.metrics import Declared, confusion, kind_of, parse, score
 from iis_finetune.evaluate.summary import example_rows, shortened, summary_lines
@@ -144,7 +144,7 @@ def test_without_a_base_only_the_tuned_mean_is_told() -> None:
 
 
 def test_slices_cover_every_row_once() -> None:
-    assert _slices("part", 450, 200) == {"part-00000": 200, "part-00200": 200, "part-00400": 50}
+    assert slices_of("part", 450, 200) == {"part-00000": 200, "part-00200": 200, "part-00400": 50}
     assert weighted([1.0, 2.0, None], [100, 300, 50]) == pytest.approx(1.75)
 
 

@@ -95,7 +95,7 @@ HELD = {
 def test_what_counts_as_not_shared(case: tuple[str, int, int, int], said: str | None) -> None:
     launcher, processes, parameters, optimizer = case
     loaded: dict[str, Any] = {**LOADED, "sharing": {"parameters": parameters, "optimizer": optimizer}}
-    assert hook._unshared(loaded, launcher, processes) == said
+    assert hook.unshared(loaded, launcher, processes) == said
 
 
 READ = """

@@ -25,6 +25,7 @@ from iis_finetune.models import (
     check_folder,
     check_targets,
     check_template,
+    fingerprint,
     look,
     needs_view,
     precision_view,
@@ -212,6 +213,19 @@ def test_half_precision_of_the_other_kind_is_a_warning(model: Path) -> None:
     assert [problem.severity for problem in check_folder(model, PLACE)] == ["warning"]
 
 
+# fingerprints
+
+
+def test_a_fingerprint_is_that_of_the_weights_not_of_the_folder(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
+    assert fingerprint(tmp_path) == fingerprint(tiny_model) is not None
+    (tmp_path / "model.safetensors").unlink()
+    data = bytearray((tiny_model / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert fingerprint(tmp_path) != fingerprint(tiny_model)
+
+
 # targets, template, adapter
 
 
@@ -313,7 +327,7 @@ def test_an_adapter_folder_without_an_adapter_is_told(model: Path, tmp_path: Pat
     short = make_adapter(tmp_path / "short")
     weights = short / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    assert said(short) == ["/adapter_model.safetensors is cut short"]
+    assert said(short) == ["/adapter_model.safetensors is cut off"]
 
 
 # adapters on adapters

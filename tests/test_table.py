@@ -176,7 +176,7 @@ def prepared(
     )
     environment = launch.fill(found.plan.environment, run, workspace_of(folder))
     environment["PYTHONPATH"] = f"{ROOT}:{environment['PYTHONPATH']}"
-    asked = export.comparison(ours, run.export, after.export(ours, str(run.export), "float32"))
+    asked = export.comparison(ours, run.export, "float32")
     files = {"arguments": str(run.arguments), "output": str(run.output)}
     return run, ours, {"cell": cell.name, **files, "environment": environment, "comparison": asked}
 

@@ -40,8 +40,9 @@ def evaluate(
     stop.install()
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     named, environment = _data(found, data), environment_of(found)
-    wanted = evaluation.Wanted(named, environment, stop, checkpoint, _baseline(baseline), declared, part_rows=part)
-    scores = _evaluated(found, wanted)
+    against = _baseline(baseline)
+    asked = evaluation.Evaluation(found, named, environment, stop, checkpoint, against, declared, part_rows=part)
+    scores = _evaluated(asked)
     if as_json:
         show.document(scores)
         return
@@ -49,11 +50,11 @@ def evaluate(
         show.line(text)
 
 
-def _evaluated(run: Run, wanted: evaluation.Wanted) -> dict[str, Any]:
+def _evaluated(asked: evaluation.Evaluation) -> dict[str, Any]:
     try:
-        return evaluation.evaluate(run, wanted)
+        return evaluation.evaluate(asked)
     except RunFailed as failed:
-        if wanted.stop.asked != "SIGINT":
+        if asked.stop.asked != "SIGINT":
             raise
         show.aside(str(failed))
         raise typer.Exit(INTERRUPTED) from None

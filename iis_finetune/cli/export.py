@@ -27,7 +27,7 @@ def export(
         raise ProblemsFound([Problem("no folder to export to", "--to DIR", Place(COMMAND_LINE))])
     target = to or (subject.run.export if subject.run else Path(str(own)))
     replaced = to is None and subject.run is not None
-    wanted = exporting.Wanted(target.absolute(), subject.environment, dtype, subject.run, replaced)
+    wanted = exporting.Export(target.absolute(), subject.environment, dtype, subject.run, replaced)
     show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
     made = exporting.export(subject.trained, wanted)
     show.problems(made.problems, nothing_started=False)

@@ -5,111 +5,101 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..arguments import trained_with
 from ..errors import COMMAND_LINE, KitError, Place, Problem, ProblemsFound, RunFailed
 from ..plan import after
+from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
-from .answers import PART_ROWS, Job, Material, Side, answers, losses, material
+from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
 from .compare import Comparison, compare, macro_f1, weighted
 from .metrics import Declared, confusion, kind_of, parse, row_values, score
-from .summary import name_of, newest_scores, summary_lines
+from .summary import name_of, summary_lines
 
-BASE, TUNED = "base", "tuned"
-NOT_GENERATED = ("pt", "rm")  # stages whose data has no answers to generate
+__all__ = ["BASE", "PART_ROWS", "Declared", "Evaluation", "after_training", "evaluate", "summary_lines"]
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is evaluated: a data set; which checkpoint (None: the result); against what; how."""
-
-    data: str
-    environment: Mapping[str, str]
-    stop: Stop = field(default_factory=Stop)
-    checkpoint: int | None = None
-    baseline: Run | str | None = BASE  # BASE, another run, or None for the tuned model alone
-    declared: Declared = field(default_factory=Declared)
-    with_losses: bool = True
-    part_rows: int = PART_ROWS
+TUNED = "tuned"
 
 
 def after_training(run: Run, data: str, environment: Mapping[str, str], stop: Stop) -> None:
-    """Predict the data set's rows with base and tuned and keep the scores; a failure is told, never raised."""
+    """Answer the data set's rows with base and tuned and keep the scores; a failure is noted, never raised."""
+    asked = Evaluation(run, data, environment, stop, with_losses=False)
     note(run, "evaluating", data=data)
     try:
-        evaluate(run, Wanted(data, environment, stop, with_losses=False))
+        evaluate(asked)
     except (KitError, OSError) as error:
-        folder = run.evaluation / data
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "scores.json", json.dumps({"data": data, "problem": str(error)}, ensure_ascii=False) + "\n")
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        write(asked.folder / "scores.json", _json({"data": data, "problem": str(error)}))
         note(run, "evaluation failed", data=data, why=str(error))
     else:
         note(run, "evaluated", data=data)
 
 
-def evaluate(run: Run, wanted: Wanted) -> dict[str, Any]:
+def evaluate(asked: Evaluation) -> dict[str, Any]:
     """Answer, measure, compare; returns what it writes into `<run>/evaluation/<data>/scores.json`.
 
     Goes on where an earlier evaluation with the same settings stopped. Raises ProblemsFound, RunFailed.
     """
-    tuned, base = _sides(run, wanted)
-    if tuned.arguments.get("stage") == "rm":
-        what = f"{run.name} is a reward model: it scores answers and gives none"
+    tuned, base = _sides(asked)
+    stage = trained_with(tuned.arguments)["stage"]
+    if stage == "rm":
+        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
         raise ProblemsFound([Problem(what, "evaluate a run of another stage", Place(COMMAND_LINE))])
-    job = Job(run.evaluation / wanted.data, wanted.data, wanted.environment, wanted.stop, wanted.part_rows)
-    given = material(job, tuned.arguments)
-    scores: dict[str, Any] = {"data": wanted.data, "base": base.name if base else None, "tuned": tuned.name}
+    given = material(asked, tuned)
+    scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
     scores |= {"cut": list(given.cut), "metrics": []}
-    if tuned.arguments.get("stage") not in NOT_GENERATED:
-        scores |= _judged(job, (base, tuned), given, wanted.declared)
-    if wanted.with_losses or tuned.arguments.get("stage") in NOT_GENERATED:
-        scores["metrics"] += _told(_losses(job, (base, tuned), given))
-    write(_path(job, base, tuned), json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
+    if stage != "pt":  # whose data has no answers
+        scores |= _judged(asked, (base, tuned), given)
+    if asked.with_losses or stage == "pt":
+        scores["metrics"] += _told(_losses(asked, (base, tuned), given))
+    write(_path(asked, base, tuned), _json(scores))
     return scores
 
 
-def _path(job: Job, base: Side | None, tuned: Side) -> Path:
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _path(asked: Evaluation, base: Trained | None, tuned: Trained) -> Path:
     """`scores.json` is the run's result against its base; every other comparison has its names in the file's."""
     usual = (base.name if base else None, tuned.name) == (BASE, TUNED)
     against = f"-against-{base.name}" if base else ""
-    return job.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
+    return asked.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
 
 
-def _sides(run: Run, wanted: Wanted) -> tuple[Side, Side | None]:
-    arguments = _arguments(run)
-    result, name = run.result, TUNED
-    if wanted.checkpoint is not None:
-        name = f"checkpoint-{wanted.checkpoint}"
+def _sides(asked: Evaluation) -> tuple[Trained, Trained | None]:
+    run, result, name = asked.run, asked.run.result, TUNED
+    if asked.checkpoint is not None:
+        name = f"checkpoint-{asked.checkpoint}"
         result = run.output / name
         if not result.is_dir():
             there = ", ".join(str(step_of(path)) for path in run.checkpoints()) or "none"
-            what = f"{run.name} has no checkpoint {wanted.checkpoint}"
+            what = f"{run.name} has no checkpoint {asked.checkpoint}"
             raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
-    tuned = Side(name, arguments, after.tuned_weights(arguments, result.resolve()))
-    if isinstance(wanted.baseline, Run):
-        theirs = _arguments(wanted.baseline)
-        weights = after.tuned_weights(theirs, wanted.baseline.result.resolve())
-        return tuned, Side(wanted.baseline.name, theirs, weights)
-    return tuned, Side(BASE, arguments, after.base_weights(arguments)) if wanted.baseline else None
+    tuned = replace(_trained(run, result), name=name)
+    if isinstance(asked.baseline, Run):
+        return tuned, _trained(asked.baseline, asked.baseline.result)
+    return tuned, replace(tuned, name=BASE, weights=after.base_weights(tuned.arguments)) if asked.baseline else None
 
 
-def _arguments(run: Run) -> dict[str, Any]:
+def _trained(run: Run, result: Path) -> Trained:
     try:
-        return after.read_arguments(run)
+        return after.trained_by(run, result)
     except OSError:
         what = f"{run.name} has no {run.arguments.name}: it is not a run of this kit"
         raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE))]) from None
 
 
-def _judged(job: Job, sides: tuple[Side | None, Side], given: Material, declared: Declared) -> dict[str, Any]:
+def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> dict[str, Any]:
     """The answers of both sides and what they are worth; rows that stand out are numbered from 0."""
-    base, tuned = (answers(job, side, given) if side else None for side in sides)
+    base, tuned = (answers(asked, side, given) if side else None for side in sides)
     if not tuned:
-        raise RunFailed(f"the data set '{job.data}' has no row that can be answered")
-    references = [row["label"] for row in tuned]
+        raise RunFailed(f"the data set '{asked.data}' has no row that can be answered")
+    references, declared = [row["label"] for row in tuned], asked.declared
     if base is not None and [row["label"] for row in base] != references:
         what = f"the two models did not answer the same rows ({len(base)} and {len(tuned)})"
         fix = "evaluate both again with the same data set and cutoff_len"
@@ -137,9 +127,9 @@ def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **asdict(each)} for each in found]
 
 
-def _losses(job: Job, sides: tuple[Side | None, Side], given: Material) -> list[Comparison]:
+def _losses(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> list[Comparison]:
     """Mean loss with an interval over slices of the rows, and the perplexity that belongs to it."""
-    base, tuned = (losses(job, side, given) if side else None for side in sides)
+    base, tuned = (losses(asked, side, given) if side else None for side in sides)
     ours, rows = tuned or [], list(given.slices.values())
     found = compare({"loss": base} if base else None, {"loss": ours}, ["loss"])[0]
     means = [weighted(values, rows) if values else None for values in (base, ours)]
@@ -154,16 +144,3 @@ def _perplexity(loss: Comparison, means: Sequence[float | None]) -> Comparison:
         for value in (loss.low, loss.difference, loss.high)
     )
     return Comparison("perplexity", False, loss.rows, base, tuned, difference, low, high, loss.verdict)
-
-
-__all__ = [
-    "BASE",
-    "PART_ROWS",
-    "TUNED",
-    "Declared",
-    "Wanted",
-    "after_training",
-    "evaluate",
-    "newest_scores",
-    "summary_lines",
-]

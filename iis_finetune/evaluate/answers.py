@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
-from ..runs import read_json, read_lines, write
+from ..plan.after import Trained
+from ..runs import Run, read_json, read_lines, write
 from ..supervise import Stop
+from .metrics import Declared
 
+BASE = "base"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
 PART_ROWS = 200
@@ -27,23 +29,22 @@ UNSLICEABLE = ("split", "num_samples")  # entries that already choose among thei
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the models compared: a name for its files, the training's arguments, what is loaded."""
+class Evaluation:
+    """What is evaluated, on which data set, in which environment, until when; against what and how."""
 
-    name: str
-    arguments: Mapping[str, Any]
-    weights: after.Weights
-
-
-@dataclass(frozen=True)
-class Job:
-    """Where an evaluation works (`<run>/evaluation/<data>`), on what, in which environment, until when."""
-
-    folder: Path
+    run: Run
     data: str
     environment: Mapping[str, str]
-    stop: Stop
+    stop: Stop = field(default_factory=Stop)
+    checkpoint: int | None = None  # None: the result
+    baseline: Run | str | None = BASE  # BASE, another run, or None for the tuned model alone
+    declared: Declared = field(default_factory=Declared)
+    with_losses: bool = True
     part_rows: int = PART_ROWS
+
+    @property
+    def folder(self) -> Path:
+        return self.run.evaluation / self.data
 
 
 @dataclass(frozen=True)
@@ -53,42 +54,40 @@ class Material:
     dataset_dir: str
     parts: Mapping[str, int | None]
     slices: Mapping[str, int | None]
-    max_new_tokens: int | None
-    sha256: Mapping[str, str]
-    cut: tuple[str, ...]
+    max_new_tokens: int | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
 
 
-def material(job: Job, arguments: Mapping[str, Any]) -> Material:
-    """Register slices of the data set in a folder of the job's own; raises ProblemsFound when it cannot be read."""
-    data_dir = str(arguments["dataset_dir"])
-    plain = arguments.get("stage") == "pt"  # text without answers
+def material(asked: Evaluation, trained: Trained) -> Material:
+    """Register slices of the data set in the evaluation's own folder; raises ProblemsFound when it cannot be read."""
+    settings = trained_with(trained.arguments)
+    plain = settings["stage"] == "pt"  # text without answers
+    data_dir = Path(settings["dataset_dir"])
     place = Place(COMMAND_LINE, key="--data")
-    sources, problems = dataset.check_registered(job.data, data_dir, "pt" if plain else "sft", place)
+    sources, problems = dataset.check_registered(asked.data, str(data_dir), "pt" if plain else "sft", place)
     if errors_of(problems):
         raise ProblemsFound(problems)
-    if not sources:  # on a hub: nothing to slice or to count here
-        return Material(data_dir, {job.data: None}, {job.data: None}, None, {}, ())
-    source = sources[0]
-    entry = dict(dataset.read_registry(Path(data_dir)).entries[job.data].value)
-    entry["file_name"] = str((Path(data_dir) / entry["file_name"]).resolve())
-    count = min(_rows(source), int(arguments.get("max_samples") or 10**9))
-    whole = any(key in entry for key in UNSLICEABLE)
-    parts = {"part-00000": count} if whole else _slices("part", count, job.part_rows)
-    slices = {"slice-00000": count} if whole else _slices("slice", count, -(-count // LOSS_SLICES))
-    registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
-    folder = job.folder / "rows"
+    folder = asked.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
+    if not sources:  # on a hub: nothing to slice or to count here
+        return Material(str(data_dir), {asked.data: None}, {asked.data: None})
+    source = sources[0]
+    entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
+    entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
+    rows = sum(1 for file in source.files for _ in dataset.read_rows(file, source.file_type))
+    count = min(rows, settings["max_samples"] or rows)
+    whole = any(key in entry for key in UNSLICEABLE)
+    parts = slices_of("part", count, count if whole else asked.part_rows)
+    slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES))
+    registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    tokens, cut = (None, ()) if plain else _look(source, arguments)
-    hashes = dataset.data_files_hash(source)
-    return Material(str(folder.resolve()), parts, slices, tokens, hashes, cut)
+    tokens, cut = (None, ()) if plain else _look(source, trained)
+    return Material(str(folder.resolve()), parts, slices, tokens, dataset.data_files_hash(source), cut)
 
 
-def _rows(source: dataset.Source) -> int:
-    return sum(1 for file in source.files for _ in dataset.read_rows(file, source.file_type))
-
-
-def _slices(kind: str, count: int, size: int) -> dict[str, int]:
+def slices_of(kind: str, count: int, size: int) -> dict[str, int]:
+    """The names of slices of so many rows, and how many rows each has; every row is in one of them."""
     return {f"{kind}-{start:05d}": min(size, count - start) for start in range(0, count, max(size, 1))}
 
 
@@ -97,15 +96,15 @@ def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
     return {**entry, "split": f"train[{start}:{start + length}]"}
 
 
-def _look(source: dataset.Source, arguments: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
+def _look(source: dataset.Source, trained: Trained) -> tuple[int | None, tuple[str, ...]]:
     """How many tokens an answer may take, by the longest expected one, and what cutoff_len would cut."""
-    tokenizer_json = Path(arguments["model_name_or_path"]) / "tokenizer.json"
+    tokenizer_json = Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
     if not tokenizer_json.is_file():
         return None, ()
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    options = replace(dataset.options_of(trained_with(arguments), "sft"), generate=True)
+    options = replace(dataset.options_of(trained_with(trained.arguments), "sft"), generate=True)
     texts = [sample.answers[0].text for _, sample in dataset.usable_samples(source, options) if sample.answers]
     longest = max((len(found.ids) for found in tokenizer.encode_batch(texts)), default=0)
     cut = tuple(each.what for each in dataset.check_truncation(source, tokenizer_json, options).problems)
@@ -113,34 +112,31 @@ def _look(source: dataset.Source, arguments: Mapping[str, Any]) -> tuple[int | N
     return longest * 3 // 2 + 8, cut
 
 
-def answers(job: Job, side: Side, given: Material) -> list[dict[str, Any]]:
-    """The side's answers, as LLaMA-Factory wrote them (prompt, predict, label); kept, and read again if still valid."""
-    kept = job.folder / f"{side.name}.jsonl"
-    settings = settings_of(side, given)
-    if not (kept.is_file() and read_json(_settings(job, side)) == settings):
-        _begin(job, side, settings)
-        for part in given.parts:
-            _answer_part(job, side, given, part)
-        lines = [path.read_text(encoding="utf-8") for path in sorted(_parts(job, side).glob("part-*.jsonl"))]
-        write(kept, "".join(lines))
-        shutil.rmtree(_parts(job, side))
+def answers(asked: Evaluation, side: Trained, given: Material) -> list[dict[str, Any]]:
+    """A side's answers, as LLaMA-Factory wrote them (prompt, predict, label); those with the same settings are kept."""
+    kept, parts = asked.folder / f"{side.name}.jsonl", asked.folder / "parts" / side.name
+    record, settings = asked.folder / f"{side.name}.settings.json", settings_of(side, given)
+    if read_json(record) != settings:
+        shutil.rmtree(parts, ignore_errors=True)
+        kept.unlink(missing_ok=True)
+        write(record, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    if not kept.is_file():
+        parts.mkdir(parents=True, exist_ok=True)
+        write(kept, "".join(_part(asked, side, given, parts / name) for name in given.parts))
+        shutil.rmtree(parts)
     return list(read_lines(kept))
 
 
-def settings_of(side: Side, given: Material) -> dict[str, Any]:
+def settings_of(side: Trained, given: Material) -> dict[str, Any]:
     """All that decides the answers: two equal settings give equal answers."""
-    rows = after.Rows("", (), "", given.max_new_tokens)
-    arguments = after.predict(side.arguments, side.weights, rows)
-    for key in ("dataset_dir", "eval_dataset", "output_dir"):
-        arguments.pop(key, None)
     settings = {
-        "arguments": arguments,
-        "data_sha256": dict(given.sha256),
-        "parts": dict(given.parts),
+        "arguments": after.predict(side.arguments, side.weights, after.Rows("", (), "", given.max_new_tokens)),
+        "data_sha256": given.sha256,
+        "parts": given.parts,
         "weights": [_stamp(Path(folder)) for folder in (side.weights.model, *side.weights.adapters)],
     }
-    settings["sha256"] = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return json.loads(json.dumps(settings, default=str))  # type: ignore[no-any-return]
+    read_back: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return read_back
 
 
 def _stamp(folder: Path) -> list[list[Any]]:
@@ -149,61 +145,42 @@ def _stamp(folder: Path) -> list[list[Any]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def _settings(job: Job, side: Side) -> Path:
-    return job.folder / f"{side.name}.settings.json"
+def _part(asked: Evaluation, side: Trained, given: Material, output: Path) -> str:
+    """The answers to one part of the rows as JSON lines; a part that was answered before is only read."""
+    done = output.with_name(f"{output.name}.jsonl")
+    if not done.is_file():
+        rows = after.Rows(given.dataset_dir, (output.name,), str(output.resolve()), given.max_new_tokens)
+        run_llamafactory(asked, side.name, after.predict(side.arguments, side.weights, rows), output)
+        (output / after.PREDICTIONS).replace(done)
+    return done.read_text(encoding="utf-8")
 
 
-def _parts(job: Job, side: Side) -> Path:
-    return job.folder / "parts" / side.name
-
-
-def _begin(job: Job, side: Side, settings: Mapping[str, Any]) -> None:
-    """Keep the parts of an interrupted evaluation with the same settings; throw away those of any other."""
-    if read_json(_settings(job, side)) != settings:
-        shutil.rmtree(_parts(job, side), ignore_errors=True)
-        (job.folder / f"{side.name}.jsonl").unlink(missing_ok=True)
-        write(_settings(job, side), json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-    _parts(job, side).mkdir(parents=True, exist_ok=True)
-
-
-def _answer_part(job: Job, side: Side, given: Material, part: str) -> None:
-    done = _parts(job, side) / f"{part}.jsonl"
-    if done.is_file():
-        return
-    output = _parts(job, side) / part
-    rows = after.Rows(given.dataset_dir, (part,), str(output.resolve()), given.max_new_tokens)
-    run_llamafactory(job, side.name, after.predict(side.arguments, side.weights, rows), output)
-    (output / after.PREDICTIONS).replace(done)
-
-
-def losses(job: Job, side: Side, given: Material) -> list[float | None]:
+def losses(asked: Evaluation, side: Trained, given: Material) -> list[float | None]:
     """The loss of each slice of the rows, as LLaMA-Factory's own evaluation computes it."""
-    output = job.folder / "losses" / side.name
+    output = asked.folder / "losses" / side.name
     rows = after.Rows(given.dataset_dir, tuple(given.slices), str(output.resolve()))
-    run_llamafactory(job, f"{side.name}-loss", after.losses(side.arguments, side.weights, rows), output)
+    run_llamafactory(asked, f"{side.name}-loss", after.losses(side.arguments, side.weights, rows), output)
     results = read_json(output / after.LOSSES) or {}
     return [after.loss_of(results, name) for name in given.slices]
 
 
-def run_llamafactory(job: Job, name: str, arguments: Mapping[str, Any], folder: Path) -> None:
-    """One LLaMA-Factory child in a folder of its own, ended when the job is asked to stop; raises RunFailed."""
+def run_llamafactory(asked: Evaluation, name: str, arguments: Mapping[str, Any], folder: Path) -> None:
+    """One LLaMA-Factory child in a folder of its own, ended when it is asked to stop; raises RunFailed."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write(folder / "arguments.yaml", launch.yaml_text(arguments))
-    log = job.folder / f"{name}.log"
+    log = asked.folder / f"{name}.log"
     log.unlink(missing_ok=True)
-    wanted = process.Launch(
-        launch.program("train", "arguments.yaml"), after.one_process(job.environment), folder.resolve(), log.resolve()
-    )
-    child = process.start(wanted)
+    words, environment = launch.program("train", "arguments.yaml"), after.one_process(asked.environment)
+    child = process.start(process.Launch(words, environment, folder.resolve(), log.resolve()))
     who = process.identity(child.pid)
     try:
-        while child.poll() is None and not job.stop.asked:
+        while child.poll() is None and not asked.stop.asked:
             time.sleep(POLL_SECONDS)
     finally:
         if who:
             process.end(process.tree(who), GRACE_SECONDS)
-    if job.stop.asked:
-        raise RunFailed(f"the evaluation was asked to stop ({job.stop.asked}); started again it goes on from here")
+    if asked.stop.asked:
+        raise RunFailed(f"the evaluation was asked to stop ({asked.stop.asked}); start it again to go on from here")
     if child.wait() != 0:
         raise RunFailed(f"{name} could not be evaluated: {raised(log) or f'exit code {child.returncode}'}; see {log}")

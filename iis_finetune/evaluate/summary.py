@@ -23,34 +23,25 @@ NAMES = {
     "loss": "loss",
     "perplexity": "perplexity",
 }
-TEXT_METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+HIDDEN_FOR_JSON = ("exact_match", "rouge-1", "rouge-2", "rouge-l", "bleu-4")
 LONGEST_CELLS = 200
-
-
-def newest_scores(run: Run) -> Path | None:
-    """The run's last evaluation."""
-    found = sorted(run.evaluation.glob("*/scores*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return found[-1] if found else None
 
 
 def summary_lines(run: Run) -> list[str]:
     """The last evaluation of a run as lines: a table of metrics, what was cut, two rows with all answers."""
-    path = newest_scores(run)
-    scores = (read_json(path) if path else None) or {}
+    newest = max(run.evaluation.glob("*/scores*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    scores = (read_json(newest) if newest else None) or {}
     if not scores:
         return [f"{run.name} has not been evaluated"]
     if scores.get("problem"):
         return [f"not evaluated on {scores['data']}: {scores['problem']}"]
     rows = f", {scores['rows']} rows" if "rows" in scores else ""
     title = f"evaluation on {scores['data']}{rows}"
-    metrics = [each for each in scores["metrics"] if _shown(each["name"], scores.get("kind"))]
-    lines = [title, *table(metrics, scores["base"], scores["tuned"])]
+    hidden = HIDDEN_FOR_JSON if scores.get("kind") == "json" else ()
+    metrics = [each for each in scores["metrics"] if each["name"] not in hidden]
+    lines = [title, *_table(metrics, scores["base"], scores["tuned"])]
     lines += [f"note: {sentence}" for sentence in scores.get("cut", ())]
     return [*lines, *_examples(run.evaluation / scores["data"], scores)]
-
-
-def _shown(name: str, kind: str | None) -> bool:
-    return not (kind == "json" and name in (*TEXT_METRICS, "exact_match"))
 
 
 def name_of(metric: str) -> str:
@@ -61,11 +52,11 @@ def name_of(metric: str) -> str:
     return f"{field}, mean absolute error" if group == "error" and field else NAMES.get(metric, metric)
 
 
-def table(metrics: Sequence[Mapping[str, Any]], base: str | None, tuned: str) -> list[str]:
+def _table(metrics: Sequence[Mapping[str, Any]], base: str | None, tuned: str) -> list[str]:
     """Aligned columns: metric, both means, the difference's 95 % interval, the verdict."""
     header = ["", base or "-", tuned, "difference, 95 %", ""]
     body = [
-        [name_of(each["name"]), number(each["base"]), number(each["tuned"]), _interval(each), each["verdict"] or ""]
+        [name_of(each["name"]), _number(each["base"]), _number(each["tuned"]), _interval(each), each["verdict"] or ""]
         for each in metrics
     ]
     widths = [max(map(_width, column)) for column in zip(header, *body, strict=True)]
@@ -78,7 +69,7 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([cells[0] + first, *numbers[:-1], cells[-1]]).rstrip()
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """Two digits of a share, four of anything larger."""
     if value is None:
         return "-"

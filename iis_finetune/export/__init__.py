@@ -21,13 +21,15 @@ from ..tensors import TORCH_NAMES
 from .card import card
 from .checks import TOLERANCES, check_files, check_sources, check_target, judge
 
+__all__ = ["Export", "Exported", "comparison", "export", "prove"]
+
 PROMPTS = launch.KIT / "tables" / "prompts.json"
 NEW_TOKENS = 32
 LONGEST_SECONDS = 12 * 3600.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Export:
     """Where to, in which dtype (`auto`: that of the training); `run` adds its recipe and metrics to the card."""
 
     target: Path
@@ -47,7 +49,7 @@ class Exported:
     problems: tuple[Problem, ...]
 
 
-def export(trained: Trained, wanted: Wanted) -> Exported:
+def export(trained: Trained, wanted: Export) -> Exported:
     """Merge, compare, then give the folder its name. Raises ProblemsFound with every reason against it, RunFailed."""
     known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
     known = known if trained.weights.adapters else None  # a whole model replaced the one that the run started from
@@ -60,32 +62,32 @@ def export(trained: Trained, wanted: Wanted) -> Exported:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
     try:
-        arguments = after.export(trained, str((making / "model").resolve()), dtype)
-        _merge(arguments, making, wanted)
-        found, problems = prove(trained, making / "model", arguments, wanted.environment)
+        _merge(trained, making / "model", wanted, dtype)
+        found, problems = prove(trained, making / "model", dtype, wanted.environment)
         if errors_of(problems):
             raise ProblemsFound(problems)
         finish(making / "model", found)
         write(making / "model" / "README.md", card(trained, wanted.run, dtype, found))
-        _swap(making / "model", wanted.target)
+        if wanted.target.exists():
+            wanted.target.replace(making / "old")
+        (making / "model").replace(wanted.target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return Exported(wanted.target, dtype, found, (*before, *problems))
 
 
 def _dtype(trained: Trained, precision: str) -> str:
-    if precision != "auto":
-        return TORCH_NAMES[precision]
-    if trained.precision in TORCH_NAMES:
-        return TORCH_NAMES[trained.precision]
+    named = TORCH_NAMES.get(trained.precision if precision == "auto" else precision)
+    if named:
+        return named
     folder = Path(trained.weights.model)
     saved = look(str(folder), folder.parent).dtype
     return saved if saved in TOLERANCES else "float32"
 
 
-def _merge(arguments: Mapping[str, Any], making: Path, wanted: Wanted) -> None:
-    file, log = making / "arguments.yaml", wanted.target.with_name(f"{wanted.target.name}.log")
-    write(file, launch.yaml_text(arguments))
+def _merge(trained: Trained, merged: Path, wanted: Export, dtype: str) -> None:
+    file, log = merged.with_name("arguments.yaml"), wanted.target.with_name(f"{wanted.target.name}.log")
+    write(file, launch.yaml_text(after.export(trained, str(merged.resolve()), dtype)))
     words = launch.program("export", str(file.resolve()))
     done = process.capture(words, LONGEST_SECONDS, after.one_process(wanted.environment))
     write(log, f"{done.stdout}\n{done.stderr}" if done else "llamafactory-cli is not installed")
@@ -94,33 +96,33 @@ def _merge(arguments: Mapping[str, Any], making: Path, wanted: Wanted) -> None:
 
 
 def prove(
-    trained: Trained, merged: Path, arguments: Mapping[str, Any], environment: Mapping[str, str]
+    trained: Trained, merged: Path, dtype: str, environment: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Compare a merged folder with base and adapter: what was found, and every reason against the folder."""
     missing = check_files(trained, merged)
     if missing:
         return {}, missing
-    file = merged.parent / "parity.json"
-    write(file, json.dumps(comparison(trained, merged, arguments), ensure_ascii=False))
+    file = merged.with_name("parity.json")
+    write(file, json.dumps(comparison(trained, merged, dtype), ensure_ascii=False))
     child = after.one_process(environment)
     child["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [child["PYTHONPATH"]])])
     words = [sys.executable, "-m", "iis_finetune.probe.parity", str(file)]
     done = process.capture(words, LONGEST_SECONDS, child)
     if done is None or done.returncode != 0:
         why = done.stderr.strip().splitlines()[-1:] if done else []
-        raise RunFailed(f"the merged folder could not be compared, it is not kept: {' '.join(why)}")
+        raise RunFailed(f"the merged folder could not be compared and is not kept: {' '.join(why)}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return found, judge(found, merged)
 
 
-def comparison(trained: Trained, merged: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def comparison(trained: Trained, merged: Path, dtype: str) -> dict[str, Any]:
     """What the program that compares is asked."""
     return {
-        "arguments": dict(arguments),
+        "arguments": after.export(trained, str(merged.resolve()), dtype),
         "adapters": list(trained.weights.adapters),
         "merged": str(merged.resolve()),
-        "dtype": arguments["infer_dtype"],
-        "tolerance": TOLERANCES[arguments["infer_dtype"]],
+        "dtype": dtype,
+        "tolerance": TOLERANCES[dtype],
         "prompts": json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"],
         "new_tokens": NEW_TOKENS,
     }
@@ -128,22 +130,13 @@ def comparison(trained: Trained, merged: Path, arguments: Mapping[str, Any]) -> 
 
 def finish(folder: Path, found: Mapping[str, Any]) -> None:
     """Tell other programs where an answer ends, and that a tied pair no longer is one."""
-    generation = read_json(folder / "generation_config.json") or {}
     missing = [stop for stop in found["stops"] if stop not in found["generation_stops"]]
     if missing:  # plain transformers reads this file alone, and would not stop
         known = [stop for stop in found["generation_stops"] if stop is not None]
-        generation["eos_token_id"] = [*known, *missing]
-        write(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+        _change(folder / "generation_config.json", eos_token_id=[*known, *missing])
     if found["untied"]:
-        config = {**(read_json(folder / "config.json") or {}), "tie_word_embeddings": False}
-        write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        _change(folder / "config.json", tie_word_embeddings=False)
 
 
-def _swap(made: Path, target: Path) -> None:
-    if target.exists():
-        old = made.with_name("old")
-        target.replace(old)
-    made.replace(target)
-
-
-__all__ = ["Exported", "Wanted", "comparison", "export", "prove"]
+def _change(path: Path, **values: Any) -> None:
+    write(path, json.dumps({**(read_json(path) or {}), **values}, indent=2, ensure_ascii=False) + "\n")

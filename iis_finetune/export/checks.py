@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
+from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, Problem
 from ..plan.after import Trained
 from ..runs import read_json
@@ -37,7 +38,7 @@ def check_sources(trained: Trained, known_fingerprint: str | None = None) -> lis
     problems = []
     if known_fingerprint and models.fingerprint(folder) != known_fingerprint:
         what = f"the weights in {folder} are not those that {trained.name} was trained on"
-        problems.append(Problem(what, "put the base model of the training back", place))
+        problems.append(Problem(what, "put back the base model of the training", place))
     facts = models.look(str(folder), folder.parent)
     if facts.quantization and trained.weights.adapters:
         what = f"{folder} is quantised ({facts.quantization}): an adapter cannot be merged into it"
@@ -53,13 +54,12 @@ def _adapter(folder: Path, facts: models.ModelFacts) -> Iterator[Problem]:
     targets = config.get("target_modules")
     names = {str(name).rsplit(".", 1)[-1] for name in (targets if isinstance(targets, list) else [targets])}
     if facts.shapes and facts.shapes.tie_word_embeddings and names & TIED:
-        what = (
-            f"the adapter changes {' and '.join(sorted(names & TIED))}, which this model ties: the merge would be wrong"
-        )
+        changed = " and ".join(sorted(names & TIED))
+        what = f"the adapter changes {changed}, one matrix in this model: the merge would be wrong"
         yield Problem(what, "serve the run as it is, or train without them in lora_target", place)
     # PEFT draws the fast decomposition anew at each load, so the merge starts from other matrices than the training.
     if str(config.get("init_lora_weights", "")).startswith("pissa_niter"):
-        what = "a PiSSA adapter of the fast decomposition cannot be rebuilt exactly"
+        what = "a PiSSA adapter made with the fast decomposition cannot be rebuilt exactly"
         yield Problem(what, "train with pissa_iter: -1, or with pissa_convert: true", place)
 
 
@@ -70,9 +70,9 @@ def check_files(trained: Trained, merged: Path) -> list[Problem]:
     what = f"tokenizer files are missing: {', '.join(missing)}"
     problems = [Problem(what, "export again, or copy them from the base model", Place(str(merged)))] if missing else []
     result = Path(trained.weights.adapters[-1] if trained.weights.adapters else trained.weights.model)
-    if trained.arguments.get("stage") == "rm" and not _same(result / VALUE_HEAD, merged / VALUE_HEAD):
+    if trained_with(trained.arguments)["stage"] == "rm" and not _same(result / VALUE_HEAD, merged / VALUE_HEAD):
         what = f"{VALUE_HEAD}, by which a reward model scores, is not that of {result}"
-        problems.append(Problem(what, "export again; if it stays, the training left none", Place(str(merged))))
+        problems.append(Problem(what, "export again; if this stays, the training saved none", Place(str(merged))))
     return problems
 
 
@@ -85,14 +85,14 @@ def judge(found: Mapping[str, Any], merged: Path) -> list[Problem]:
     place = Place(str(merged))
     problems = [*_weights(found, place), *_answers(found, place), *_tokenizer(found["tokenizer"], place)]
     if found["own_template_equal"] is False:
-        what = "the chat template in the folder writes prompts otherwise than training did"
-        fix = "LLaMA-Factory's `api`, or its Modelfile, keep the training's form"
+        what = "the chat template in the folder formats prompts differently than the training did"
+        fix = "use LLaMA-Factory's `api` or the Modelfile: they format prompts as the training did"
         problems.append(Problem(what, fix, place, severity="warning"))
     return problems
 
 
 def _weights(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
-    weights, again = found["weights"], "export again; if it stays, the run's folder or the base has changed"
+    weights, again = found["weights"], "export again; if this stays, the run's folder or the base model has changed"
     exceeded, compared = weights["tolerance_exceeded"], weights["compared"]
     if exceeded and 2 * len(exceeded) >= compared:
         what = f"{len(exceeded)} of {compared} tensors differ from base and adapter: merged from another base model"
@@ -118,10 +118,10 @@ def _answers(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
 
 def _tokenizer(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
     if not found["prompts_equal"]:
-        yield Problem("the tokenizer cuts the prompts otherwise than the base's", "export again", place)
+        yield Problem("the tokenizer splits the prompts into other tokens than the base model's", "export again", place)
     if not (found["template_equal"] and found["modelfile_equal"]):
-        what = "the chat template, or the Modelfile, is not that of the training's template"
+        what = "the chat template or the Modelfile differs from the template of the training"
         yield Problem(what, "export again with the template of the training", place)
     if not found["stops_equal"]:
-        what = "the token that ends an answer is not the one of the training"
+        what = "answers end with another token than in the training"
         yield Problem(what, "export again with the template of the training", place)

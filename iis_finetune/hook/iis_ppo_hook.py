@@ -1,6 +1,6 @@
 """Inside a training of stage ppo, which runs LLaMA-Factory 0.9.3 with transformers 4.52 and a training loop of its own.
 
-What would go wrong there without a word is put right: it casts FP32 weights to half precision on a GPU, computes under
+What would silently go wrong there is put right: it casts FP32 weights to half precision on a GPU, computes under
 autocast (bf16 on a CPU, fp16 on a GPU) whatever `bf16` and `fp16` say, and overlooks what transformers 5 renamed in a
 model's files. Sources: LLaMA-Factory 0.9.3 extras/misc.py:204 and train/ppo/trainer.py:182, looked at 2026-11-21.
 """

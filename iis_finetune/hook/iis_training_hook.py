@@ -232,7 +232,7 @@ def sharing_callback(base: Any) -> Any:
             self.loaded["sharing"] = describe_sharing(self.trainer)
             write_if(leads(), self.run / "loaded.json", self.loaded)
             planned = os.environ.get("IIS_LAUNCHER", "")
-            wrong = _unshared(self.loaded, planned, int(os.environ.get("IIS_PROCESSES", "1")))
+            wrong = unshared(self.loaded, planned, int(os.environ.get("IIS_PROCESSES", "1")))
             if planned and wrong:
                 text = f"iis-finetune: the plan shares the model by {planned}, but {wrong}"
                 raise SystemExit(f"{text}; the run is stopped before its first step")
@@ -262,7 +262,8 @@ def _kept(tensor: Any) -> int:
     return int(part.numel())
 
 
-def _unshared(loaded: dict[str, Any], planned: str, processes: int) -> str | None:
+def unshared(loaded: dict[str, Any], planned: str, processes: int) -> str | None:
+    """What is not shared among the processes as the plan says; None when all is."""
     if loaded["processes"] != processes:
         return f"{loaded['processes']} processes train together, not {processes}"
     counts = loaded["parameters"]

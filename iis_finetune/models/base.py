@@ -49,8 +49,8 @@ def base_of(
     if named is None:
         return None, []
     if depth >= LONGEST_CHAIN or named == recipe.name:
-        what = f"'{named}' leads back to itself, or through more than {LONGEST_CHAIN} recipes"
-        return None, [Problem(what, "name a recipe that stands on its own", place)]
+        what = f"kit.{key} forms a cycle, or a chain of more than {LONGEST_CHAIN} recipes: '{named}'"
+        return None, [Problem(what, "name a recipe that does not lead back here", place)]
     try:
         base, problems = recipes.read(named, (), workspace.recipes)
     except ProblemsFound as found:

@@ -74,7 +74,7 @@ def _weights(folder: Path, reported: set[str], place: Place) -> list[Problem]:
         return [_missing(f"{folder} has no weights (model.safetensors)", "fetch the model again, whole", place)]
     faults = [(folder / name, fault) for name, fault in weights_faults(folder)]
     return [
-        _missing(f"{path} {fault}", "fetch this file again: the download did not end well", place)
+        _missing(f"{path} {fault}", "fetch this file again: its download is incomplete", place)
         for path, fault in faults
         if str(path) not in reported
     ]

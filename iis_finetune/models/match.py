@@ -21,18 +21,18 @@ VIEW = re.compile(r"(-[0-9a-f]{8})?@(fp32|fp16|bf16)$")
 
 
 def check_targets(lora_target: Any, facts: ModelFacts, place: Place) -> list[Problem]:
-    """Names that match no layer of this model: PEFT passes over them without a word when another one matches."""
+    """Names that match no layer of this model: PEFT ignores them silently when another one matches."""
     names = _names(lora_target)
     if names == ["all"] or not facts.linear_layers:
         return []
     if "all" in names:
-        return [Problem("'all' stands beside other names", "lora_target: all, alone", place)]
+        return [Problem("'all' cannot be combined with other names", "lora_target: all, alone", place)]
     known = {*facts.linear_layers, *TIED}
     return [*_unknown(names, known, facts, place), *_tied(names, facts, place)]
 
 
 def check_additional_target(names: Any, facts: ModelFacts, place: Place) -> list[Problem]:
-    """Names of whole modules to train that this model does not have: they would stay untrained without a word."""
+    """Names of whole modules to train that this model does not have: they would silently stay untrained."""
     listed = _names(names)
     return _unknown(listed, set(facts.modules), facts, place) if facts.modules else []
 
@@ -51,7 +51,7 @@ def _unknown(names: Iterable[str], known: set[str], facts: ModelFacts, place: Pl
         near = difflib.get_close_matches(last, known, n=2, cutoff=0.6)
         choices = " or ".join(repr(each) for each in near)
         fix = f"did you mean {choices}?" if near else f"use one of {', '.join(sorted(facts.linear_layers))}"
-        problems.append(Problem(f"{facts.name} has no layer '{name}'; it would be passed over", fix, place))
+        problems.append(Problem(f"{facts.name} has no layer '{name}', so this name would be ignored", fix, place))
     return problems
 
 
@@ -105,7 +105,7 @@ def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]
         state = "is damaged" if weights.is_file() else "is missing"
         return [*problems, Problem(f"{weights} {state}", "use another checkpoint", place, kind="missing", code=2)]
     if weights.stat().st_size < header.file_bytes:
-        problems.append(Problem(f"{weights} is cut short", "use another checkpoint", place, kind="missing", code=2))
+        problems.append(Problem(f"{weights} is cut off", "use another checkpoint", place, kind="missing", code=2))
     fix = "use the base model that the adapter was trained on"
     faults = _misfits(header, config, base)
     return [*problems, *(Problem(f"the adapter {folder} {fault}", fix, place) for fault in faults)]

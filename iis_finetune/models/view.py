@@ -64,25 +64,21 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 def _record(folder: Path, precision: str) -> dict[str, Any]:
     """What the view is made from: each file's real path, size and time; another record makes another view."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    stats = {path.name: path.stat() for path in files}
     return {
         "source": str(folder.resolve()),
         "precision": precision,
-        "files": {
-            path.name: [str(path.resolve()), stats[path.name].st_size, stats[path.name].st_mtime_ns] for path in files
-        },
+        "files": {path.name: _seen(path) for path in files},
     }
+
+
+def _seen(path: Path) -> list[Any]:
+    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _up_to_date(path: Path, record: dict[str, Any]) -> bool:
     links = {name: target for name, (target, _, _) in record["files"].items() if name != CONFIG}
-    return (
-        read_json(path / RECORD) == record
-        and (path / CONFIG).is_file()
-        and all(
-            (path / name).is_symlink() and str((path / name).readlink()) == target for name, target in links.items()
-        )
-    )
+    there = all((path / name).is_symlink() and str((path / name).readlink()) == links[name] for name in links)
+    return there and (path / CONFIG).is_file() and read_json(path / RECORD) == record
 
 
 def _make(path: Path, config: dict[str, Any], record: dict[str, Any]) -> None:

@@ -80,12 +80,8 @@ def answer(model: Any, ids: list[int], spec: dict[str, Any], stops: list[int]) -
 
 def near_tie(model: Any, ids: list[int], answers: tuple[list[int], list[int]], tolerance: float) -> bool:
     """Whether two answers part where the reference holds both next tokens for equally likely, within the tolerance."""
-    same = 0
-    for one, other in zip(*answers, strict=False):
-        if one != other:
-            break
-        same += 1
-    if same >= min(map(len, answers)):
+    same = next((at for at, (one, other) in enumerate(zip(*answers, strict=False)) if one != other), None)
+    if same is None:
         return False
     last = logits_of(model, [*ids, *answers[0][:same]])[-1]
     return bool(abs(last[answers[0][same]] - last[answers[1][same]]) <= 2 * tolerance)

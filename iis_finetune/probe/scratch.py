@@ -37,16 +37,8 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template.*",
-    "*.tiktoken",
-    "spiece.model",
-    "sentencepiece*.model",
-    "generation_config.json",
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*"),
+    *("*.tiktoken", "spiece.model", "sentencepiece*.model", "generation_config.json"),
 )
 
 
@@ -121,23 +113,21 @@ def write_model(spec: dict[str, Any], config: dict[str, Any], folder: Path) -> i
     torch.manual_seed(spec.get("seed", 42))
     settings = AutoConfig.for_model(**config)
     model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, spec.get("dtype", "float32")))
-    given = (folder / "generation_config.json").is_file()
-    kept = (folder / "generation_config.json").read_bytes() if given else b""
+    copied = folder / "generation_config.json"
+    kept = copied.read_bytes() if copied.is_file() else None
     model.save_pretrained(folder)
-    if given:
-        (folder / "generation_config.json").write_bytes(kept)
+    if kept is not None:
+        copied.write_bytes(kept)
     return int(model.num_parameters())
 
 
 def put_in_place(made: Path, target: Path) -> None:
     """Renames the finished folder to its name; an older folder of that name goes first."""
+    old = made.with_name(f"{made.name}.old")
     if target.exists():
-        old = made.with_name(made.name + ".old")
         target.rename(old)
-        made.rename(target)
-        shutil.rmtree(old)
-    else:
-        made.rename(target)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def make_model(spec: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..arguments import trained_with
 from ..launch import KIT
 from ..observe import number
-from ..runs import Run, attempts, events, read_json, read_lines, state
+from ..runs import Run, attempts, events, read_decided, read_json, read_lines, state
 from .curves import Points, svg
+
+__all__ = ["page"]
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 500
@@ -43,10 +46,8 @@ def page(runs: Sequence[Run]) -> str:
 
 def shown(value: Any) -> str:
     """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -54,14 +55,14 @@ def shown(value: Any) -> str:
 
 def view(run: Run) -> dict[str, Any]:
     """All that the page says of one run."""
-    decided = read_json(run.decisions) or {}
+    decided, provenance = read_decided(run), read_json(run.provenance) or {}
     return {
         "name": run.name,
         "state": state(run),
-        "facts": [(name, value) for name, value in facts(run).items() if value is not None],
-        "decisions": decided.get("decisions", []),
+        "facts": facts(run),
+        "decisions": decided.decisions if decided else (),
         "events": [_event(each) for each in events(run)],
-        "data": list((read_json(run.provenance) or {}).get("data_sha256", {}).items()),
+        "data": provenance.get("data_sha256", {}),
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
 
@@ -70,15 +71,16 @@ def facts(run: Run) -> dict[str, Any]:
     """The figures at the top: what was trained, on what, how long, how much memory."""
     tried, log = attempts(run), list(read_lines(run.trainer_log))
     results, loaded = read_json(run.output / "all_results.json") or {}, read_json(run.loaded) or {}
-    arguments = (read_json(run.decisions) or {}).get("arguments", {})
+    decided = read_decided(run)
+    arguments = decided.arguments if decided else {}
     seconds = sum((each.ended or each.started) - each.started for each in tried)
     peaks = [peak for peak in (number(line.get("vram_reserved")) for line in log) if peak]
     return {
         "model": (read_json(run.provenance) or {}).get("model") or arguments.get("model_name_or_path"),
-        "method": arguments.get("finetuning_type"),
+        "method": trained_with(arguments)["finetuning_type"] if decided else None,
         "data": arguments.get("dataset"),
         "machine": (read_json(run.machine) or {}).get("title"),
-        "precision": (read_json(run.decisions) or {}).get("precision"),
+        "precision": decided.precision if decided else None,
         "steps": log[-1].get("current_steps") if log else None,
         "epochs": number(results.get("epoch")),
         "last loss": next((number(line["loss"]) for line in reversed(log) if "loss" in line), None),
@@ -172,6 +174,3 @@ def marked(text: str, expected: str) -> list[tuple[str, bool]]:
     matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
     pieces = [("".join(ours[start:end]), kind != "equal") for kind, start, end, _, _ in matcher.get_opcodes()]
     return [piece for piece in pieces if piece[0]]
-
-
-__all__ = ["page"]

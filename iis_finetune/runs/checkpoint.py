@@ -33,7 +33,7 @@ class Skipped:
 
 
 def newest_good(run: Run, processes: int = 1, ranks: range | None = None) -> tuple[Path | None, list[Skipped]]:
-    """Walk back from the newest checkpoint to the first good one; returns it and those passed over, newest first.
+    """Walk back from the newest checkpoint to the first good one; returns it and those skipped, newest first.
 
     `ranks` are those of the `processes` that save here, all of them unless the run is on several machines.
     """

@@ -108,12 +108,12 @@ def _evaluate(session: Session, made: Run, examined: Examined, environment: Mapp
         return
     name = first_name(data)
     session.tell(phase=f"evaluating base and tuned on {name}", run=made.name)
-    evaluate.evaluate(made, evaluate.Wanted(name, environment, session.stop))
+    evaluate.evaluate(evaluate.Evaluation(made, name, environment, session.stop))
 
 
 def _export(session: Session, made: Run, environment: Mapping[str, str]) -> None:
     session.tell(phase="merging, and comparing the merged model with base and adapter")
-    wanted = export.Wanted(made.export.absolute(), environment, run=made, replace=True)
+    wanted = export.Export(made.export.absolute(), environment, run=made, replace=True)
     export.export(after.trained_by(made, made.result), wanted)
     session.tell(smoked=made.name)
 
