@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command
+from test_machine import grow
 
 from iis_finetune import doctor, machine, models, preflight, recover, rules
 from iis_finetune.arguments import trained_with
@@ -139,20 +140,13 @@ def test_attention_counts_as_fused_only_where_torch_uses_its_kernel(arch: str, k
 
 
 def test_a_card_that_no_build_serves_is_left_out_and_the_cpu_is_used(tmp_path: Path) -> None:
-    found = machine.detect(grow(tmp_path, "mi50_16gb", "gfx_target_version 90006", "gfx_target_version 80003"), {})
+    nodes = grow(tmp_path, "mi50_16gb") / "sys/class/kfd/kfd/topology/nodes"
+    for node in nodes.glob("*/properties"):
+        node.write_text(node.read_text().replace("gfx_target_version 90006", "gfx_target_version 80003"))
+    found = machine.detect(tmp_path, {})
     assert (found.accelerator, found.devices) == ("cpu", ())
     [(card, reason)] = found.left_out
     assert card.arch == "gfx803" and "train on the CPU" in reason
-
-
-def grow(root: Path, name: str, old: str, new: str) -> Path:
-    """A file tree from a text, as in test_machine, with one thing in it changed."""
-    text = (ROOT / "tests" / "fixtures" / "machines" / f"{name}.txt").read_text()
-    assert old in text
-    for path, _, content in (file.partition("\n") for file in text.replace(old, new).split("\n> ")[1:]):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(content)
-    return root
 
 
 # bitsandbytes --------------------------------------------------------------------------------------------------------
