@@ -17,7 +17,7 @@ NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory 0.9.5 cannot: value heads are not
 
 
 def _untold(_event: str, _why: str) -> None:
-    """For runs whose recipe names nobody to be told."""
+    """For recipes without kit.notify."""
 
 
 @dataclass(frozen=True)
