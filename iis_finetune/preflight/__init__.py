@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..runs import Workspace
 from . import deep
 from .data import Asked, data_problems
-from .here import LLAMAFACTORY, here_problems, quantization_problems
+from .here import LLAMAFACTORY, here_problems, machine_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
 
@@ -85,7 +85,7 @@ def examine(question: Question) -> Examined:
     data = Asked(recipe, planned.arguments, model, question.workspace.data, question.limit, question.progress)
     of_data, rows = data_problems(data, question.rows)
     case = replace(_case(seen, question.workspace), rows=rows)
-    problems += [*of_data, *rules.check(case), *quantization_problems(case)]
+    problems += [*of_data, *rules.check(case), *quantization_problems(case), *machine_problems(case)]
     problems += [*_of_base(base, question), *_of_base(seen.reward, question)]
     inputs = plan.Inputs(recipe, host, model, question.workspace, base, None, seen.reward)
     problems += reward_problems(inputs, planned.arguments)
