@@ -24,6 +24,7 @@ from iis_finetune.plan.memory import Workload, estimate
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "iis_finetune" / "hook" / "torchaudio_placeholder"  # text only: the real one is not needed
+CHILD = Path(__file__).with_name("memory_child.py")
 TIME_LIMIT_SECONDS = 1800
 DEFAULTS: dict[str, Any] = {
     "saved": "float32",
@@ -108,7 +109,7 @@ def measured(cases: list[dict[str, Any]], gpu: bool) -> list[dict[str, Any]]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(cases, file)
         file.flush()
-        command = [sys.executable, "-m", "iis_finetune.probe.memory", file.name]
+        command = [sys.executable, "-P", str(CHILD), file.name]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS, check=False
         )

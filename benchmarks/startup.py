@@ -1,8 +1,9 @@
-"""How long the verbs that come before training take, as whole processes, beside LLaMA-Factory's own `version`.
+"""How long the verbs that come before training take, as whole processes, beside importing what they are made with.
 
     python benchmarks/startup.py [REPEATS]
 
-Prints the median seconds of each, the ratio, and which of the heavy packages were imported (none may be).
+Prints the median seconds of each, the ratio to the import of the libraries alone in the same run, and which of the
+heavy packages were imported (none may be). LLaMA-Factory's own `version` is the last line, for comparison.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 VERBS = (["--help"], ["recipes"], ["check", "qwen7b_lora"], ["plan", "qwen7b_lora"])
+LIBRARIES = "import typer, rich, pydantic, ruamel.yaml"
 HEAVY = ("torch", "transformers", "llamafactory")
 LIST_HEAVY = (
     "import sys; sys.argv[1:] = {words!r}\n"
@@ -25,14 +27,15 @@ LIST_HEAVY = (
 )
 
 
-def seconds(command: list[str], repeats: int) -> float:
-    """Median wall time; the first start, which compiles, is left out."""
-    taken = []
+def seconds(commands: dict[str, list[str]], repeats: int) -> dict[str, float]:
+    """Median wall time of each, one after the other in each round; the first round, which compiles, is left out."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(each[1:]) for name, each in taken.items()}
 
 
 def imported(words: list[str]) -> str:
@@ -43,12 +46,15 @@ def imported(words: list[str]) -> str:
 
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    bare = seconds([str(BIN / "llamafactory-cli"), "version"], 3)
-    print(f"{'command':32} {'median s':>9} {'ratio':>7}  heavy imports, exit code")
-    print(f"{'llamafactory-cli version':32} {bare:9.3f} {1.0:7.3f}")
-    for words in VERBS:
-        taken = seconds([str(BIN / "iis-finetune"), *words], repeats)
-        print(f"{'iis-finetune ' + ' '.join(words):32} {taken:9.3f} {taken / bare:7.3f}  {imported(words)}")
+    verbs = {f"iis-finetune {' '.join(words)}": words for words in VERBS}
+    commands = {name: [str(BIN / "iis-finetune"), *words] for name, words in verbs.items()}
+    libraries = f'python -c "{LIBRARIES}"'
+    taken = seconds({libraries: [sys.executable, "-c", LIBRARIES], **commands}, repeats)
+    taken |= seconds({"llamafactory-cli version": [str(BIN / "llamafactory-cli"), "version"]}, 3)
+    print(f"{'command':54} {'median s':>9} {'ratio':>7}  heavy imports, exit code")
+    for name, median in taken.items():
+        heavy = imported(verbs[name]) if name in verbs else ""
+        print(f"{name:54} {median:9.3f} {median / taken[libraries]:7.2f}  {heavy}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Which builds of torch belong to a machine, and what set-up recorded; standard library only, set-up runs it bare."""
+"""Which builds of torch there are, and what set-up recorded; standard library only: set-up runs it bare."""
 
 from __future__ import annotations
 
 import json
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +18,6 @@ LOADER = Path(__file__).parent / "probe" / "trio.py"
 RECORD = "iis-finetune-setup.json"
 TRIO = ("torch", "torchvision", "torchaudio")
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What was found without any driver library; `architectures` has one gfx name for each AMD device."""
-
-    accelerator: Accelerator
-    count: int = 0
-    architectures: tuple[str, ...] = ()
-    driver: int | None = None  # NVIDIA's branch: 550, 580
-    compute_capability: float | None = None  # of the oldest card
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,16 @@ class Wheels:
         extras = f"[{','.join(f'device-{each}' for each in self.devices)}]" if self.device_extra else ""
         return [each if "audio" in each else each.replace("==", f"{extras}==") for each in self.requirements()]
 
+    def serves(self, accelerator: Accelerator, architecture: str, driver: str | None) -> bool:
+        """Whether it has code for such a card (`gfx906`, `sm_86`), and the NVIDIA driver, if known, is new enough."""
+        capability = int(architecture[3:]) / 10 if architecture.startswith("sm_") else None
+        return (
+            self.accelerator == accelerator
+            and (not self.architectures or architecture in self.architectures)
+            and (capability is None or capability >= self.compute_capability_at_least)
+            and (driver is None or int(driver.partition(".")[0]) >= self.driver_at_least)
+        )
+
     def requirements(self, *, local: bool = True) -> list[str]:
         """The trio as pip is given it; without `local` the `+rocm6.3` part, which only that index has, is left out."""
         versions = (getattr(self, name) for name in TRIO)
@@ -69,31 +67,15 @@ class Wheels:
         return self.index
 
 
-def read_table(path: Path = TABLE) -> list[Wheels]:
-    rows = tomllib.loads(path.read_text(encoding="utf-8"))["wheel"]
-    return [Wheels(**_as_fields(row)) for row in rows]
+@cache
+def read_table() -> tuple[Wheels, ...]:
+    """Every row, in the order in which they are preferred."""
+    import tomllib
 
-
-def _as_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "date": row["date"].isoformat(), "architectures": tuple(row.get("architectures", ()))}
-
-
-def _fits(row: Wheels, devices: Devices) -> bool:
-    if row.accelerator != devices.accelerator:
-        return False
-    if row.accelerator == "rocm":
-        return bool(set(row.architectures) & set(devices.architectures))
-    driver, capability = devices.driver, devices.compute_capability
-    return (driver is None or driver >= row.driver_at_least) and (
-        capability is None or capability >= row.compute_capability_at_least
-    )
-
-
-def choose(devices: Devices, table: Sequence[Wheels]) -> list[Wheels]:
-    """Rows that fit: none (no build known), one, or several when AMD cards of different families need their own."""
-    here = set(devices.architectures)
-    fitting = [replace(row, devices=tuple(sorted(here & {*row.architectures}))) for row in table if _fits(row, devices)]
-    return fitting if devices.accelerator == "rocm" else fitting[:1]
+    rows = tomllib.loads(TABLE.read_text(encoding="utf-8"))["wheel"]
+    for row in rows:
+        row |= {"date": row["date"].isoformat(), "architectures": tuple(row.get("architectures", ()))}
+    return tuple(Wheels(**row) for row in rows)
 
 
 def record_of(environment: Path) -> dict[str, Any] | None:

@@ -36,8 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from setup_devices import detect  # noqa: E402
-from setup_plan import EVERYTHING, PPO, Plan, Purpose, Request, SetUpFailed, make_plan, say  # noqa: E402
+from setup_plan import EVERYTHING, PPO, Plan, Purpose, Request, SetUpFailed, find_machine, make_plan, say  # noqa: E402
 from setup_steps import STARTED, set_up  # noqa: E402
 
 from iis_finetune.wheels import RECORD, record_of  # noqa: E402
@@ -99,10 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         request = read_request(arguments, record or record_of(venv.with_name(".venv")))[0]
         began = time.monotonic()
         try:
-            devices = detect(None if request.accelerator == "auto" else request.accelerator)
-            if request.architecture:
-                devices = replace(devices, accelerator="rocm", architectures=(request.architecture,))
-            plan = make_plan(request, devices, purpose=purpose)
+            plan = make_plan(request, find_machine(request), purpose=purpose)
             if is_done(venv, record, plan):
                 (venv / RECORD).touch()
                 return 0
@@ -119,11 +115,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def announce(venv: Path, plan: Plan) -> None:
-    devices = plan.devices
-    cards = f" ({devices.count}: {', '.join(devices.architectures) or 'NVIDIA'})" if devices.count else ""
-    say(f"set-up in {venv} for {devices.accelerator}{cards}, Python {plan.python}; this happens once")
-    if devices.note:
-        say(f"note: {devices.note}")
+    machine, chosen = plan.machine, plan.request.accelerator
+    cards = f" ({len(machine.devices)}x {machine.device})" if machine.devices else ""
+    say(f"set-up in {venv} for {machine.accelerator}{cards}, Python {plan.python}; this happens once")
+    if chosen == "auto" and any(one.vendor == "amd" and machine.accelerator == "cuda" for one, _ in machine.left_out):
+        say("note: NVIDIA and AMD cards are both here; ACCEL=rocm chooses the AMD ones")
     if plan.wheels and not plan.wheels.confirmed:
         say(f"note: nobody of this project has run these builds on such a card yet ({plan.wheels.source})")
     if plan.wheels and plan.wheels.note:

@@ -11,12 +11,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from iis_finetune.wheels import TRIO, Accelerator, Devices, Wheels, choose, read_table
+from iis_finetune.machine import Device, Machine, detect
+from iis_finetune.wheels import TRIO, Accelerator, Wheels, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX_SECONDS = 15
@@ -62,7 +62,7 @@ class Plan:
     """What will be installed: the same plan in a finished environment means that nothing is left to do."""
 
     request: Request
-    devices: Devices
+    machine: Machine
     wheels: Wheels | None  # None: torch is kept as it is
     kept: tuple[str, ...]  # the kept trio as exact requirements
     extras: tuple[str, ...]
@@ -112,29 +112,58 @@ def kept_trio() -> tuple[str, ...]:
     return tuple(f"{name}=={version}" for name, version in found.items())
 
 
-def make_plan(request: Request, devices: Devices, root: Path = ROOT, purpose: Purpose = EVERYTHING) -> Plan:
-    wheels = None if request.torch == "keep" else the_one_row(devices, read_table())
-    extras = {*request.extras, *(("deepspeed",) if devices.count > 1 else ())} if purpose == EVERYTHING else set()
+def find_machine(request: Request, root: Path = Path("/")) -> Machine:
+    """The machine with the cards that torch is to serve: all of those wanted, whatever the user's shell hides.
+
+    A card that is asked for need not be here, so that an image can be built on another computer.
+    """
+    wanted = "rocm" if request.architecture else request.accelerator
+    found = detect(root, {}, prefer="amd" if wanted == "rocm" else "nvidia")
+    if request.architecture:
+        return _with_cards_of(found, request.architecture)
+    if wanted == "auto":  # NVIDIA's driver may be loaded where nvidia-smi does not say for which card
+        return replace(found, accelerator="cuda") if found.driver and not found.devices else found
+    return found if wanted == found.accelerator else replace(found, accelerator=wanted, devices=(), left_out=())
+
+
+def _with_cards_of(found: Machine, architecture: str) -> Machine:
+    cards = [one for one in (*found.devices, *(each for each, _ in found.left_out)) if one.arch == architecture]
+    cards = cards or [Device(0, "named by ARCH", "amd", architecture, 0.0)]
+    return replace(found, accelerator="rocm", devices=tuple(cards), left_out=())
+
+
+def make_plan(request: Request, machine: Machine, root: Path = ROOT, purpose: Purpose = EVERYTHING) -> Plan:
+    wheels = None if request.torch == "keep" else the_one_row(machine)
+    several = len(machine.devices) > 1
+    extras = {*request.extras, *(("deepspeed",) if several else ())} if purpose == EVERYTHING else set()
     python = "{}.{}.{}".format(*sys.version_info[:3])
     kept = () if wheels else kept_trio()
     inputs = inputs_sha256(root, purpose)
-    return Plan(request, devices, wheels, kept, tuple(sorted(extras)), python, inputs, purpose)
+    return Plan(request, machine, wheels, kept, tuple(sorted(extras)), python, inputs, purpose)
 
 
-def the_one_row(devices: Devices, table: Sequence[Wheels]) -> Wheels:
-    rows = choose(devices, table)
-    if len(rows) == 1:
-        return rows[0]
-    names = ", ".join(sorted(set(devices.architectures))) or f"{devices.accelerator} device"
-    if rows:
-        fix = f"say which is to train: make setup ARCH={devices.architectures[0]}"
-        raise SetUpFailed(f"these AMD cards need different builds of torch: {names}\n  fix: {fix}")
-    if devices.accelerator == "rocm" and not devices.architectures:
+def the_one_row(machine: Machine) -> Wheels:
+    """The build that serves every card, also those of another family, which training would leave out."""
+    vendor = "amd" if machine.accelerator == "rocm" else "nvidia"
+    others = [one for one, _ in machine.left_out if one.vendor == vendor and not one.integrated]
+    families = list(dict.fromkeys(one.arch for one in (*machine.devices, *others))) or [machine.arch]
+    served = {name: rows for name in families if (rows := _rows_for(machine, name))}
+    common = [row for row in read_table() if served and all(row in rows for rows in served.values())]
+    if common:
+        return replace(common[0], devices=tuple(sorted(families)))
+    if served:
+        fix = f"say which is to train: make setup ARCH={next(iter(served))}"
+        raise SetUpFailed(f"these AMD cards need different builds of torch: {', '.join(served)}\n  fix: {fix}")
+    if machine.accelerator == "rocm" and not machine.devices:
         fix = "load the amdgpu driver (ls /sys/class/kfd), or name the card: make setup ACCEL=rocm ARCH=gfx906"
         raise SetUpFailed(f"no AMD card is visible to the kernel driver\n  fix: {fix}")
-    driver = f" with driver {devices.driver}" if devices.driver else ""
+    driver = f" with driver {machine.driver}" if machine.driver else ""
     fix = "make setup TORCH=keep with a torch of your own, or make setup ACCEL=cpu"
-    raise SetUpFailed(f"no published build of torch is known for {names}{driver}\n  fix: {fix}")
+    raise SetUpFailed(f"no published build of torch is known for {', '.join(families)}{driver}\n  fix: {fix}")
+
+
+def _rows_for(machine: Machine, architecture: str) -> list[Wheels]:
+    return [row for row in read_table() if row.serves(machine.accelerator, architecture, machine.driver)]
 
 
 def index_problem(index: str, seconds: float = INDEX_SECONDS) -> str | None:

@@ -18,14 +18,14 @@ from conftest import RECIPE, ROOT, run
 from test_machine import grow, write
 
 from iis_finetune import doctor, machine, recipe
-from iis_finetune.doctor import Check, Subject, Tried, builds, hardware, trial
+from iis_finetune.doctor import Check, Subject, Tried, builds, hardware, probing
 from iis_finetune.errors import ProblemsFound, exit_code
-from iis_finetune.machine import HERE, Machine, profile, table
+from iis_finetune.machine import HERE, Machine, knowledge, profile
 from iis_finetune.runs import Workspace
 from iis_finetune.wheels import RECORD, cure_of, record_of
 
 CARDS = ("0000:05:00.0", "0000:87:00.0")
-PROFILES = [row["name"] for row in table.load("machine.toml")["profile"]]
+PROFILES = [row["name"] for row in knowledge.load()["profile"]]
 
 
 @pytest.fixture
@@ -375,14 +375,14 @@ for case in json.loads(sys.argv[1]):
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A device program that does what does.json says, and notes its process number."""
     write(tmp_path, "fake.py", FAKE)
-    monkeypatch.setattr(trial, "PROBE", tmp_path / "fake.py")
+    monkeypatch.setattr(probing, "PROBE", tmp_path / "fake.py")
     return tmp_path
 
 
 def tried(fake: Path, does: Mapping[str, str], host: str = "mi50", **options: float) -> dict[str, Tried]:
     write(fake, "does.json", json.dumps(does))
     asked = replace(subject(fake, PATH=os.environ["PATH"]), machine=profile(host))
-    found = trial.trials(asked, **options)  # type: ignore[arg-type]
+    found = doctor.trials(asked, **options)  # type: ignore[arg-type]
     assert all(not Path(f"/proc/{pid}").exists() for pid in (fake / "pids").read_text().split())
     return {each.what: each for each in found}
 
@@ -411,8 +411,8 @@ def test_a_number_that_is_wrong_or_none_at_all_is_found(fake: Path) -> None:
 
 
 def test_a_hang_is_ended_in_time_and_the_rest_is_still_tried(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "IMPORT_SECONDS", 1.5)
-    monkeypatch.setattr(trial, "CASES_SECONDS", 0)
+    monkeypatch.setattr(probing, "IMPORT_SECONDS", 1.5)
+    monkeypatch.setattr(probing, "CASES_SECONDS", 0)
     found = tried(fake, {"attention bf16 flash": "hang", "all_reduce 1": "hang"}, "mi50x2", seconds=0.5)
     assert {name for name, each in found.items() if each.state == "late"} == {
         "bf16 attention flash",

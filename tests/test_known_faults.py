@@ -18,9 +18,9 @@ from iis_finetune import doctor, machine, models, preflight, recover, rules
 from iis_finetune.arguments import trained_with
 from iis_finetune.doctor import Subject
 from iis_finetune.errors import Place, Problem
-from iis_finetune.machine import Device, Machine, host
+from iis_finetune.machine import Device, Machine, computer
 from iis_finetune.runs import Workspace
-from iis_finetune.wheels import Devices, choose, read_table
+from iis_finetune.wheels import read_table
 
 TABLES = ROOT / "iis_finetune" / "tables"
 Look = Callable[..., preflight.Examined]
@@ -182,7 +182,7 @@ def test_the_libraries_of_bitsandbytes_are_read_from_their_names(tmp_path: Path)
     (tmp_path / "bitsandbytes").mkdir()
     for name in ("rocm72", "rocm714", "cuda130", "cpu"):
         (tmp_path / "bitsandbytes" / f"libbitsandbytes_{name}.so").touch()
-    assert sorted(host.bitsandbytes_libraries([str(tmp_path)])) == ["714", "72"]
+    assert sorted(computer.bitsandbytes_libraries([str(tmp_path)])) == ["714", "72"]
 
 
 # Builds of torch -----------------------------------------------------------------------------------------------------
@@ -190,7 +190,8 @@ def test_the_libraries_of_bitsandbytes_are_read_from_their_names(tmp_path: Path)
 
 @pytest.mark.parametrize("arch", ["gfx1010", "gfx1012", "gfx1031", "gfx1103", "gfx1151", "gfx1152", "gfx1153"])
 def test_the_multi_arch_index_gives_one_card_its_own_libraries(arch: str) -> None:
-    [row] = choose(Devices("rocm", 1, (arch,)), read_table())
+    row = next(row for row in read_table() if row.serves("rocm", arch, None))
+    row = replace(row, devices=(arch,))
     assert "multi-arch" in row.index
     assert row.for_pip()[0] == f"torch[device-{arch}]==2.12.0+rocm7.14.0"
     assert row.requirements(local=False) == ["torch==2.12.0", "torchvision==0.27.0", "torchaudio==2.11.0"]

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -9,15 +10,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from conftest import RECIPE, ROOT, run
 
 from iis_finetune import machine
 from iis_finetune.decision import Decision
 from iis_finetune.errors import ProblemsFound
-from iis_finetune.machine import Machine, host, profile, table
-from iis_finetune.machine.devices import amd_devices, gfx_name
+from iis_finetune.machine import Machine, computer, knowledge, profile
+from iis_finetune.machine.drivers import amd_devices, gfx_name
 
 FIXTURES = Path(__file__).parent / "fixtures" / "machines"
-PROFILES = [row["name"] for row in table.load("machine.toml")["profile"]]
+PROFILES = [row["name"] for row in knowledge.load()["profile"]]
 
 
 def grow(root: Path, name: str) -> Path:
@@ -368,11 +370,11 @@ def test_package_versions_come_from_folder_names(tmp_path: Path) -> None:
 )
 def test_the_result_of_set_up_is_a_fact_of_the_machine(tmp_path: Path, text: str, value: bool | None) -> None:
     write(tmp_path, "iis-finetune-setup.json", text)
-    assert host.torchaudio_placeholder(tmp_path) is value
+    assert computer.torchaudio_placeholder(tmp_path) is value
 
 
 def test_without_a_result_of_set_up_the_placeholder_is_unknown(tmp_path: Path) -> None:
-    assert host.torchaudio_placeholder(tmp_path) is None
+    assert computer.torchaudio_placeholder(tmp_path) is None
 
 
 def test_this_machine_is_found_in_milliseconds() -> None:
@@ -402,7 +404,7 @@ def test_every_profile_resolves_and_decides_with_a_reason(name: str) -> None:
     found = profile(name)
     precision, problems = machine.decide_precision(found)
     attention, more = machine.decide_attention(found, precision.value)
-    decisions = [precision, attention, machine.decide_quantization(found)[0], machine.decide_compile(found)[0]]
+    decisions = [precision, attention, machine.decide_quantization(found)[0]]
     decisions += machine.decide_environment(found, 2)
     assert all(decision.reason and "{" not in decision.reason for decision in decisions)
     assert all(decision.source in ("machine table", "kit default") for decision in decisions)
@@ -638,18 +640,61 @@ def test_quantization_says_what_it_needs(name: str, allowed: bool, word: str) ->
     assert all(word in problem.fix for problem in problems)
 
 
-def test_a_processor_with_avx_alone_neither_quantises_nor_offloads() -> None:
-    old = Machine("here", "cpu", cpu_flags=("avx",))
-    decision, problems = machine.decide_quantization(old)
+def test_a_processor_with_avx_alone_does_not_quantise() -> None:
+    decision, problems = machine.decide_quantization(Machine("here", "cpu", cpu_flags=("avx",)))
     assert decision.value is False
     assert "AVX2" in problems[0].what
-    assert [problem.severity for problem in machine.offload_problems(old)] == ["warning"]
-    assert machine.offload_problems(profile("mi50")) == []
 
 
-def test_compiling_is_off_on_gfx906_and_on_elsewhere() -> None:
-    assert machine.decide_compile(profile("mi50"))[0].value is False
-    assert machine.decide_compile(profile("h200"))[0].value is True
+def told(answer: subprocess.CompletedProcess[str], words: str) -> list[tuple[str, str, int | None]]:
+    """Severity, key and line of each problem that `check --json` told in these words."""
+    found = [each for each in json.loads(answer.stdout)["problems"] if words in each["what"]]
+    return [(each["severity"], each["key"], each["line"]) for each in found]
+
+
+ON_THE_HUB = RECIPE.replace("models/tiny", "Qwen/Qwen2.5-0.5B-Instruct")
+
+
+@pytest.mark.parametrize("line", ["torch_compile: true", "torch_compile_backend: inductor"])
+def test_check_warns_of_compiling_where_it_does_not_help(tmp_path: Path, line: str) -> None:
+    write(tmp_path, "recipes/tiny.yaml", f"{ON_THE_HUB}{line}\n")
+    words = ["check", "tiny", "--json", "--on"]
+    expected = [("warning", line.partition(":")[0], ON_THE_HUB.count("\n") + 1)]
+    assert told(run([*words, "mi50"], tmp_path), "torch_compile") == expected
+    assert told(run([*words, "h200"], tmp_path), "torch_compile") == []
+
+
+CHECK = """
+import os
+from dataclasses import replace
+from iis_finetune import cli, machine
+named = machine.profile
+machine.profile = lambda text: replace(named(text), cpu_flags=(os.environ["STAGED"],))
+cli.main()
+"""
+OWN = 'deepspeed: {zero_optimization: {stage: 2, offload_optimizer: {device: "%s"}}}\n'
+LARGE = ON_THE_HUB.replace("0.5B", "7B").replace("type: lora", "type: full")
+
+
+@pytest.mark.parametrize(
+    ("text", "flag", "where"),
+    [
+        (ON_THE_HUB.replace("kit:\n", "kit:\n  launcher: zero2_offload\n"), "avx", ("kit.launcher", 2)),
+        (ON_THE_HUB.replace("kit:\n", "kit:\n  launcher: zero2\n"), "avx", None),
+        (OWN % "cpu" + ON_THE_HUB, "avx", ("deepspeed", 1)),
+        (OWN % "none" + ON_THE_HUB, "avx", None),
+        (LARGE, "avx", ("kit.launcher", None)),  # chosen by the kit: nothing else fits
+        (LARGE, "avx2", None),
+    ],
+)
+def test_check_warns_of_offloading_to_a_processor_without_avx2(
+    tmp_path: Path, text: str, flag: str, where: tuple[str, int | None] | None
+) -> None:
+    write(tmp_path, "recipes/tiny.yaml", text)
+    command = [sys.executable, "-c", CHECK, "check", "tiny", "--json", "--on", "mi50x2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "STAGED": flag}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert told(answer, "no AVX2") == ([("warning", *where)] if where else [])
 
 
 def test_the_faster_way_on_gfx906_is_advice_and_marked_unconfirmed() -> None:
@@ -687,24 +732,24 @@ def test_a_torch_that_cannot_use_the_card_is_a_problem(name: str, build: str | N
 )
 def test_each_card_has_its_build_of_torch(name: str, torch: str) -> None:
     row = machine.wheel(profile(name))
-    assert row is not None
-    assert row["torch"] == torch
+    assert row and row.torch == torch
 
 
 def test_an_old_nvidia_driver_gets_the_build_for_it() -> None:
     found = Machine("here", "cuda", profile("h200").devices, driver="550.54.14")
-    assert (machine.wheel(found) or {})["torch"] == "2.13.0+cu126"
+    row = machine.wheel(found)
+    assert row and row.torch == "2.13.0+cu126"
 
 
 # The table -----------------------------------------------------------------------------------------------------------
 
 CELLS = ["precision", "attention", "bf16", "fp16", "sdpa_kernels", "flash_attn", "bitsandbytes", "compile"]
-ROWS = table.load("machine.toml")
+ROWS = knowledge.load()
 
 
 @pytest.mark.parametrize("row", ROWS["architecture"], ids=lambda row: row["names"][0])
-def test_every_claim_of_an_architecture_has_source_date_and_confirmed(row: table.Row) -> None:
-    row = table.architecture(row["names"][0])  # with the cells of the row that it is like
+def test_every_claim_of_an_architecture_has_source_date_and_confirmed(row: knowledge.Row) -> None:
+    row = knowledge.architecture(row["names"][0])  # with the cells of the row that it is like
     claims = {name: cell for name, cell in row.items() if name not in ("names", "products", "like")}
     assert set(CELLS) <= set(claims)
     for cell in claims.values():
@@ -734,7 +779,7 @@ def test_auto_never_emulates() -> None:
 
 @pytest.mark.parametrize("arch", ["gfx906", "gfx1032", "gfx1250", "sm_61", "sm_75", "sm_89", "sm_90", "sm_121", "cpu"])
 def test_every_architecture_has_a_row_and_the_catch_all_comes_last(arch: str) -> None:
-    row = table.architecture(arch)
+    row = knowledge.architecture(arch)
     known = [other for other in ROWS["architecture"] if any(fnmatchcase(arch, name) for name in other["names"])]
     assert known[0] is row
 
@@ -753,4 +798,4 @@ def test_every_architecture_has_a_row_and_the_catch_all_comes_last(arch: str) ->
     ],
 )
 def test_the_name_of_an_nvidia_card_tells_its_architecture(name: str, arch: str | None) -> None:
-    assert table.architecture_of(name) == arch
+    assert knowledge.architecture_of(name) == arch

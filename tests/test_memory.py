@@ -38,6 +38,7 @@ MI50 = Workload(
 )
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_what_torch_allocates() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--cpu", "--json"]

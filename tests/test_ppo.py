@@ -20,7 +20,7 @@ from iis_finetune.hook import iis_training_hook
 from iis_finetune.plan import after
 from iis_finetune.recipe import read
 from iis_finetune.runs import Workspace
-from iis_finetune.wheels import Devices, write_record
+from iis_finetune.wheels import write_record
 
 MINE = Path(sys.prefix).parent / ".venv-ppo"
 TABLE = frozen_table("ppo")
@@ -104,7 +104,7 @@ def test_the_training_alone_finds_the_other_environments_programs_first(chain: P
 
 
 def test_set_up_installs_torch_for_the_same_card_and_the_other_pins(tmp_path: Path) -> None:
-    made = setup_plan.make_plan(setup_plan.Request("rocm"), Devices("rocm", 2, ("gfx906",) * 2), purpose=setup_plan.PPO)
+    made = setup_plan.make_plan(setup_plan.Request("rocm"), machine.profile("mi50x2"), purpose=setup_plan.PPO)
     assert made.pins() == ["torch==2.9.1+rocm6.3"] and made.extras == ()
     assert made.inputs_sha256 != setup_plan.inputs_sha256(ROOT)
     lines = (ROOT / "constraints-ppo.txt").read_text().splitlines()

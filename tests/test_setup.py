@@ -22,12 +22,13 @@ from pathlib import Path
 
 import pytest
 import setup
-import setup_devices
 import setup_plan
 import setup_steps
 from ruamel.yaml import YAML
+from test_machine import NEW_SMI, grow, program, write
 
-from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Devices, Wheels, choose, read_table, record_of, write_record
+from iis_finetune.machine import Device, Machine
+from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Accelerator, read_table, record_of, write_record
 
 ROOT = Path(__file__).parent.parent
 TABLE = read_table()
@@ -39,28 +40,37 @@ def constraints() -> dict[str, str]:
     return {name.lower().replace("_", "-"): version for name, _, version in pins}
 
 
-def only_row(devices: Devices) -> Wheels:
-    (row,) = choose(devices, TABLE)
-    return row
+def host(accelerator: Accelerator, *architectures: str, driver: str | None = None) -> Machine:
+    """A machine with these cards; those of other families than the first one's are left out, as detection does it."""
+    vendor = "amd" if accelerator == "rocm" else "nvidia"
+    cards = [Device(n, "a card", vendor, name, 32.0) for n, name in enumerate(architectures)]  # type: ignore[arg-type]
+    chosen = tuple(card for card in cards if card.arch == architectures[0])
+    others = tuple((card, "another family") for card in cards if card not in chosen)
+    return Machine("here", accelerator, chosen, others, driver=driver)
+
+
+CPU = host("cpu")
 
 
 # ---- which builds for which card
 
 
 @pytest.mark.parametrize(
-    ("devices", "torch"),
+    ("found", "torch"),
     [
-        (Devices("cpu"), "2.13.0+cpu"),
-        (Devices("cuda", 1, driver=580, compute_capability=9.0), "2.13.0+cu130"),
-        (Devices("cuda", 1, driver=580, compute_capability=7.0), "2.13.0+cu126"),
-        (Devices("cuda", 1, driver=550, compute_capability=8.6), "2.13.0+cu126"),
-        (Devices("rocm", 2, ("gfx906", "gfx906")), "2.9.1+rocm6.3"),
-        (Devices("rocm", 1, ("gfx900",)), "2.9.1+rocm6.3"),
-        (Devices("rocm", 1, ("gfx1100",)), "2.13.0+rocm7.2"),
+        (CPU, "2.13.0+cpu"),
+        (host("cuda", "sm_90", driver="580.95.05"), "2.13.0+cu130"),
+        (host("cuda", "sm_70", driver="580.95.05"), "2.13.0+cu126"),
+        (host("cuda", "sm_90", "sm_70", driver="580.95.05"), "2.13.0+cu126"),  # the oldest card decides
+        (host("cuda", "sm_86", driver="550.54.14"), "2.13.0+cu126"),
+        (host("rocm", "gfx906", "gfx906"), "2.9.1+rocm6.3"),
+        (host("rocm", "gfx900", "gfx906"), "2.9.1+rocm6.3"),
+        (host("rocm", "gfx906", "gfx1010"), "2.9.1+rocm6.3"),  # no build is known for the other one
+        (host("rocm", "gfx1100"), "2.13.0+rocm7.2"),
     ],
 )
-def test_each_card_gets_the_build_that_has_kernels_for_it(devices: Devices, torch: str) -> None:
-    assert setup_plan.the_one_row(devices, TABLE).torch == torch
+def test_each_card_gets_the_build_that_has_kernels_for_it(found: Machine, torch: str) -> None:
+    assert setup_plan.the_one_row(found).torch == torch
 
 
 def test_every_row_is_one_matching_trio_from_one_index() -> None:
@@ -78,73 +88,82 @@ def test_every_row_is_one_matching_trio_from_one_index() -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "words"),
+    ("found", "words"),
     [
-        (Devices("rocm", 2, ("gfx906", "gfx1100")), "ARCH=gfx906"),
-        (Devices("rocm", 1, ("gfx803",)), "gfx803"),
-        (Devices("rocm"), "amdgpu"),
-        (Devices("cuda", 1, driver=470, compute_capability=8.6), "driver 470"),
+        (host("rocm", "gfx906", "gfx1100"), "ARCH=gfx906"),
+        (host("rocm", "gfx803"), "gfx803"),
+        (host("rocm"), "amdgpu"),
+        (host("cuda", "sm_86", driver="470.1"), "driver 470"),
     ],
 )
-def test_a_card_without_one_known_build_is_refused_with_the_way_out(devices: Devices, words: str) -> None:
+def test_a_card_without_one_known_build_is_refused_with_the_way_out(found: Machine, words: str) -> None:
     with pytest.raises(setup_plan.SetUpFailed, match=words) as caught:
-        setup_plan.the_one_row(devices, TABLE)
+        setup_plan.the_one_row(found)
     assert "fix:" in str(caught.value)
 
 
 def test_two_devices_bring_deepspeed_and_one_does_not() -> None:
     request = setup_plan.Request()
-    assert setup_plan.make_plan(request, Devices("rocm", 2, ("gfx906", "gfx906"))).extras == ("deepspeed",)
-    assert setup_plan.make_plan(request, Devices("rocm", 1, ("gfx906",))).extras == ()
+    assert setup_plan.make_plan(request, host("rocm", "gfx906", "gfx906")).extras == ("deepspeed",)
+    assert setup_plan.make_plan(request, host("rocm", "gfx906")).extras == ()
 
 
-# ---- finding the devices
+# ---- finding the cards: the machine's own detection, on a bare Python
 
 
-def kfd_node(root: Path, number: int, version: int, **facts: int) -> None:
-    node = root / "sys/class/kfd/kfd/topology/nodes" / str(number)
-    (node / "mem_banks/0").mkdir(parents=True)
-    facts = {"simd_count": 240, "vendor_id": 4098, "memory": 34342961152, **facts}
-    (node / "mem_banks/0/properties").write_text(f"heap_type 1\nsize_in_bytes {facts.pop('memory')}\n")
-    lines = [f"{name} {value}" for name, value in {**facts, "gfx_target_version": version}.items()]
-    (node / "properties").write_text("\n".join(lines) + "\n")
-
-
-def test_two_mi50_are_found_and_the_integrated_gpu_is_not_picked(tmp_path: Path) -> None:
-    kfd_node(tmp_path, 0, 0, simd_count=0, vendor_id=0)
-    kfd_node(tmp_path, 2, 90006)
-    kfd_node(tmp_path, 10, 90006)
-    kfd_node(tmp_path, 3, 90012, simd_count=28, memory=512 * 2**20)
-    kfd_node(tmp_path, 4, 0, vendor_id=4318)
-    assert setup_devices.detect(None, tmp_path) == Devices("rocm", 2, ("gfx906", "gfx906"))
-
-
-def test_an_integrated_gpu_alone_is_picked(tmp_path: Path) -> None:
-    kfd_node(tmp_path, 1, 110501, memory=512 * 2**20)
-    assert setup_devices.detect(None, tmp_path).architectures == ("gfx1151",)
+def found_by(root: Path, **request: str) -> tuple[str, list[str]]:
+    found = setup_plan.find_machine(setup_plan.Request(**request), root)  # type: ignore[arg-type]
+    return found.accelerator, [card.arch for card in found.devices]
 
 
 @pytest.mark.parametrize(
-    ("version", "name"), [(90006, "gfx906"), (90010, "gfx90a"), (90402, "gfx942"), (120001, "gfx1201")]
+    ("fixture", "request_", "expected"),
+    [
+        ("a_two_mi50", {}, ("rocm", ["gfx906", "gfx906"])),
+        ("b_mi50_beside_renoir", {}, ("rocm", ["gfx906"])),
+        ("strix_halo", {}, ("rocm", ["gfx1151"])),
+        ("renoir", {}, ("cpu", [])),
+        ("unserved", {}, ("cpu", [])),
+        ("unserved", {"accelerator": "rocm"}, ("rocm", [])),
+        ("unserved", {"architecture": "gfx906"}, ("rocm", ["gfx906"])),
+        ("a_two_mi50", {"accelerator": "cpu"}, ("cpu", [])),
+        ("a_two_mi50", {"accelerator": "cuda"}, ("cuda", [])),
+        ("e_mixed", {"architecture": "gfx1151"}, ("rocm", ["gfx1151"])),
+    ],
 )
-def test_kernel_numbers_become_gfx_names(version: int, name: str) -> None:
-    assert setup_devices.architecture_name(version) == name
+def test_torch_is_for_the_cards_that_are_here_or_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixture: str, request_: dict[str, str],
+    expected: tuple[str, list[str]],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "0")  # what hides a card from a shell does not change what is installed
+    assert found_by(grow(tmp_path, fixture), **request_) == expected
 
 
-def test_an_nvidia_driver_is_found_from_its_files(tmp_path: Path) -> None:
-    (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+def test_beside_nvidia_cards_the_amd_ones_are_chosen_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = grow(grow(tmp_path / "root", "nvidia"), "a_two_mi50")
+    write(tmp_path, "nvidia-smi", "")
+    program(tmp_path / "nvidia-smi", NEW_SMI)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    assert found_by(root) == ("cuda", ["sm_86", "sm_86"])
+    assert found_by(root, accelerator="rocm") == ("rocm", ["gfx906", "gfx906"])
+
+
+def test_an_nvidia_driver_without_its_program_is_found_from_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024\n"
-    (tmp_path / "proc/driver/nvidia/version").write_text(line)
-    assert setup_devices.detect(None, tmp_path) == Devices("cuda", 1, driver=550)
+    write(tmp_path, "proc/driver/nvidia/version", line)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = setup_plan.find_machine(setup_plan.Request(), tmp_path)
+    assert (found.accelerator, found.driver) == ("cuda", "550.54.14")
+    assert setup_plan.the_one_row(found).torch == "2.13.0+cu126"
 
 
-def test_the_oldest_nvidia_card_decides(tmp_path: Path) -> None:
-    found = setup_devices.nvidia_devices(tmp_path, "9.0, 580.95.05\n7.0, 580.95.05\n")
-    assert found == Devices("cuda", 2, driver=580, compute_capability=7.0)
-
-
-def test_a_machine_without_cards_is_a_cpu_machine(tmp_path: Path) -> None:
-    assert setup_devices.detect(None, tmp_path) == Devices("cpu")
+def test_detection_needs_nothing_but_python() -> None:
+    code = "import sys; sys.path[:0] = sys.argv[1:]; from setup_plan import *; print(find_machine(Request()))"
+    command = [sys.executable, "-I", "-S", "-c", code, str(ROOT), str(ROOT / "scripts")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.stdout.startswith("Machine(name='here'"), answer.stderr
 
 
 # ---- the index
@@ -168,7 +187,7 @@ def mirror(tmp_path: Path) -> Iterator[str]:
 
 
 def test_an_index_that_answers_is_the_only_one_that_the_gfx906_pin_comes_from(mirror: str) -> None:
-    source = setup_plan.where_torch_comes_from(only_row(Devices("rocm", 1, ("gfx906",))), mirror)
+    source = setup_plan.where_torch_comes_from(setup_plan.the_one_row(host("rocm", "gfx906")), mirror)
     pins = ["torch==2.9.1+rocm6.3", "torchvision==0.24.1+rocm6.3", "torchaudio==2.9.1+rocm6.3"]
     assert source.arguments() == ["--index-url", f"{mirror}/rocm6.3", *pins]
 
@@ -176,7 +195,7 @@ def test_an_index_that_answers_is_the_only_one_that_the_gfx906_pin_comes_from(mi
 def test_without_the_index_cpu_takes_torch_from_pips_own(
     refusing_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = setup_plan.where_torch_comes_from(only_row(Devices("cpu")), f"http://127.0.0.1:{refusing_port}")
+    source = setup_plan.where_torch_comes_from(setup_plan.the_one_row(CPU), f"http://127.0.0.1:{refusing_port}")
     assert source.arguments() == ["torch==2.13.0"]
     assert source.index is None
     said = capsys.readouterr().out
@@ -185,7 +204,7 @@ def test_without_the_index_cpu_takes_torch_from_pips_own(
 
 
 def test_without_the_index_cuda_takes_the_whole_trio_from_pips_own(refusing_port: int) -> None:
-    row = only_row(Devices("cuda", 1, driver=580, compute_capability=9.0))
+    row = setup_plan.the_one_row(host("cuda", "sm_90", driver="580.95.05"))
     source = setup_plan.where_torch_comes_from(row, f"http://127.0.0.1:{refusing_port}")
     assert source.arguments() == ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
 
@@ -193,7 +212,7 @@ def test_without_the_index_cuda_takes_the_whole_trio_from_pips_own(refusing_port
 def test_without_the_index_rocm_stops_and_says_what_to_do(refusing_port: int) -> None:
     with pytest.raises(setup_plan.SetUpFailed, match="IIS_TORCH_INDEX") as caught:
         setup_plan.where_torch_comes_from(
-            only_row(Devices("rocm", 1, ("gfx906",))), f"http://127.0.0.1:{refusing_port}"
+            setup_plan.the_one_row(host("rocm", "gfx906")), f"http://127.0.0.1:{refusing_port}"
         )
     assert "TORCH=keep" in str(caught.value)
 
@@ -220,7 +239,7 @@ def finished(venv: Path, plan: setup_plan.Plan) -> None:
 
 @pytest.fixture
 def cpu_plan() -> setup_plan.Plan:
-    return setup_plan.make_plan(setup_plan.Request("cpu"), Devices("cpu"))
+    return setup_plan.make_plan(setup_plan.Request("cpu"), CPU)
 
 
 def test_the_same_inputs_are_done_at_once_and_the_stamp_is_renewed(tmp_path: Path, cpu_plan: setup_plan.Plan) -> None:
@@ -239,17 +258,17 @@ def test_the_same_inputs_are_done_at_once_and_the_stamp_is_renewed(tmp_path: Pat
 def test_any_other_input_is_not_done(tmp_path: Path, cpu_plan: setup_plan.Plan, change: str) -> None:
     venv = tmp_path / ".venv"
     finished(venv, cpu_plan)
-    plan, devices = cpu_plan, Devices("cpu")
+    plan = cpu_plan
     if change == "constraints":
         for name in ("constraints.txt", "pyproject.toml"):
             shutil.copy(ROOT / name, tmp_path)
         with (tmp_path / "constraints.txt").open("a") as file:
             file.write("another==1\n")
-        plan = setup_plan.make_plan(cpu_plan.request, devices, tmp_path)
+        plan = setup_plan.make_plan(cpu_plan.request, CPU, tmp_path)
     elif change == "extra":
-        plan = setup_plan.make_plan(setup_plan.Request("cpu", extras=("deepspeed",)), devices)
+        plan = setup_plan.make_plan(setup_plan.Request("cpu", extras=("deepspeed",)), CPU)
     elif change == "torch":
-        plan = setup_plan.make_plan(cpu_plan.request, Devices("rocm", 1, ("gfx906",)))
+        plan = setup_plan.make_plan(cpu_plan.request, host("rocm", "gfx906"))
     elif change == "moved":
         venv = venv.rename(tmp_path / "moved")
     else:
@@ -284,6 +303,25 @@ def test_half_installed_packages_are_dropped_and_whole_ones_stay(tmp_path: Path)
     (site / "whole-1.dist-info" / "RECORD").touch()
     setup_steps.drop_half_installed(tmp_path)
     assert [folder.name for folder in site.iterdir()] == ["whole-1.dist-info"]
+
+
+def test_the_kit_and_what_its_quick_verbs_import_are_compiled_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(setup_steps, "ROOT", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    site = "lib/python3.11/site-packages"
+    for name in ("iis_finetune", f"{site}/typer", f"{site}/torch"):
+        write(tmp_path, f"{name}/module.py", "")
+    steps = setup_steps.Steps(tmp_path)
+    setup_steps.compile_the_quick(steps)
+    compiled = {path.parents[1].name for path in tmp_path.rglob("module.*.pyc")}
+    assert compiled == {"iis_finetune", "typer"}
+    write(tmp_path, f"{site}/rich/broken.py", "no python at all")
+    setup_steps.compile_the_quick(steps)
+    assert "set-up goes on" in capsys.readouterr().out
 
 
 def test_a_failed_step_names_itself_its_command_its_last_lines_and_the_fix(tmp_path: Path) -> None:
@@ -334,7 +372,7 @@ def test_conda_users_get_the_same_pins() -> None:
     environment = YAML(typ="safe").load(text)
     (from_pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     assert from_pip == ["-c constraints.txt", "-e .[train,dev]"]
-    for row in (only_row(Devices("cpu")), TABLE[1], only_row(Devices("rocm", 1, ("gfx906",)))):
+    for row in (setup_plan.the_one_row(CPU), TABLE[1], setup_plan.the_one_row(host("rocm", "gfx906"))):
         assert f"pip install {' '.join(row.requirements())} --index-url {row.index}\n" in text
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from . import builds, hardware
-from .check import Check, Subject
 from .install import InstallPlan, install_plan, mend
-from .trial import Tried, problems_of, risk, together, trials
+from .probing import Tried, problems_of, risk, together, trials
+from .subject import Check, Subject
 
 __all__ = [
     "Check",

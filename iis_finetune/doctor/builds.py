@@ -9,11 +9,19 @@ from pathlib import Path
 from .. import launch, process, rules
 from ..arguments import LLAMAFACTORY
 from ..errors import Place, Problem
-from ..machine import Machine, architecture, build_problems, decide_environment, package_version, rocm_version
-from ..machine.table import numbers
+from ..machine import (
+    Machine,
+    architecture,
+    build_problems,
+    decide_environment,
+    package_version,
+    rocm_version,
+    trouble,
+    version_numbers,
+)
 from ..rules import ALWAYS, check_always
 from ..wheels import PLACEHOLDER, TRIO, load_error, read_table
-from .check import Check, Subject, problem
+from .subject import Check, Subject
 
 START_SECONDS = 180.0
 # Where rocBLAS lies: in PyTorch's own wheels, in AMD's (ROCm/TheRock), on the system for a build of one's own.
@@ -40,10 +48,10 @@ def _kernels(subject: Subject) -> list[Problem]:
     folders = [folder for path in paths for pattern in ROCBLAS for folder in path.glob(pattern)]
     folders = folders or [folder for folder in [root / SYSTEM_ROCBLAS] if folder.is_dir()]
     last, now = architecture(arch).get("rocm_last", {}).get("value"), rocm_version(machine)
-    too_new = bool(last and now and now > numbers(last))
+    too_new = bool(last and now and now > version_numbers(last))
     lacking = not any(next(folder.glob(f"*{arch}*"), None) for folder in folders) if folders else too_new
     what = f"torch {machine.torch_build} has no math kernels for {arch}: it imports, then dies at the first product"
-    return [problem(what, PLAN, "error")] if lacking else []
+    return [trouble(what, PLAN, "error")] if lacking else []
 
 
 def _computes_as(machine: Machine) -> str:
@@ -60,10 +68,10 @@ def _generation(subject: Subject) -> list[Problem]:
     row = next((row for row in read_table() if tag and row.torch.endswith(f"+{tag}")), None)
     problems = []
     if row and int(machine.arch.removeprefix("sm_")) < row.compute_capability_at_least * 10:
-        problems.append(problem(f"torch {build} has no code for {machine.device}", PLAN, "error"))
-    if row and machine.driver and numbers(machine.driver)[0] < row.driver_at_least:
+        problems.append(trouble(f"torch {build} has no code for {machine.device}", PLAN, "error"))
+    if row and machine.driver and version_numbers(machine.driver)[0] < row.driver_at_least:
         what = f"torch {build} needs NVIDIA driver {row.driver_at_least} or later, this one is {machine.driver}"
-        problems.append(problem(what, f"update the driver, or: {PLAN}", "error"))
+        problems.append(trouble(what, f"update the driver, or: {PLAN}", "error"))
     return problems
 
 
@@ -81,9 +89,9 @@ def llamafactory(subject: Subject, quick: bool) -> Check:
     version = package_version("llamafactory", subject.packages)
     fix = f"make setup, or pip install llamafactory=={LLAMAFACTORY}"
     if version is None:
-        return Check("llamafactory", "not installed", [problem("LLaMA-Factory is not installed", fix, "error")])
+        return Check("llamafactory", "not installed", [trouble("LLaMA-Factory is not installed", fix, "error")])
     what = f"LLaMA-Factory {version} is installed; this kit was made and tested with {LLAMAFACTORY}"
-    problems = [problem(what, fix)] if version != LLAMAFACTORY else []
+    problems = [trouble(what, fix)] if version != LLAMAFACTORY else []
     began = time.monotonic()
     failures = [] if quick else _start(subject)
     how = "does not start" if failures else f"starts in {time.monotonic() - began:.0f} s"
@@ -101,4 +109,4 @@ def _start(subject: Subject) -> list[Problem]:
     known = rules.explain(said, Place()) if error else None
     what = f"LLaMA-Factory does not start: {known.what if known else error}"
     fix = known.fix if known else "iis-finetune doctor --fix; if that is not it, make setup and read what it says"
-    return [problem(what, fix, "error")] if error else []
+    return [trouble(what, fix, "error")] if error else []

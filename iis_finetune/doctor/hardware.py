@@ -10,9 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import Problem
-from ..machine import Device, applies, dropped_variables, load, warned_variables
-from ..machine.devices import amd_cards_on_bus, text_of
-from .check import Check, Subject, problem
+from ..machine import Device, amd_cards_on_bus, applies, dropped_variables, load, text_of, trouble, warned_variables
+from .subject import Check, Subject
 
 GIB = 2**30
 LEAST_DISK_GIB, COMFORTABLE_DISK_GIB = 2, 20  # a checkpoint or two; a 7B model in 16 bit with its adapters
@@ -37,12 +36,12 @@ def devices(subject: Subject) -> Check:
 
 def _known_faults(subject: Subject) -> list[Problem]:
     """What the table knows to go wrong on such a card, whatever the recipe, or with this Linux kernel."""
-    table, machine, kernel = load("machine.toml"), subject.machine, text_of(subject.root / "proc/sys/kernel/osrelease")
+    table, machine, kernel = load(), subject.machine, text_of(subject.root / "proc/sys/kernel/osrelease")
     rows = [row for row in table["fault"] if row.get("doctor")]
     rows += [row for row in table["kernel"] if any(fnmatchcase(kernel, version) for version in row["versions"])]
     found = [row for row in rows if machine.devices and applies(row, machine)]
     words = {"{device}": machine.device, "{kernel}": kernel}
-    return [problem(re.sub(r"{\w+}", lambda m: words[m[0]], row["what"]), row["fix"]) for row in found]
+    return [trouble(re.sub(r"{\w+}", lambda m: words[m[0]], row["what"]), row["fix"]) for row in found]
 
 
 def _unserved(subject: Subject) -> list[Problem]:
@@ -52,7 +51,7 @@ def _unserved(subject: Subject) -> list[Problem]:
     missing = [address for address in amd_cards_on_bus(subject.root) if address not in served] if served else []
     what = "the compute driver does not serve the AMD card at {} on the bus"
     fix = "look for 'kfd' in `sudo dmesg`: a slot without PCIe atomics? (a chip for the display only is harmless)"
-    return [problem(what.format(address), fix) for address in missing]
+    return [trouble(what.format(address), fix) for address in missing]
 
 
 def _hidden_memory(subject: Subject) -> list[Problem]:
@@ -66,7 +65,7 @@ def _hidden_memory(subject: Subject) -> list[Problem]:
         if shown_gib < card.memory_gib * 0.9:
             what = f"the bus shows {shown_gib:.2g} of {card.memory_gib:.0f} GiB of {card.pci}: no card can copy to it"
             fix = "turn on Above 4G Decoding and Resizable BAR in the BIOS; else kit.env NCCL_P2P_DISABLE: '1' (slower)"
-            problems.append(problem(what, fix))
+            problems.append(trouble(what, fix))
     return problems
 
 
@@ -84,7 +83,7 @@ def iommu(subject: Subject) -> Check | None:
     words = next((words for unit, words in PASSTHROUGH.items() if units[0].startswith(unit)), "iommu=pt")
     what = f"the IOMMU translates between the {len(cards)} AMD cards ({found}): the first all-reduce can hang"
     fix = f"add '{words}' to GRUB_CMDLINE_LINUX in /etc/default/grub, sudo update-grub, reboot, doctor --probe"
-    return Check("iommu", found, [problem(what, fix)])
+    return Check("iommu", found, [trouble(what, fix)])
 
 
 def _mode(root: Path, device: Device) -> str:
@@ -103,7 +102,7 @@ def numa(subject: Subject) -> Check | None:
     if not setting or not subject.machine.devices:
         return None
     fix = "sudo sysctl kernel.numa_balancing=0, and the same setting in a file below /etc/sysctl.d to keep it"
-    on = [problem("NUMA balancing is on: the speed of steps becomes uneven", fix)] if setting != "0" else []
+    on = [trouble("NUMA balancing is on: the speed of steps becomes uneven", fix)] if setting != "0" else []
     return Check("numa balancing", "on" if on else "off", on)
 
 
@@ -128,9 +127,9 @@ def disk(folder: Path) -> Check:
     problems = []
     if free_gib < COMFORTABLE_DISK_GIB:
         what = f"{free_gib:.1f} GiB are free for {folder}; a 7B model takes 15"
-        problems.append(problem(what, f"make room, or {move}", "error" if free_gib < LEAST_DISK_GIB else "warning"))
+        problems.append(trouble(what, f"make room, or {move}", "error" if free_gib < LEAST_DISK_GIB else "warning"))
     if not os.access(there, os.W_OK):
-        problems.append(problem(f"{there} cannot be written by this user", f"change its owner, or {move}", "error"))
+        problems.append(trouble(f"{there} cannot be written by this user", f"change its owner, or {move}", "error"))
     return Check(f"disk, {folder.name}/", f"{free_gib:.0f} GiB free", problems)
 
 
@@ -141,5 +140,5 @@ def shared_memory(subject: Subject) -> Check:
     resize = "sudo mount -o remount,size=8g /dev/shm"
     fix = "start the container with --shm-size=8g" if subject.machine.container else resize
     what = f"shared memory is {size_gib:.2g} GiB; data workers and processes that train together need more"
-    short = [problem(what, fix)] if size_gib < LEAST_SHARED_MEMORY_GIB else []
+    short = [trouble(what, fix)] if size_gib < LEAST_SHARED_MEMORY_GIB else []
     return Check("shared memory", f"{size_gib:.2g} GiB in /dev/shm", short)

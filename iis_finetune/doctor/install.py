@@ -11,9 +11,8 @@ from pathlib import Path
 
 from .. import process
 from ..errors import Problem, ProblemsFound
-from ..machine import Machine, wheel
-from ..wheels import RECORD, TRIO, cure_of, load_command, load_error, read_table, record_of, write_record
-from .check import problem
+from ..machine import Machine, trouble, wheel
+from ..wheels import RECORD, TRIO, cure_of, load_command, load_error, record_of, write_record
 
 SECONDS = 300.0  # for pip, and for importing torch from a cold disk
 MIRROR = "IIS_TORCH_INDEX"
@@ -35,16 +34,15 @@ def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPla
     row = wheel(machine)
     if row is None:
         fix = "use a torch of your own: make setup TORCH=keep, or train on the CPU: make setup ACCEL=cpu"
-        raise ProblemsFound([problem(f"no published build of torch is known for {machine.device}", fix, "error")])
-    found = next(each for each in read_table() if (each.torch, each.note) == (row["torch"], row.get("note", "")))
-    trio = " ".join(found.requirements())
-    shown = shlex.join(replace(found, devices=(machine.arch,)).for_pip())
-    commands = [f"pip install {shown} --index-url {found.index_at(environment.get(MIRROR))}"]
+        raise ProblemsFound([trouble(f"no published build of torch is known for {machine.device}", fix, "error")])
+    trio = " ".join(row.requirements())
+    shown = shlex.join(replace(row, devices=(machine.arch,)).for_pip())
+    commands = [f"pip install {shown} --index-url {row.index_at(environment.get(MIRROR))}"]
     commands += [f"pip install -c constraints.txt -e '.[train]' {trio}"]  # named again: pip then keeps them
     if len(machine.devices) > 1:
         build = "DS_BUILD_OPS=0 pip install -c constraints.txt --no-build-isolation deepspeed"
         commands += ["pip install setuptools wheel", build]
-    return InstallPlan(machine.title, tuple(commands), found.confirmed, found.source, found.note)
+    return InstallPlan(machine.title, tuple(commands), row.confirmed, row.source, row.note)
 
 
 def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
@@ -54,18 +52,18 @@ def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
     """
     prefix = Path(sys.prefix)
     if record_of(prefix) is None and (prefix / RECORD.replace(".json", ".started.json")).exists():
-        return [], [problem(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error")]
+        return [], [trouble(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error")]
     errors, where = load_errors(environment), _folder_of("torchvision")
     if errors["torch"]:
         fix = "iis-finetune doctor --install-plan, then install what it shows"
-        return [], [problem(f"torch cannot be loaded: {errors['torch']}", fix, "error")]
+        return [], [trouble(f"torch cannot be loaded: {errors['torch']}", fix, "error")]
     cure = cure_of(errors, where, prefix)
     done, problems = [], _uninstall(environment) if cure.remove_torchvision else []
     if cure.remove_torchvision and not problems:
         done.append(f"torchvision, which cannot be loaded ({errors['torchvision']}), is removed: text needs none")
     if cure.torchvision_is_foreign:
         what = f"the torchvision in {where} cannot be loaded and does not belong to this environment"
-        problems.append(problem(what, "pip uninstall torchvision, in the environment that it belongs to", "error"))
+        problems.append(trouble(what, "pip uninstall torchvision, in the environment that it belongs to", "error"))
     if _note(prefix, bool(done), cure.torchaudio_placeholder):
         covered = f"is covered by a text-only placeholder ({errors['torchaudio']})"
         done.append(f"torchaudio {covered if cure.torchaudio_placeholder else 'loads: no placeholder any more'}")
@@ -98,7 +96,7 @@ def _uninstall(environment: Mapping[str, str]) -> list[Problem]:
     gone = process.capture(command, SECONDS, environment)
     failed = load_error(gone.returncode, gone.stderr) if gone else "there is no pip"
     fix = f"remove it yourself: {' '.join(command)} (with uv: uv pip uninstall torchvision)"
-    return [problem(f"torchvision could not be removed: {failed}", fix, "error")] if failed else []
+    return [trouble(f"torchvision could not be removed: {failed}", fix, "error")] if failed else []
 
 
 def _note(prefix: Path, removed: bool, placeholder: bool) -> bool:

@@ -1,34 +1,35 @@
 """The machine: found without torch, described by a sourced table, and what it decides, each with its reason."""
 
+from .computer import package_version
 from .decide import (
     advice,
     build_problems,
+    compile_problems,
     decide_attention,
-    decide_compile,
     decide_precision,
     decide_quantization,
     fused_attention,
     offload_problems,
 )
 from .detect import detect
+from .drivers import amd_cards_on_bus, text_of
 from .environment import decide_environment, dropped_variables, warned_variables
-from .host import package_version
+from .knowledge import Row, applies, architecture, load, profile, rocm_version, version_numbers, wheel
 from .network import interface_to
-from .records import HERE, Accelerator, Device, Machine
-from .table import Row, applies, architecture, load, profile, rocm_version, wheel
+from .records import HERE, Device, Machine, trouble
 
 __all__ = [
     "HERE",
-    "Accelerator",
     "Device",
     "Machine",
     "Row",
     "advice",
+    "amd_cards_on_bus",
     "applies",
     "architecture",
     "build_problems",
+    "compile_problems",
     "decide_attention",
-    "decide_compile",
     "decide_environment",
     "decide_precision",
     "decide_quantization",
@@ -41,6 +42,9 @@ __all__ = [
     "package_version",
     "profile",
     "rocm_version",
+    "text_of",
+    "trouble",
+    "version_numbers",
     "warned_variables",
     "wheel",
 ]

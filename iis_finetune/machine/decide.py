@@ -1,4 +1,4 @@
-"""What the machine decides: precision, attention, quantisation, compiling; each with its reason."""
+"""What the machine decides (precision, attention, quantisation, each with its reason) and what it cannot do well."""
 
 from __future__ import annotations
 
@@ -7,29 +7,20 @@ from typing import Any
 
 from ..decision import Decision, Source
 from ..errors import Place, Problem
-from .host import bitsandbytes_libraries, package_version
-from .records import Machine
-from .table import architecture, numbers, rocm_version
+from .computer import bitsandbytes_libraries, package_version
+from .knowledge import Row, architecture, filled, rocm_version, version_numbers
+from .records import Machine, trouble
 
 Decided = tuple[Decision, list[Problem]]
 
 
-def _cell(machine: Machine, column: str) -> Mapping[str, Any]:
+def _cell(machine: Machine, column: str) -> Row:
     """A cell of the machine's row, its sentences filled in."""
-    cell = architecture(machine.arch).get(column, {})
-    return {k: v.replace("{device}", machine.device) if isinstance(v, str) else v for k, v in cell.items()}
+    return filled(architecture(machine.arch).get(column, {}), machine)
 
 
 def _asked(wanted: str, automatic: str) -> str:
     return f"asked for; auto would choose {automatic} here" if wanted != automatic else "asked for, as auto would"
-
-
-def _warning(what: str, fix: str, key: str) -> Problem:
-    return Problem(what, fix, Place(key=key), severity="warning", kind="machine")
-
-
-def _error(what: str, fix: str, key: str) -> Problem:
-    return Problem(what, fix, Place(key=key), kind="machine")
 
 
 def decide_precision(machine: Machine, wanted: str = "auto", source: Source = "recipe") -> Decided:
@@ -48,11 +39,11 @@ def _precision_problems(machine: Machine, wanted: str, fix: str) -> list[Problem
     cell = _cell(machine, wanted) if wanted in ("bf16", "fp16") else {}
     key, note = "kit.precision", cell.get("note", "")
     if cell.get("value") == "none":
-        return [_error(f"{wanted} cannot run on {machine.device}: {note}", fix, key)]
+        return [trouble(f"{wanted} cannot run on {machine.device}: {note}", fix, "error", key)]
     if cell.get("value") == "emulated" and not set(cell.get("unless_flags", ())) & set(machine.cpu_flags):
-        return [_warning(f"{wanted} is emulated on {machine.device} and {note}", fix, key)]
+        return [trouble(f"{wanted} is emulated on {machine.device} and {note}", fix, key=key)]
     if wanted == "fp16" and note:
-        return [_warning(f"fp16 is not proven on {machine.device}: {note}", fix, key)]
+        return [trouble(f"fp16 is not proven on {machine.device}: {note}", fix, key=key)]
     return []
 
 
@@ -69,7 +60,7 @@ def decide_attention(machine: Machine, precision: str, wanted: str = "auto", sou
         # Qwen2-7B, WikiText-2 perplexity: fp16 NaN, bf16 7.997 against 7.13 (huggingface/transformers#33317)
         harm = "overflows to NaN with" if precision == "fp16" else "loses accuracy with"
         what = f"plain attention (disabled) {harm} {precision} on Qwen2 and its like"
-        return decision, [_warning(what, fix, "kit.attention")]
+        return decision, [trouble(what, fix, key="kit.attention")]
     return decision, []
 
 
@@ -87,7 +78,7 @@ def _automatic_attention(machine: Machine, precision: str) -> tuple[str, str]:
 def _flash_problems(machine: Machine, precision: str, fix: str) -> list[Problem]:
     key, cell = "kit.attention", _cell(machine, "flash_attn")
     if not cell["value"]:
-        return [_error(f"the flash-attn package does not support {machine.device}", fix, key)]
+        return [trouble(f"the flash-attn package does not support {machine.device}", fix, "error", key)]
     if precision == "fp32":
         return [Problem("flash-attn computes in fp16 and bf16 only, not in fp32", fix, Place(key=key))]
     if machine.here and package_version("flash_attn") is None:
@@ -112,7 +103,7 @@ def decide_quantization(machine: Machine) -> Decided:
         reason = f"bitsandbytes does not support {machine.device}"
         if cell["value"] != "none":
             reason = "this processor has no AVX2, which bitsandbytes needs on a CPU"
-        return Decision("quantization", False, "machine table", reason), [_error(reason, other, key)]
+        return Decision("quantization", False, "machine table", reason), [trouble(reason, other, "error", key)]
     allowed = Decision("quantization", True, "machine table", f"bitsandbytes supports {machine.device}: {note}")
     if foreign := _foreign_bitsandbytes(machine, cell.get("version", "0")):
         return allowed, [Problem(foreign, note, Place(key=key), kind="missing")]
@@ -120,12 +111,12 @@ def decide_quantization(machine: Machine) -> Decided:
         fix = note if cell["value"] == "source" else f"pip install 'bitsandbytes>={cell['version']}'"
         problem = Problem("quantization needs the bitsandbytes package", fix, Place(key=key), kind="missing")
         return allowed, [problem]
-    too_old = (rocm_version(machine) or ()) < numbers(cell.get("rocm_from", ""))
+    too_old = (rocm_version(machine) or ()) < version_numbers(cell.get("rocm_from", ""))
     if cell["value"] == "source" or too_old:
         what = f"bitsandbytes has no ready-made build for {machine.device}"
         if cell["value"] != "source":
             what += " and this ROCm" if machine.here else f" below ROCm {cell['rocm_from']}"
-        return allowed, [_warning(what, f"{note}; or {other}", key)]
+        return allowed, [trouble(what, f"{note}; or {other}", key=key)]
     return allowed, []
 
 
@@ -137,32 +128,29 @@ def _foreign_bitsandbytes(machine: Machine, oldest: str) -> str | None:
     found = package_version("bitsandbytes") if machine.here and machine.accelerator == "rocm" else None
     if found is None:
         return None
-    if numbers(found)[:3] < numbers(oldest):
+    if version_numbers(found)[:3] < version_numbers(oldest):
         return f"bitsandbytes {found} is installed, and 4-bit weights are wrong with it on {machine.device}"
-    libraries = [numbers(f"{name[0]}.{name[1:]}") for name in bitsandbytes_libraries()]
+    libraries = [version_numbers(f"{name[0]}.{name[1:]}") for name in bitsandbytes_libraries()]
     rocm = rocm_version(machine)
     if not libraries or rocm is None or any(one[0] == rocm[0] and one <= rocm for one in libraries):
         return None
     return f"bitsandbytes {found} has no library for ROCm {'.'.join(map(str, rocm))}: it takes another one and crashes"
 
 
-def decide_compile(machine: Machine) -> Decided:
-    """Whether torch.compile is to be used; the problems are those of a recipe that asks for it."""
+def compile_problems(machine: Machine) -> list[Problem]:
+    """What speaks against a recipe that asks for torch_compile."""
     cell = _cell(machine, "compile")
     if cell["value"]:
-        reason = f"Triton supports {machine.device}, but LLaMA-Factory compiles only when a recipe asks for it"
-        return Decision("compile", True, "machine table", reason), []
-    reason = cell["note"]
-    problem = _warning(f"torch_compile does not pay here: {reason}", "remove torch_compile", "torch_compile")
-    return Decision("compile", False, "machine table", reason), [problem]
+        return []
+    return [trouble(f"torch_compile does not help here: {cell['note']}", "remove torch_compile", key="torch_compile")]
 
 
 def offload_problems(machine: Machine) -> list[Problem]:
     """What speaks against keeping the optimizer in the computer's memory (zero2_offload, zero3_offload)."""
     if not machine.cpu_flags or {"avx2", "avx512f"} & set(machine.cpu_flags):
         return []
-    what = "this processor has AVX but no AVX2: DeepSpeed's optimizer on the CPU falls back to scalar code, very slow"
-    return [_warning(what, "use zero3 or fsdp without offload, or a smaller model", "kit.launcher")]
+    what = "this processor has no AVX2, so DeepSpeed's optimizer on the CPU runs without vector instructions: very slow"
+    return [trouble(what, "zero3 or fsdp without offload, or a smaller model", key="kit.launcher")]
 
 
 def build_problems(machine: Machine) -> list[Problem]:
@@ -175,10 +163,10 @@ def build_problems(machine: Machine) -> list[Problem]:
     local = build.partition("+")[2]
     wrong = {"rocm": ("cpu", "cu"), "cuda": ("cpu", "rocm"), "cpu": ()}[machine.accelerator]
     if local.startswith(wrong) and wrong:
-        return [Problem(f"torch {build} cannot use {machine.device}", fix, kind="machine")]
+        return [trouble(f"torch {build} cannot use {machine.device}", fix, "error")]
     if machine.accelerator == "rocm" and build.replace(".", "").isdecimal():
         what = f"torch {build} looks like the CUDA build, which cannot use {machine.device}"
-        return [Problem(what, fix, severity="warning", kind="machine")]
+        return [trouble(what, fix)]
     return []
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import Problem
-from . import devices as drivers
-from . import host, table
-from .records import HERE, Accelerator, Device, Machine
+from ..wheels import Accelerator
+from . import computer, drivers, knowledge
+from .records import HERE, Device, Machine, Vendor, trouble
 
 LeftOut = list[tuple[Device, str]]
 # ROCr filters first, and HIP counts what ROCr leaves; HIP takes CUDA's variable only where its own is not set
@@ -19,35 +18,35 @@ AMD_FILTERS = (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_
 NVIDIA_FILTERS = (("CUDA_VISIBLE_DEVICES",),)
 
 
-def detect(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Machine:
-    """The machine below `root`; the user's own `*_VISIBLE_DEVICES` in `environment` filter its devices."""
-    environment = os.environ if environment is None else environment
-    memory_gib, torch_build = host.memory_gib(root), host.package_version("torch")
+def detect(
+    root: Path = Path("/"), environment: Mapping[str, str] = os.environ, prefer: Vendor | None = None
+) -> Machine:
+    """The machine below `root`; the user's own `*_VISIBLE_DEVICES` filter its devices. Runs on a bare Python.
+
+    `prefer`: whose cards are taken where both vendors' are here; None: those that the installed torch serves.
+    """
+    memory_gib, torch_build = computer.memory_gib(root), computer.package_version("torch")
     amd = drivers.amd_devices(root)
-    nvidia, driver, problems = drivers.nvidia_devices(root)
-    # a device that reports no memory of its own computes in the system's
-    nvidia = [one if one.memory_gib else replace(one, memory_gib=memory_gib or 0, integrated=True) for one in nvidia]
-    shown, left_out = list[Device](), LeftOut()
-    for found, filters in ((amd, AMD_FILTERS), (nvidia, NVIDIA_FILTERS)):
-        kept, hidden, unknown = visible(found, filters, environment)
-        shown, left_out, problems = shown + kept, left_out + hidden, problems + unknown
-    chosen, others = choose(shown, prefer_amd="+rocm" in (torch_build or ""))
+    nvidia, driver, problems = drivers.nvidia_devices(root, memory_gib or 0.0)
+    shown, hidden, unknown = _visible(amd, AMD_FILTERS, environment)
+    more, more_hidden, more_unknown = _visible(nvidia, NVIDIA_FILTERS, environment)
+    chosen, others = _choose(shown + more, prefer or ("amd" if "+rocm" in (torch_build or "") else "nvidia"))
     usable, kfd_problems = _kfd(root, chosen) if amd else (None, _without_driver(root, bool(nvidia)))
     return Machine(
         name=HERE,
         accelerator=_accelerator(chosen),
         devices=tuple(chosen),
-        left_out=tuple(left_out + others),
-        cpu_count=host.cpu_count(root),
+        left_out=(*hidden, *more_hidden, *others),
+        cpu_count=computer.cpu_count(root),
         memory_gib=memory_gib,
-        cpu_flags=host.cpu_flags(root),
+        cpu_flags=computer.cpu_flags(root),
         torch_build=torch_build,
-        torchaudio_placeholder=host.torchaudio_placeholder(Path(sys.prefix)),
+        torchaudio_placeholder=computer.torchaudio_placeholder(Path(sys.prefix)),
         driver=driver,
-        container=host.in_container(root),
-        wsl=host.in_wsl(root),
+        container=computer.in_container(root),
+        wsl=computer.in_wsl(root),
         kfd_usable=usable,
-        problems=tuple(problems + kfd_problems),
+        problems=(*problems, *unknown, *more_unknown, *kfd_problems),
     )
 
 
@@ -57,7 +56,7 @@ def _accelerator(chosen: Sequence[Device]) -> Accelerator:
     return "rocm" if chosen[0].vendor == "amd" else "cuda"
 
 
-def visible(
+def _visible(
     found: list[Device], filters: Sequence[Sequence[str]], environment: Mapping[str, str]
 ) -> tuple[list[Device], LeftOut, list[Problem]]:
     """Apply the user's own variables as the driver would: in order, by index or UUID, up to the first unknown one."""
@@ -71,7 +70,7 @@ def visible(
         left_out += [(device, f"hidden by your {name}={environment[name]}") for device in found if device not in kept]
         if unknown:
             what = f"{name} names {unknown!r}, which is none of the {len(found)} devices here"
-            problems.append(Problem(what, f"correct {name} or unset it", severity="warning", kind="machine"))
+            problems.append(trouble(what, f"correct {name} or unset it"))
         found = kept
     return found, left_out, problems
 
@@ -94,14 +93,14 @@ def _named(found: list[Device], word: str) -> Device | None:
     return matching[0] if len(matching) == 1 else None
 
 
-def choose(shown: list[Device], prefer_amd: bool) -> tuple[list[Device], LeftOut]:
+def _choose(shown: list[Device], prefer: Vendor) -> tuple[list[Device], LeftOut]:
     """The devices to train on: one vendor, no integrated graphics beside a card, one architecture."""
     left_out: LeftOut = []
 
     def leave(devices: list[Device], reason: str) -> None:
         left_out.extend((device, reason) for device in devices)
 
-    never = [one for one in shown if one.integrated and table.cell(one.arch, "integrated") == "never"]
+    never = [one for one in shown if one.integrated and knowledge.cell(one.arch, "integrated") == "never"]
     leave(never, "integrated graphics, too small to train on")
     for one in shown:
         leave([one] if table.cell(one.arch, "left_out") else [], table.cell(one.arch, "left_out") or "")
@@ -109,11 +108,9 @@ def choose(shown: list[Device], prefer_amd: bool) -> tuple[list[Device], LeftOut
     if any(not one.integrated for one in rest):
         leave([one for one in rest if one.integrated], "integrated graphics beside a card of its own")
         rest = [one for one in rest if not one.integrated]
-    vendors = {one.vendor for one in rest}
-    if len(vendors) > 1:
-        vendor = "amd" if prefer_amd else "nvidia"
-        leave([one for one in rest if one.vendor != vendor], "the installed torch serves the other vendor's cards")
-        rest = [one for one in rest if one.vendor == vendor]
+    if len({one.vendor for one in rest}) > 1:
+        leave([one for one in rest if one.vendor != prefer], "the installed torch serves the other vendor's cards")
+        rest = [one for one in rest if one.vendor == prefer]
     memory_gib = {one.arch: sum(other.memory_gib for other in rest if other.arch == one.arch) for one in rest}
     largest = max(memory_gib, key=lambda arch: memory_gib[arch], default="")
     leave([one for one in rest if one.arch != largest], f"another architecture than {largest}, which has more memory")
@@ -133,17 +130,17 @@ def _kfd(root: Path, chosen: Sequence[Device]) -> tuple[bool, list[Problem]]:
     else:
         what = f"/{shut[0].relative_to(root)} is not here, so torch will see no AMD card"
         fix = "start the container with --device=/dev/kfd --device=/dev/dri --group-add render --group-add video"
-    return False, [Problem(what, fix, kind="machine")] if chosen else []
+    return False, [trouble(what, fix, "error")] if chosen else []
 
 
 def _without_driver(root: Path, nvidia: bool) -> list[Problem]:
     """An AMD card on the bus that the compute driver does not serve; WSL has no such driver at all."""
-    if host.in_wsl(root) and (root / "dev/dxg").exists() and not nvidia:
+    if computer.in_wsl(root) and (root / "dev/dxg").exists() and not nvidia:
         what = "under WSL an AMD card cannot be found, so this plan is for the CPU"
-        return [Problem(what, "train on Linux itself, or name the card with --on", severity="warning", kind="machine")]
+        return [trouble(what, "train on Linux itself, or name the card with --on")]
     cards = [] if nvidia else list(drivers.amd_cards_on_bus(root))
     if not cards:
         return []
     what = f"an AMD graphics card is plugged in ({', '.join(cards)}) but the compute driver does not serve it"
     fix = "install the amdgpu driver with ROCm support, and look for 'kfd' in `dmesg` (a slot without PCIe atomics?)"
-    return [Problem(what, fix, severity="warning", kind="machine")]
+    return [trouble(what, fix)]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from ..decision import Decision
-from ..errors import Place, Problem
-from .records import Machine
-from .table import variables
+from ..errors import Problem
+from .knowledge import variables
+from .records import Machine, trouble
 
 GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; more only adds switching
 
@@ -16,17 +16,10 @@ GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; 
 def decide_environment(machine: Machine, processes: int = 1, everywhere: int | None = None) -> list[Decision]:
     """One Decision a variable, named `environment.NAME`; `processes` training processes use the first devices.
 
-    `everywhere` counts those on other machines too: what several processes need, one that has partners elsewhere does.
+    `everywhere` counts processes on all nodes.
     """
-    table = [
-        Decision(
-            f"environment.{name}",
-            row["value"],
-            "machine table",
-            row["reason"].replace("{device}", machine.device),
-        )
-        for name, row in variables("set", machine, everywhere or processes)
-    ]
+    rows = variables("set", machine, everywhere or processes)
+    table = [Decision(f"environment.{name}", row["value"], "machine table", row["reason"]) for name, row in rows]
     return [*_devices(machine, processes), *table, *_threads(machine, processes)]
 
 
@@ -66,23 +59,15 @@ def _threads(machine: Machine, processes: int) -> list[Decision]:
 def dropped_variables(machine: Machine, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Inherited variables that the training processes must not see, and why; what the plan sets comes after that."""
     rows = variables("drop", machine)
-    return [
-        (name, next(row["reason"] for pattern, row in rows if fnmatchcase(name, pattern)))
-        for name in sorted(environment)
-        if any(fnmatchcase(name, pattern) for pattern, _ in rows)
-    ]
+    found = ((name, next((row for pattern, row in rows if fnmatchcase(name, pattern)), None)) for name in environment)
+    return sorted((name, row["reason"]) for name, row in found if row)
 
 
 def warned_variables(machine: Machine, environment: Mapping[str, str]) -> list[Problem]:
     """Dead, useless or harmful variables that are set (in the shell, or in a recipe's `kit.env`), as warnings."""
+    rows = [(name, row) for name, row in variables("warn", machine) if name in environment]
     return [
-        Problem(
-            f"{name}={environment[name]} {row['reason'].replace('{device}', machine.device)}",
-            f"unset {name}",
-            Place(key=name),
-            severity="warning",
-            kind="machine",
-        )
-        for name, row in variables("warn", machine)
-        if name in environment and fnmatchcase(environment[name], row.get("value", "*"))
+        trouble(f"{name}={environment[name]} {row['reason']}", f"unset {name}", key=name)
+        for name, row in rows
+        if fnmatchcase(environment[name], row.get("value", "*"))
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..errors import Problem
+from ..errors import Place, Problem, Severity
+from ..wheels import Accelerator
 
 Vendor = Literal["amd", "nvidia"]
-Accelerator = Literal["rocm", "cuda", "cpu"]
 
 HERE = "here"
 
@@ -83,3 +83,8 @@ class Machine:
             "left_out": [{**asdict(device), "reason": reason} for device, reason in self.left_out],
             "problems": [problem.as_json() for problem in self.problems],
         }
+
+
+def trouble(what: str, fix: str, severity: Severity = "warning", key: str | None = None) -> Problem:
+    """A problem of the machine, not of what the user wrote."""
+    return Problem(what, fix, Place(key=key), severity, "machine")

@@ -16,6 +16,7 @@ from ..runs import Workspace
 from ..wheels import record_of
 
 GIB = 2**30
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 
 
 def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
@@ -69,6 +70,15 @@ def quantization_problems(case: Case) -> list[Problem]:
         return []
     place = case.recipe.place("quantization_bit")
     return [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
+
+
+def machine_problems(case: Case) -> list[Problem]:
+    """What the machine, a named one too, does badly: compiling, and an optimizer in the computer's own memory."""
+    compiling = [key for key in COMPILING if case[key]]
+    found = [(compiling[0], each) for each in machine.compile_problems(case.machine) if compiling]
+    offload = "deepspeed" if case.states("deepspeed") else "kit.launcher"
+    found += [(offload, each) for each in machine.offload_problems(case.machine) if case.offloads]
+    return [replace(each, where=case.recipe.place(key)) for key, each in found]
 
 
 def _disk(case: Case, runs: Path) -> list[Problem]:

@@ -78,21 +78,30 @@ class Case:
         return self.recipe.kit.launcher == "auto" and not self.states("deepspeed", "fsdp")
 
     @cached_property
-    def zero_stage(self) -> int | None:
-        """The ZeRO stage of this run; None without DeepSpeed, 0 where its configuration does not say."""
-        if self.launcher.startswith("zero"):
-            return int(self.launcher[4])
-        if self.launcher != "deepspeed":
-            return None
+    def own_zero(self) -> Mapping[str, Any]:
+        """What a DeepSpeed configuration of the user's own says of ZeRO; empty where it does not, or there is none."""
         config = self["deepspeed"]
         if isinstance(config, str):
             try:
                 config = json.loads(Path(config).read_bytes())
             except (OSError, ValueError):
-                return 0
+                return {}
         part = config.get("zero_optimization") if isinstance(config, dict) else None
-        stage = part.get("stage") if isinstance(part, dict) else 0
-        return stage if isinstance(stage, int) else 0
+        return part if isinstance(part, dict) else {}
+
+    @property
+    def zero_stage(self) -> int | None:
+        """The ZeRO stage of this run; None without DeepSpeed, 0 where its configuration does not say."""
+        if self.launcher.startswith("zero"):
+            return int(self.launcher[4])
+        stage = self.own_zero.get("stage", 0)
+        return (stage if isinstance(stage, int) else 0) if self.launcher == "deepspeed" else None
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimizer's states lie in the computer's own memory."""
+        own = self.own_zero.get("offload_optimizer")
+        return self.launcher.endswith("_offload") or (isinstance(own, dict) and own.get("device", "none") != "none")
 
     @property
     def sharded(self) -> bool:

@@ -93,7 +93,7 @@ def without_build(case: Case, severity: str) -> bool:
 
 
 RULES = (
-    *map(rule_of, load("machine.toml")["fault"]),
+    *map(rule_of, load()["fault"]),
     Rule(OWN, "optim", lambda c: without_build(c, "error"),
          "optim {c[optim]} is bitsandbytes', which has no build for {c.machine.device}",
          "optim: adamw_torch", "tables/machine.toml, bitsandbytes", kind="machine"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import Problem
-from . import table
-from .records import Device
+from . import knowledge
+from .records import Device, trouble
 
 AMD, AMD_PCI = 4098, "0x1002"
 NVIDIA_SMI_SECONDS = 20  # without the persistence daemon the driver starts for each call, which takes seconds
+NVIDIA_DRIVER = ("proc/driver/nvidia/version", "sys/module/nvidia/version", "usr/lib/wsl/lib/nvidia-smi")
 FIELDS = ("index", "name", "memory.total", "compute_cap", "driver_version", "uuid", "pci.bus_id", "memory.reserved")
 OLD_FIELDS = tuple(field for field in FIELDS if field not in ("compute_cap", "memory.reserved"))
 
@@ -50,11 +52,11 @@ def _amd_device(root: Path, folder: Path, place: tuple[int, str], node: Mapping[
     index, arch = place
     minor = node.get("drm_render_minor", 0)
     drm = root / f"sys/class/drm/renderD{minor}/device"
-    integrated = table.cell(arch, "integrated") is not None
+    integrated = knowledge.cell(arch, "integrated") is not None
     memory = number_in(drm / "mem_info_vram_total") or _largest_bank(folder)
     if integrated:  # the video memory of an APU is only its carve-out; it computes in the system's memory as well
         memory += number_in(drm / "mem_info_gtt_total")
-    name = text_of(drm / "product_name") or table.card_name(node.get("device_id", 0)) or f"AMD {arch}"
+    name = text_of(drm / "product_name") or knowledge.card_name(node.get("device_id", 0)) or f"AMD {arch}"
     return Device(
         index=index,
         name=name,
@@ -108,23 +110,22 @@ def amd_cards_on_bus(root: Path) -> Iterator[str]:
             yield path.name
 
 
-def nvidia_driver(root: Path) -> bool:
-    files = ("proc/driver/nvidia/version", "sys/module/nvidia/version", "usr/lib/wsl/lib/nvidia-smi")
-    return any((root / file).exists() for file in files)
+def nvidia_devices(root: Path, system_gib: float) -> tuple[list[Device], str | None, list[Problem]]:
+    """The devices that nvidia-smi lists, the driver's version, and what stood in the way.
 
-
-def nvidia_devices(root: Path) -> tuple[list[Device], str | None, list[Problem]]:
-    """The devices that nvidia-smi lists, the driver's version, and what stood in the way."""
-    if not nvidia_driver(root):
+    A device that reports no memory of its own computes in the system's `system_gib`.
+    """
+    if not any((root / file).exists() for file in NVIDIA_DRIVER):
         return [], None, []
     for fields in (FIELDS, OLD_FIELDS):  # an older driver refuses the whole question for one field it does not know
         lines = _nvidia_smi(fields)
         if lines:
             rows = [dict(zip(fields, line, strict=False)) for line in lines]
-            return [_nvidia_device(row) for row in rows], rows[0].get("driver_version"), []
+            return [_nvidia_device(row, system_gib) for row in rows], rows[0].get("driver_version"), []
     what = "the NVIDIA driver is loaded but nvidia-smi names no card, so the card cannot be used"
     fix = "run `nvidia-smi`; in a container start it with `--gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility`"
-    return [], None, [Problem(what, fix, severity="warning", kind="machine")]
+    loaded = re.search(r" (\d{3}[.\d]*) ", text_of(root / NVIDIA_DRIVER[0]))
+    return [], loaded[1] if loaded else None, [trouble(what, fix)]
 
 
 def _nvidia_smi(fields: tuple[str, ...]) -> list[list[str]]:
@@ -138,18 +139,19 @@ def _nvidia_smi(fields: tuple[str, ...]) -> list[list[str]]:
     return [row for row in rows if len(row) > 1 and row[0].isdecimal()]
 
 
-def _nvidia_device(row: Mapping[str, str]) -> Device:
+def _nvidia_device(row: Mapping[str, str], system_gib: float) -> Device:
     name, capability = row["name"], row.get("compute_cap", "")
-    arch = f"sm_{capability.replace('.', '')}" if capability[:1].isdecimal() else table.architecture_of(name)
+    arch = f"sm_{capability.replace('.', '')}" if capability[:1].isdecimal() else knowledge.architecture_of(name)
     total, reserved = (_mebibytes(row.get(field, "")) for field in ("memory.total", "memory.reserved"))
     return Device(
         index=int(row["index"]),
         name=name,
         vendor="nvidia",
         arch=arch or "sm_60",  # unknown name and old driver: an old card, so the cautious row
-        memory_gib=round((total - reserved) / 1024, 2),
+        memory_gib=round((total - reserved) / 1024, 2) or system_gib,
         uuid=row.get("uuid") or None,
         pci=row.get("pci.bus_id") or None,
+        integrated=not total,
     )
 
 

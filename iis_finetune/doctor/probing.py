@@ -13,10 +13,10 @@ from typing import Any
 
 from .. import launch, process, rules
 from ..errors import Place, Problem
-from ..machine import Machine, architecture, decide_attention, decide_environment, decide_precision
+from ..machine import Machine, architecture, decide_attention, decide_environment, decide_precision, trouble
 from ..wheels import load_error
-from .check import Subject, problem
 from .hardware import iommu
+from .subject import Subject
 
 PROBE = Path(__file__).parent.parent / "probe" / "device.py"
 IMPORT_SECONDS = 60.0  # importing torch from a cold disk
@@ -62,7 +62,7 @@ def risk(subject: Subject) -> Problem | None:
     if check is None or not check.problems:
         return None
     what = "the IOMMU translates between the cards: on a few hosts the first all-reduce froze the whole computer"
-    return problem(what, f"save your work first, or {check.problems[0].fix}")
+    return trouble(what, f"save your work first, or {check.problems[0].fix}")
 
 
 def trials(subject: Subject, processes: int | None = None, seconds: float = ALL_REDUCE_SECONDS) -> list[Tried]:
@@ -95,7 +95,7 @@ def problems_of(tried: Sequence[Tried]) -> list[Problem]:
             )
         elif not each.used:
             fix = "leave precision and attention on auto, which does not use it here"
-        problems.append(problem(what, known.fix if known else fix, "error" if each.used else "warning"))
+        problems.append(trouble(what, known.fix if known else fix, "error" if each.used else "warning"))
     return problems
 
 

@@ -1,6 +1,6 @@
-"""Measure the peak memory of training steps as LLaMA-Factory makes them, on random weights.
+"""Started by memory.py: the peak memory of training steps as LLaMA-Factory makes them, on random weights.
 
-    python -m iis_finetune.probe.memory CASES.json
+    python benchmarks/memory_child.py CASES.json
 
 CASES.json is a list of cases, each holding
     config      the model's config.json as an object; `model_type` is needed

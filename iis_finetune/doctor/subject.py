@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problem, Severity, errors_of
+from ..errors import Problem, errors_of
 from ..machine import Machine
 from ..recipe import Recipe
 from ..runs import Workspace
@@ -44,8 +44,3 @@ class Check:
     def as_json(self) -> dict[str, Any]:
         problems = [problem.as_json() for problem in self.problems]
         return {"check": self.name, "state": self.state, "found": self.found, "problems": problems}
-
-
-def problem(what: str, fix: str, severity: Severity = "warning") -> Problem:
-    """A problem of the machine, not of what the user wrote."""
-    return Problem(what, fix, severity=severity, kind="machine")

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from .devices import number_in, text_of
+from ..wheels import record_of
+from .drivers import number_in, text_of
 
 CONTAINER_MARKS = ("docker", "kubepods", "containerd", "lxc", "libpod")
 
@@ -51,13 +52,7 @@ def _normal(name: str) -> str:
 
 def torchaudio_placeholder(prefix: Path) -> bool | None:
     """Whether set-up found that the real torchaudio cannot load; None when set-up left no result."""
-    import json
-
-    try:
-        result = json.loads((prefix / "iis-finetune-setup.json").read_text())
-    except (OSError, ValueError):
-        return None
-    found = result.get("torchaudio_placeholder") if isinstance(result, dict) else None
+    found = (record_of(prefix) or {}).get("torchaudio_placeholder")
     return found if isinstance(found, bool) else None
 
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from .records import Device, Machine
+from ..wheels import Wheels, read_table
+from .records import Device, Machine, Vendor
 
 Row = Mapping[str, Any]
 
-TABLES = Path(__file__).parent.parent / "tables"
+TABLE = Path(__file__).parent.parent / "tables" / "machine.toml"
 PROFILE_CPU_COUNT = 16  # an assumption: profiles describe cards, and only OMP_NUM_THREADS follows from it
 
 
 @cache
-def load(name: str) -> Mapping[str, list[Row]]:
+def load() -> Mapping[str, list[Row]]:
     import tomllib
 
-    with (TABLES / name).open("rb") as file:
-        return tomllib.load(file)
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def architecture(name: str) -> Row:
     """The row of an architecture (`gfx906`, `sm_90`, `cpu`); the catch-all rows make sure that there is one."""
-    rows = load("machine.toml")["architecture"]
+    rows = load()["architecture"]
     row = next(row for row in rows if any(fnmatchcase(name, pattern) for pattern in row["names"]))
     return {**architecture(row["like"]), **row} if "like" in row else row
 
@@ -40,9 +41,14 @@ def cell(arch: str, column: str) -> Any:
 
 def variables(verdict: str, machine: Machine, processes: int = 1) -> list[tuple[str, Row]]:
     """Names (or patterns of names) of a verdict and their rows, those whose every condition holds."""
-    rows = load("machine.toml")["variable"]
+    rows = load()["variable"]
     chosen = [row for row in rows if row["verdict"] == verdict and applies(row, machine, processes)]
-    return [(name, row) for row in chosen for name in row["name"].split(", ")]
+    return [(name, filled(row, machine)) for row in chosen for name in row["name"].split(", ")]
+
+
+def filled(row: Row, machine: Machine) -> Row:
+    """A row or a cell with the device's name in its sentences."""
+    return {k: v.replace("{device}", machine.device) if isinstance(v, str) else v for k, v in row.items()}
 
 
 def applies(row: Row, machine: Machine, processes: int = 1) -> bool:
@@ -51,8 +57,8 @@ def applies(row: Row, machine: Machine, processes: int = 1) -> bool:
     return (
         row.get("accelerator", machine.accelerator) == machine.accelerator
         and any(fnmatchcase(machine.arch, pattern) for pattern in row.get("architectures", ["*"]))
-        and ("rocm_below" not in row or (rocm is not None and rocm < numbers(row["rocm_below"])))
-        and ("rocm_from" not in row or (rocm is not None and rocm >= numbers(row["rocm_from"])))
+        and ("rocm_below" not in row or (rocm is not None and rocm < version_numbers(row["rocm_below"])))
+        and ("rocm_from" not in row or (rocm is not None and rocm >= version_numbers(row["rocm_from"])))
         and bool(re.search(row.get("torch_build", ""), machine.torch_build or ""))
         and processes >= row.get("processes_from", 1)
         and all(row.get("device_name", "") in device.name for device in machine.devices)
@@ -61,10 +67,10 @@ def applies(row: Row, machine: Machine, processes: int = 1) -> bool:
 
 
 def _older(version: str | None, than: str) -> bool:
-    return version is not None and numbers(version) < numbers(than)
+    return version is not None and version_numbers(version) < version_numbers(than)
 
 
-def numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """A version to compare by: ROCm 7.14 is newer than 7.2."""
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
@@ -72,37 +78,26 @@ def numbers(version: str) -> tuple[int, ...]:
 def rocm_version(machine: Machine) -> tuple[int, ...] | None:
     """The ROCm that torch is or would be built for: the installed one's, else that of the wheel for the card."""
     build = machine.torch_build if machine.here else None
-    if build is None or "+rocm" not in build:
-        build = (wheel(machine) or {}).get("torch", "")
-    found = re.search(r"\+rocm(\d+\.\d+)", build)
-    return numbers(found[1]) if found else None
+    if "+rocm" not in (build or "") and (published := wheel(machine)):
+        build = published.torch
+    found = re.search(r"\+rocm(\d+\.\d+)", build or "")
+    return version_numbers(found[1]) if found else None
 
 
 def card_name(device_id: int) -> str | None:
-    rows = load("machine.toml")["card"]
+    rows = load()["card"]
     return next((row["name"] for row in rows if device_id in row.get("device_ids", ())), None)
 
 
 def architecture_of(nvidia_name: str) -> str | None:
     """The architecture that an NVIDIA product name stands for, for drivers too old to say it."""
-    rows = load("machine.toml")["card"]
+    rows = load()["card"]
     return next((row["architecture"] for row in rows if any(w in nvidia_name for w in row.get("words", ()))), None)
 
 
-def wheel(machine: Machine) -> Row | None:
+def wheel(machine: Machine) -> Wheels | None:
     """The torch, torchvision and torchaudio that fit a machine, and their index; None when no build is known."""
-    return next((row for row in load("wheels.toml")["wheel"] if _fits(row, machine)), None)
-
-
-def _fits(row: Row, machine: Machine) -> bool:
-    capability = int(machine.arch.removeprefix("sm_")) / 10 if machine.arch.startswith("sm_") else 0.0
-    driver = numbers(machine.driver)[0] if machine.driver else None
-    return (
-        row["accelerator"] == machine.accelerator
-        and machine.arch in row.get("architectures", [machine.arch])
-        and capability >= row.get("compute_capability_at_least", 0)
-        and (driver is None or driver >= row.get("driver_at_least", 0))
-    )
+    return next((row for row in read_table() if row.serves(machine.accelerator, machine.arch, machine.driver)), None)
 
 
 def profile(text: str) -> Machine:
@@ -110,7 +105,7 @@ def profile(text: str) -> Machine:
 
     Raises ProblemsFound with near names when there is no such profile.
     """
-    rows = {row["name"]: row for row in load("machine.toml")["profile"]}
+    rows = {row["name"]: row for row in load()["profile"]}
     wanted = text.strip().lower()
     several = re.fullmatch(r"(.+)x([1-9]\d{0,3})", wanted)
     row = rows.get(wanted) or (rows.get(several[1]) if several else None)
@@ -121,17 +116,9 @@ def profile(text: str) -> Machine:
         return Machine(wanted, "cpu", cpu_count=PROFILE_CPU_COUNT, memory_gib=row["memory_gib"], cpu_flags=("avx2",))
     amd = row["architecture"].startswith("gfx")
     integrated = cell(row["architecture"], "integrated") is not None
-    devices = tuple(
-        Device(
-            number,
-            row["device"],
-            "amd" if amd else "nvidia",
-            row["architecture"],
-            row["memory_gib"],
-            integrated=integrated,
-        )
-        for number in range(count)
-    )
+    vendor: Vendor = "amd" if amd else "nvidia"
+    one = Device(0, row["device"], vendor, row["architecture"], row["memory_gib"], integrated=integrated)
+    devices = tuple(replace(one, index=number) for number in range(count))
     return Machine(wanted, "rocm" if amd else "cuda", devices, cpu_count=PROFILE_CPU_COUNT, cpu_flags=("avx2",))
 
 
