@@ -21,6 +21,7 @@ def meets(row: Row, case: Case) -> bool:
     wanted = row.get("settings", {})
     return (
         case.trains
+        and row.get("unless_env") not in case.recipe.kit.env
         and applies(row, case.machine, case.processes)
         and case.precision in row.get("precision", [case.precision])
         and case.micro_batch * case["cutoff_len"] >= row.get("tokens_from", 0)
