@@ -151,8 +151,8 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     path = _short(find(name, registry))
     text = _text(path)
     entries, kit_entries, problems = _entries(_parse(text, path), str(path), text.splitlines())
-    for text in re.sub(r"\0=\0", "=", "\0".join(overrides)).split("\0") if overrides else ():  # `lora_rank = 8`
-        override, problem = _override(text)
+    for given in _joined(overrides):
+        override, problem = _override(given)
         problems += [problem] if problem else []
         if override:
             into = kit_entries if override.key.startswith("kit.") else entries
@@ -162,6 +162,11 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
             into[override.key] = override
     kit, kit_problems = _kit(kit_entries)
     return Recipe(path.stem, path, entries, kit, kit_entries), problems + kit_problems
+
+
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """`lora_rank = 8` is three words to a shell, and one override."""
+    return re.sub(r"\0=\0", "=", "\0".join(overrides)).split("\0") if overrides else []
 
 
 def _short(path: Path) -> Path:

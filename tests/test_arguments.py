@@ -289,6 +289,15 @@ def test_an_unknown_key_is_answered_with_the_one_that_was_meant(key: str, what: 
     assert fix in problems[0].fix
 
 
+def test_an_argument_that_the_installed_version_lacks_is_told_so() -> None:
+    older = {name: argument for name, argument in TABLE.items() if name != "use_dft_loss"}
+    entry = Entry("use_dft_loss", True, Place("r.yaml", 1))
+    (problem,) = check([entry], older)[1]
+    assert problem.what == f"the installed LLaMA-Factory is not {LLAMAFACTORY} and has no argument 'use_dft_loss'"
+    (problem,) = check([entry, Entry("stage", "ppo", Place("r.yaml", 2))], frozen_table("ppo"))[1]
+    assert problem.what == f"stage ppo runs in LLaMA-Factory {version_of('ppo')}, which has no argument 'use_dft_loss'"
+
+
 def answers() -> list[tuple[str, str]]:
     removed = tomllib.loads((TABLES / "removed.toml").read_text("utf-8"))
     aliases = tomllib.loads((TABLES / "aliases.toml").read_text("utf-8"))

@@ -29,8 +29,7 @@ def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[
         if entry.key in table:
             problems += _take(entry, table, arguments)
         elif entry.key in frozen_table():
-            what = f"stage ppo runs in LLaMA-Factory {version_of('ppo')}, which has no argument '{entry.key}'"
-            problems.append(Problem(what, "remove the line", entry.place))
+            problems.append(_of_another_version(entry, own))
         else:
             problems.append(_unknown(entry.key, table.keys(), Kit.model_fields.keys(), entry.place))
     for entry in own:
@@ -52,6 +51,14 @@ def _take(entry: Entry, table: Table, arguments: dict[str, Any]) -> list[Problem
     if value is not NOT_GIVEN:
         arguments[entry.key] = value
     return problems
+
+
+def _of_another_version(entry: Entry, entries: Iterable[Entry]) -> Problem:
+    stage = next((each.value for each in entries if each.key == "stage"), None)
+    version = version_of(stage)
+    here = f"stage {stage} runs in LLaMA-Factory {version}, which"
+    here = here if version != LLAMAFACTORY else f"the installed LLaMA-Factory is not {LLAMAFACTORY} and"
+    return Problem(f"{here} has no argument '{entry.key}'", "remove the line", entry.place)
 
 
 def _beyond(argument: Argument, given: Mapping[str, Any], place: Place) -> Iterator[Problem]:
