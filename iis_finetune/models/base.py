@@ -49,7 +49,7 @@ def base_of(
     if named is None:
         return None, []
     if depth >= LONGEST_CHAIN or named == recipe.name:
-        what = f"'{named}' leads back to itself, or through more than {LONGEST_CHAIN} recipes"
+        what = f"kit.base forms a cycle at '{named}', or leads through more than {LONGEST_CHAIN} recipes"
         return None, [Problem(what, "name a recipe that stands on its own", place)]
     try:
         base, problems = recipes.read(named, (), workspace.recipes)
