@@ -773,7 +773,7 @@ def test_every_other_row_has_source_date_and_confirmed(kind: str) -> None:
 
 
 def test_auto_never_emulates() -> None:
-    for row in (table.architecture(row["names"][0]) for row in ROWS["architecture"]):
+    for row in (knowledge.architecture(row["names"][0]) for row in ROWS["architecture"]):
         assert row["precision"]["value"] == "fp32" or row[row["precision"]["value"]]["value"] in ("hardware", "guarded")
 
 

@@ -17,7 +17,8 @@ from iis_finetune import launch, machine, models, preflight, rules
 from iis_finetune.arguments import Settings, check, frozen_table
 from iis_finetune.errors import Place, Problem
 from iis_finetune.recipe import Entry, Kit, Recipe
-from iis_finetune.rules import OWN, RULES
+from iis_finetune.rules import RULES
+from iis_finetune.rules.rule import OWN
 from iis_finetune.runs import Workspace
 
 TABLE = frozen_table()

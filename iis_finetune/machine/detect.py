@@ -103,8 +103,8 @@ def _choose(shown: list[Device], prefer: Vendor) -> tuple[list[Device], LeftOut]
     never = [one for one in shown if one.integrated and knowledge.cell(one.arch, "integrated") == "never"]
     leave(never, "integrated graphics, too small to train on")
     for one in shown:
-        leave([one] if table.cell(one.arch, "left_out") else [], table.cell(one.arch, "left_out") or "")
-    rest = [one for one in shown if one not in never and not table.cell(one.arch, "left_out")]
+        leave([one] if cell(one.arch, "left_out") else [], cell(one.arch, "left_out") or "")
+    rest = [one for one in shown if one not in never and not cell(one.arch, "left_out")]
     if any(not one.integrated for one in rest):
         leave([one for one in rest if one.integrated], "integrated graphics beside a card of its own")
         rest = [one for one in rest if not one.integrated]

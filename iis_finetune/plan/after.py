@@ -16,7 +16,7 @@ PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its o
 LOSSES = "eval_results.json"
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-# Arguments of sampling and of the training alone: dropped when evaluating.
+# Sampling and training-only arguments, dropped when evaluating.
 NOT_WHEN_MEASURING = (
     *("do_eval", "do_predict", "predict_with_generate", "compute_accuracy", "eval_on_each_dataset", "max_samples"),
     *("eval_num_beams", "num_beams", "generation_num_beams", "generation_max_length", "max_length"),

@@ -68,7 +68,7 @@ def _remedies(draft: Draft, work: Workload, limit: float) -> str:
 
 
 def _changes(now: Workload, machine: Machine) -> list[Change]:
-    """What a recipe can say otherwise, those first that change the least of the result."""
+    """The changes to try, those first that change the result least."""
     settings, several, precision = now.settings, now.processes > 1, _lower_precision(now, machine)
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
     quantizable = method == "lora" and not settings["quantization_bit"] and decide_quantization(machine)[0].value

@@ -88,7 +88,7 @@ def examine(question: Question) -> Examined:
 
 
 def refresh(examined: Examined, question: Question) -> Examined:
-    """Examine again after a base, a model or a view was made; the machine and rows already read stay as they were."""
+    """Examine again after a base or a model was made; the machine is not detected again, nor are rows read again."""
     seen = look(replace(question, machine=examined.machine))
     same_tokenizer = seen.model.folder == examined.model.folder
     return _checked(seen, question, examined.data if same_tokenizer else None)

@@ -32,13 +32,8 @@ def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, 
     with TemporaryDirectory(prefix="iis-finetune-") as folder:
         for name, content in plan.files.items():
             (Path(folder) / name).write_text(json.dumps(content), encoding="utf-8")
-        roots = {
-            "{models}": str(workspace.models),
-            "{data}": str(workspace.data),
-            "{kit}": str(KIT),
-            "{ppo}": str(workspace.ppo),
-        }
-        places = {"{run}": folder, **roots}
+        roots = {f"{{{name}}}": str(getattr(workspace, name)) for name in ("models", "data", "ppo")}
+        places = {"{run}": folder, "{kit}": str(KIT), **roots}
         asked = filled({"command": "train" if verb == "train" else "infer", "arguments": given}, places)
         around = child_environment(case.machine, environment, filled(dict(plan.environment), places))
         own = around.get("VIRTUAL_ENV") if "VIRTUAL_ENV" in plan.environment else None

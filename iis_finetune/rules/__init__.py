@@ -6,13 +6,11 @@ from .case import Case
 from .explain import explain, known_failures
 from .of_methods import needs_reference
 from .packages import ALWAYS, check_always, check_needs, check_packages, packages_of
-from .rule import OWN, Rule
+from .rule import Rule
 from .sizes import block_parameters, disk_bytes, trained_blocks, trained_layers, trained_parameters
 
 __all__ = [
     "ALWAYS",
-    "OWN",
-    "RULES",
     "Case",
     "block_parameters",
     "check",
@@ -29,8 +27,8 @@ __all__ = [
     "trained_parameters",
 ]
 
-ROOMS = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, known_faults)
-RULES: tuple[Rule, ...] = tuple(rule for room in ROOMS for rule in room.RULES)
+ABOUT = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, known_faults)
+RULES: tuple[Rule, ...] = tuple(rule for part in ABOUT for rule in part.RULES)
 
 
 def check(case: Case) -> list[Problem]:

@@ -26,7 +26,7 @@ def trained_blocks(model: ModelFacts, settings: Settings) -> int:
 
 
 def trained_parameters(model: ModelFacts, settings: Settings) -> float | None:
-    """None when the model's sizes are not known."""
+    """How many parameters are trained; None when the model's sizes are not known."""
     method, shapes = settings["finetuning_type"], model.shapes
     if method == "full":
         return model.parameters
