@@ -1,24 +1,22 @@
 """The machine: found without torch, described by a sourced table, and what it decides, each with its reason."""
 
-from .computer import package_version
+from .computer import interface_to, package_version
 from .decide import (
     advice,
     build_problems,
     compile_problems,
     decide_attention,
     decide_precision,
-    decide_quantization,
     offload_problems,
+    quantization_problems,
 )
 from .detect import detect
 from .drivers import amd_cards_on_bus, text_of
 from .environment import decide_environment, dropped_variables, warned_variables
 from .knowledge import architecture, profile, rocm_version, version_numbers, wheel
-from .network import interface_to
-from .records import HERE, Device, Machine, trouble
+from .records import Device, Machine, trouble
 
 __all__ = [
-    "HERE",
     "Device",
     "Machine",
     "advice",
@@ -29,13 +27,13 @@ __all__ = [
     "decide_attention",
     "decide_environment",
     "decide_precision",
-    "decide_quantization",
     "detect",
     "dropped_variables",
     "interface_to",
     "offload_problems",
     "package_version",
     "profile",
+    "quantization_problems",
     "rocm_version",
     "text_of",
     "trouble",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import errors_of
-from ..machine import Machine, decide_precision, decide_quantization
+from ..machine import Machine, decide_precision, quantization_problems
 from .memory import Workload
 
 Estimate = Callable[[Workload], float | None]
@@ -31,7 +31,8 @@ def _changes(now: Workload, machine: Machine) -> Iterator[tuple[str, Workload]]:
     """What a recipe can say otherwise, those first that change the least of the result."""
     rows = now.rows_of_a_sample
     half, precision = now.cutoff_len // 2, _lower_precision(now, machine)
-    quantizable = now.method == "lora" and not now.quantization_bit and decide_quantization(machine)[0].value
+    impossible = any(each.kind == "machine" for each in errors_of(quantization_problems(machine)))
+    quantizable = now.method == "lora" and not now.quantization_bit and not impossible
     whole = "ddp" if now.processes > 1 else "single"
     possible: tuple[tuple[Any, str, dict[str, Any]], ...] = (
         (not now.gradient_checkpointing, "disable_gradient_checkpointing: false", {"gradient_checkpointing": True}),
