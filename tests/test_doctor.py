@@ -18,9 +18,12 @@ from conftest import RECIPE, ROOT, run
 from test_machine import grow, write
 
 from iis_finetune import doctor, machine, recipe
-from iis_finetune.doctor import Check, Subject, Tried, builds, hardware, probing
+from iis_finetune.doctor import Subject, builds, hardware, probing
+from iis_finetune.doctor.probing import Tried
+from iis_finetune.doctor.subject import Check
 from iis_finetune.errors import ProblemsFound, exit_code
-from iis_finetune.machine import HERE, Machine, knowledge, profile
+from iis_finetune.machine import Machine, knowledge, profile
+from iis_finetune.machine.records import HERE
 from iis_finetune.runs import Workspace
 from iis_finetune.wheels import RECORD, cure_of, record_of
 

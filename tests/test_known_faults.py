@@ -173,10 +173,10 @@ def test_a_bitsandbytes_that_is_wrong_or_for_another_rocm_is_named(
 ) -> None:
     monkeypatch.setattr("iis_finetune.machine.decide.package_version", lambda _: version)
     monkeypatch.setattr("iis_finetune.machine.decide.bitsandbytes_libraries", lambda: libraries)
-    problems = machine.decide_quantization(here("rx7900xtx", build))[1]
+    problems = machine.quantization_problems(here("rx7900xtx", build))
     assert [words in each.what for each in problems if words] == ([True] if words else [])
     assert len(problems) == (1 if words else 0)
-    assert machine.decide_quantization(here("h200", "2.13.0+cu130"))[1] == []  # CUDA has libraries for all
+    assert machine.quantization_problems(here("h200", "2.13.0+cu130")) == []  # CUDA has libraries for all
 
 
 def test_the_libraries_of_bitsandbytes_are_read_from_their_names(tmp_path: Path) -> None:

@@ -404,7 +404,7 @@ def test_every_profile_resolves_and_decides_with_a_reason(name: str) -> None:
     found = profile(name)
     precision, problems = machine.decide_precision(found)
     attention, more = machine.decide_attention(found, precision.value)
-    decisions = [precision, attention, machine.decide_quantization(found)[0]]
+    decisions = [precision, attention]
     decisions += machine.decide_environment(found, 2)
     assert all(decision.reason and "{" not in decision.reason for decision in decisions)
     assert all(decision.source in ("machine table", "kit default") for decision in decisions)
@@ -630,20 +630,18 @@ def test_nothing_that_is_set_is_also_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "allowed", "word"),
-    [("mi50", True, "-DBNB_ROCM_ARCH=gfx906"), ("mi100", True, "7.14"), ("rx7900xtx", True, ""), ("h200", True, "")],
+    ("name", "word"),
+    [("mi50", "-DBNB_ROCM_ARCH=gfx906"), ("mi100", "7.14"), ("rx7900xtx", ""), ("h200", "")],
 )
-def test_quantization_says_what_it_needs(name: str, allowed: bool, word: str) -> None:
-    decision, problems = machine.decide_quantization(profile(name))
-    assert decision.value is allowed
+def test_quantization_says_what_it_needs(name: str, word: str) -> None:
+    problems = machine.quantization_problems(profile(name))
     assert [problem.severity for problem in problems] == (["warning"] if word else [])
     assert all(word in problem.fix for problem in problems)
 
 
 def test_a_processor_with_avx_alone_does_not_quantise() -> None:
-    decision, problems = machine.decide_quantization(Machine("here", "cpu", cpu_flags=("avx",)))
-    assert decision.value is False
-    assert "AVX2" in problems[0].what
+    [problem] = machine.quantization_problems(Machine("here", "cpu", cpu_flags=("avx",)))
+    assert problem.severity == "error" and "AVX2" in problem.what
 
 
 def told(answer: subprocess.CompletedProcess[str], words: str) -> list[tuple[str, str, int | None]]:

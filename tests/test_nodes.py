@@ -19,7 +19,7 @@ from conftest import ROOT, Command
 from test_survival import add_data, until
 
 from iis_finetune import process, runs
-from iis_finetune.machine import interface_to, network
+from iis_finetune.machine import computer, interface_to
 from iis_finetune.observe import signs
 from iis_finetune.runs import Nodes, Run
 
@@ -77,7 +77,7 @@ def test_the_card_that_leads_to_the_first_node_is_found(
     host: str, card: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "route").write_text(ROUTE_TABLE)
-    monkeypatch.setattr(network, "ROUTES", tmp_path / "route")
+    monkeypatch.setattr(computer, "ROUTES", tmp_path / "route")
     assert interface_to(host) == card
 
 

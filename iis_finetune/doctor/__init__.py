@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from . import builds, hardware
 from .install import InstallPlan, install_plan, mend
-from .probing import Tried, problems_of, risk, together, trials
+from .probing import problems_of, risk, together, trials
 from .subject import Check, Subject
 
 __all__ = [
-    "Check",
     "InstallPlan",
     "Subject",
-    "Tried",
     "examine",
     "install_plan",
     "mend",

@@ -1,25 +1,23 @@
 """The machine: found without torch, described by a sourced table, and what it decides, each with its reason."""
 
-from .computer import package_version
+from .computer import interface_to, package_version
 from .decide import (
     advice,
     build_problems,
     compile_problems,
     decide_attention,
     decide_precision,
-    decide_quantization,
     fused_attention,
     offload_problems,
+    quantization_problems,
 )
 from .detect import detect
 from .drivers import amd_cards_on_bus, text_of
 from .environment import decide_environment, dropped_variables, warned_variables
 from .knowledge import Row, applies, architecture, load, profile, rocm_version, version_numbers, wheel
-from .network import interface_to
-from .records import HERE, Device, Machine, trouble
+from .records import Device, Machine, trouble
 
 __all__ = [
-    "HERE",
     "Device",
     "Machine",
     "Row",
@@ -32,7 +30,6 @@ __all__ = [
     "decide_attention",
     "decide_environment",
     "decide_precision",
-    "decide_quantization",
     "detect",
     "dropped_variables",
     "fused_attention",
@@ -41,6 +38,7 @@ __all__ = [
     "offload_problems",
     "package_version",
     "profile",
+    "quantization_problems",
     "rocm_version",
     "text_of",
     "trouble",

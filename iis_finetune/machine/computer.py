@@ -1,17 +1,22 @@
-"""The computer around the accelerators: processors, memory, limits, container, what is installed."""
+"""The computer around the accelerators: processors, memory, limits, container, network, what is installed."""
 
 from __future__ import annotations
 
 import os
 import re
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from ipaddress import IPv4Address
 from pathlib import Path
 
+from .. import process
 from ..wheels import record_of
 from .drivers import number_in, text_of
 
+ROUTES = Path("/proc/net/route")  # IPv4; addresses in little-endian hex, the mask in the 8th column
+LOOK_UP_SECONDS = 10.0
 CONTAINER_MARKS = ("docker", "kubepods", "containerd", "lxc", "libpod")
 
 
@@ -119,3 +124,33 @@ def in_container(root: Path) -> bool:
 
 def in_wsl(root: Path) -> bool:
     return "microsoft" in text_of(root / "proc/version").lower()
+
+
+def interface_to(host: str) -> str | None:
+    """The card that has the host's address itself, else the one its most exact IPv4 route names; None when unknown."""
+    address = _address(host)
+    if address is None:
+        return None
+    import psutil  # 30 ms, paid with --nodes only
+
+    own = [name for name, has in psutil.net_if_addrs().items() for each in has if each.address == str(address)]
+    return own[0] if own else _routed(address)
+
+
+def _address(host: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(host)
+    except ValueError:
+        found = process.capture(["getent", "ahostsv4", host], LOOK_UP_SECONDS)
+    words = found.stdout.split() if found else []
+    return IPv4Address(words[0]) if words else None
+
+
+def _routed(address: IPv4Address) -> str | None:
+    best: tuple[int, str] | None = None
+    for line in ROUTES.read_text().splitlines()[1:] if ROUTES.is_file() else ():
+        name, target, _, *rest = line.split()
+        network, mask = (struct.unpack("<I", bytes.fromhex(word))[0] for word in (target, rest[4]))
+        if int(address) & mask == network and (best is None or mask > best[0]):
+            best = (mask, name)
+    return best[1] if best else None

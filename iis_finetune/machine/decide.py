@@ -69,10 +69,8 @@ def _automatic_attention(machine: Machine, precision: str) -> tuple[str, str]:
     if precision == "fp32" or policy["value"] == "sdpa":
         return policy["value"], policy["reason"]
     what = "the base model's own data type" if precision == "as-saved" else precision
-    return (
-        "sdpa",
-        f"with {what} plain attention can overflow; PyTorch's own computes in fp32 inside on {machine.device}",
-    )
+    reason = f"with {what} plain attention can overflow; PyTorch's own computes in fp32 inside on {machine.device}"
+    return "sdpa", reason
 
 
 def _flash_problems(machine: Machine, precision: str, fix: str) -> list[Problem]:
@@ -94,30 +92,25 @@ def fused_attention(machine: Machine, environment: Mapping[str, Any]) -> bool:
     return kernels == "flash" or (kernels == "experimental" and wanted == "1")
 
 
-def decide_quantization(machine: Machine) -> Decided:
-    """Whether bitsandbytes quantisation is possible; the problems are those of a recipe that asks for it."""
+def quantization_problems(machine: Machine) -> list[Problem]:
+    """What speaks against bitsandbytes quantisation; an error of kind `machine` where it is impossible."""
     cell, key = _cell(machine, "bitsandbytes"), "quantization_bit"
     other = "remove quantization_bit, or use quantization_method: hqq"
     note = cell.get("note", f"{cell.get('version', '')} or later")
-    if cell["value"] == "none" or not {cell.get("needs_flag", "avx2")} & set(machine.cpu_flags or ("avx2",)):
-        reason = f"bitsandbytes does not support {machine.device}"
-        if cell["value"] != "none":
-            reason = "this processor has no AVX2, which bitsandbytes needs on a CPU"
-        return Decision("quantization", False, "machine table", reason), [trouble(reason, other, "error", key)]
-    allowed = Decision("quantization", True, "machine table", f"bitsandbytes supports {machine.device}: {note}")
+    if cell["value"] == "none":
+        return [trouble(f"bitsandbytes does not support {machine.device}", other, "error", key)]
+    if not {cell.get("needs_flag", "avx2")} & set(machine.cpu_flags or ("avx2",)):
+        return [trouble("this processor has no AVX2, which bitsandbytes needs on a CPU", other, "error", key)]
     if foreign := _foreign_bitsandbytes(machine, cell.get("version", "0")):
-        return allowed, [Problem(foreign, note, Place(key=key), kind="missing")]
+        return [Problem(foreign, note, Place(key=key), kind="missing")]
     if machine.here and package_version("bitsandbytes") is None:
         fix = note if cell["value"] == "source" else f"pip install 'bitsandbytes>={cell['version']}'"
-        problem = Problem("quantization needs the bitsandbytes package", fix, Place(key=key), kind="missing")
-        return allowed, [problem]
+        return [Problem("quantization needs the bitsandbytes package", fix, Place(key=key), kind="missing")]
+    what = f"bitsandbytes has no ready-made build for {machine.device}"
     too_old = (rocm_version(machine) or ()) < version_numbers(cell.get("rocm_from", ""))
-    if cell["value"] == "source" or too_old:
-        what = f"bitsandbytes has no ready-made build for {machine.device}"
-        if cell["value"] != "source":
-            what += " and this ROCm" if machine.here else f" below ROCm {cell['rocm_from']}"
-        return allowed, [trouble(what, f"{note}; or {other}", key=key)]
-    return allowed, []
+    if cell["value"] != "source" and too_old:
+        what += " and this ROCm" if machine.here else f" below ROCm {cell['rocm_from']}"
+    return [trouble(what, f"{note}; or {other}", key=key)] if cell["value"] == "source" or too_old else []
 
 
 def _foreign_bitsandbytes(machine: Machine, oldest: str) -> str | None:

@@ -13,6 +13,7 @@ from . import computer, drivers, knowledge
 from .records import HERE, Device, Machine, Vendor, trouble
 
 LeftOut = list[tuple[Device, str]]
+ACCELERATORS: Mapping[Vendor, Accelerator] = {"amd": "rocm", "nvidia": "cuda"}
 # ROCr filters first, and HIP counts what ROCr leaves; HIP takes CUDA's variable only where its own is not set
 AMD_FILTERS = (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"))
 NVIDIA_FILTERS = (("CUDA_VISIBLE_DEVICES",),)
@@ -34,7 +35,7 @@ def detect(
     usable, kfd_problems = _kfd(root, chosen) if amd else (None, _without_driver(root, bool(nvidia)))
     return Machine(
         name=HERE,
-        accelerator=_accelerator(chosen),
+        accelerator=ACCELERATORS[chosen[0].vendor] if chosen else "cpu",
         devices=tuple(chosen),
         left_out=(*hidden, *more_hidden, *others),
         cpu_count=computer.cpu_count(root),
@@ -48,12 +49,6 @@ def detect(
         kfd_usable=usable,
         problems=(*problems, *unknown, *more_unknown, *kfd_problems),
     )
-
-
-def _accelerator(chosen: Sequence[Device]) -> Accelerator:
-    if not chosen:
-        return "cpu"
-    return "rocm" if chosen[0].vendor == "amd" else "cuda"
 
 
 def _visible(
@@ -103,8 +98,8 @@ def _choose(shown: list[Device], prefer: Vendor) -> tuple[list[Device], LeftOut]
     never = [one for one in shown if one.integrated and knowledge.cell(one.arch, "integrated") == "never"]
     leave(never, "integrated graphics, too small to train on")
     for one in shown:
-        leave([one] if cell(one.arch, "left_out") else [], cell(one.arch, "left_out") or "")
-    rest = [one for one in shown if one not in never and not cell(one.arch, "left_out")]
+        leave([one] if knowledge.cell(one.arch, "left_out") else [], knowledge.cell(one.arch, "left_out") or "")
+    rest = [one for one in shown if one not in never and not knowledge.cell(one.arch, "left_out")]
     if any(not one.integrated for one in rest):
         leave([one for one in rest if one.integrated], "integrated graphics beside a card of its own")
         rest = [one for one in rest if not one.integrated]

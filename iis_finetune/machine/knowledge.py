@@ -57,17 +57,17 @@ def applies(row: Row, machine: Machine, processes: int = 1) -> bool:
     return (
         row.get("accelerator", machine.accelerator) == machine.accelerator
         and any(fnmatchcase(machine.arch, pattern) for pattern in row.get("architectures", ["*"]))
-        and ("rocm_below" not in row or (rocm is not None and rocm < version_numbers(row["rocm_below"])))
+        and _below(rocm, row.get("rocm_below"))
         and ("rocm_from" not in row or (rocm is not None and rocm >= version_numbers(row["rocm_from"])))
+        and _below(version_numbers(machine.driver or ""), row.get("driver_below"))
         and bool(re.search(row.get("torch_build", ""), machine.torch_build or ""))
         and processes >= row.get("processes_from", 1)
         and all(row.get("device_name", "") in device.name for device in machine.devices)
-        and ("driver_below" not in row or _older(machine.driver, row["driver_below"]))
     )
 
 
-def _older(version: str | None, than: str) -> bool:
-    return version is not None and version_numbers(version) < version_numbers(than)
+def _below(version: tuple[int, ...] | None, limit: str | None) -> bool:
+    return limit is None or (version is not None and () < version < version_numbers(limit))
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

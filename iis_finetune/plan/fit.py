@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import Problem, errors_of
-from ..machine import Machine, decide_precision, decide_quantization, fused_attention
+from ..machine import Machine, decide_precision, fused_attention, quantization_problems
 from .draft import Draft, Launcher
 from .memory import Workload, estimate
 
@@ -71,7 +71,8 @@ def _changes(now: Workload, machine: Machine) -> list[Change]:
     """The changes to try, those first that change the result least."""
     settings, several, precision = now.settings, now.processes > 1, _lower_precision(now, machine)
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
-    quantizable = method == "lora" and not settings["quantization_bit"] and decide_quantization(machine)[0].value
+    impossible = any(each.kind == "machine" for each in errors_of(quantization_problems(machine)))
+    quantizable = method == "lora" and not settings["quantization_bit"] and not impossible
     whole = replace(now, launcher="ddp" if several else "single")
     possible: tuple[tuple[Any, Change], ...] = (
         (settings["disable_gradient_checkpointing"], _stating(now, "disable_gradient_checkpointing", False)),

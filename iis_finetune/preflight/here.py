@@ -69,7 +69,7 @@ def quantization_problems(case: Case) -> list[Problem]:
     if not case["quantization_bit"] or case["quantization_method"] != "bnb" or case.model.quantization:
         return []
     place = case.recipe.place("quantization_bit")
-    return [replace(each, where=place) for each in machine.decide_quantization(case.machine)[1]]
+    return [replace(each, where=place) for each in machine.quantization_problems(case.machine)]
 
 
 def machine_problems(case: Case) -> list[Problem]:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..arguments import find_template
-from ..machine import Row, applies, decide_quantization, load, package_version
+from ..machine import Row, applies, load, package_version, quantization_problems
 from .case import Case
 from .packages import optimizer_package
 from .rule import OWN, Rule, warning
@@ -89,7 +89,7 @@ def without_build(case: Case, severity: str) -> bool:
     """Whether the optimizer is one of bitsandbytes, which has no ready-made build for this card."""
     if not case.trains or optimizer_package(case) != "bitsandbytes":
         return False
-    said = [each.severity for each in decide_quantization(case.machine)[1] if each.kind == "machine"]
+    said = [each.severity for each in quantization_problems(case.machine) if each.kind == "machine"]
     return severity in said
 
 
