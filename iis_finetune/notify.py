@@ -1,4 +1,4 @@
-"""Tell somebody how a run is doing, from a short-lived process of its own: nothing here can hold a run up.
+"""Tell somebody how a run is doing, from a short process of its own, so that a run never waits for it.
 
 `kit.notify` is a command line, which gets the JSON as its last word, or `env:NAME`: a webhook URL in that variable.
 """

@@ -34,7 +34,7 @@ VERBS = {
     "slurm": ("slurm.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("runs.runs_", "List the runs, or delete one."),
     "status": ("runs.status", "One run: state, step, loss, processes, events."),
-    "watch": ("runs.watch", "Follow a run; Ctrl-C leaves it alone."),
+    "watch": ("runs.watch", "Follow a run; Ctrl-C leaves it running."),
     "logs": ("runs.logs", "What LLaMA-Factory printed."),
     "stop": ("runs.stop", "End a run with a checkpoint."),
     "resume": ("train.resume", "Go on from the newest good checkpoint."),
@@ -116,7 +116,7 @@ def run() -> int:
 
 
 def _misused(said: str) -> int:
-    """What typer has against the words, without our hidden verbs, and where to look."""
+    """typer's complaint without our hidden verbs, and where to look."""
     from ..arguments import table
 
     said = re.sub(r", '_\w+'", "", said)
@@ -130,7 +130,7 @@ def _misused(said: str) -> int:
 
 
 def _left(left: BrokenPipeError | SystemExit) -> int:
-    """The code of an exit; a reader of our pipe that has gone (typer exits for that itself) is no failure."""
+    """The exit code; a closed pipe is no failure (typer exits for that itself)."""
     gone = isinstance(left, BrokenPipeError) or isinstance(left.__context__, BrokenPipeError)
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -153,5 +153,5 @@ def _last_resort(error: Exception) -> int:
         return _report(ProblemsFound([Problem(what, "give the path of something that is there", Place())]))
     with NamedTemporaryFile("w", prefix="iis-finetune-", suffix=".log", delete=False) as log:
         log.write(f"iis-finetune {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n{traceback.format_exc()}")
-    show.aside(f"error: this is a bug of iis-finetune, not a mistake of yours; please report it with {Path(log.name)}")
+    show.aside(f"error: this is a bug in iis-finetune, not your mistake; please report it with {Path(log.name)}")
     return BUG

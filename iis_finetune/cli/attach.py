@@ -21,7 +21,7 @@ POLL_SECONDS = 0.3
 
 
 def to_request(request: Request, supervisor: Identity) -> int:
-    """Follow a start until it ends; Ctrl-C asks it to stop and waits for that."""
+    """Follow a detached process until it ends; Ctrl-C asks it to stop and waits for that."""
     follower = _Follower(request)
     asked = False
     while True:
@@ -37,7 +37,7 @@ def to_request(request: Request, supervisor: Identity) -> int:
                 continue
             asked = True
             run = follower.meter.run if follower.meter else None
-            what = waiting_for(run) if run else "waiting for what it is doing"
+            what = waiting_for(run) if run else "waiting for the work under way"
             show.aside(f"stopping; {what} (Ctrl-C again ends it at once)")
             process.send([supervisor], signal.SIGINT)
     follower.close()
@@ -98,7 +98,7 @@ class _Follower:
 
 
 def to_run(run: Run) -> int:
-    """Follow a run that is already there; Ctrl-C only looks away."""
+    """Follow a run; Ctrl-C ends only the following."""
     meter = StepMeter(run)
     try:
         while runs.state(run) in ("starting", "running"):
@@ -133,7 +133,7 @@ def _tell_ending(told: dict[str, Any], folder: Path) -> None:
 
 
 def _problem(told: dict[str, Any]) -> Problem:
-    """A problem as it was before it became JSON."""
+    """Read back what Problem.as_json wrote."""
     place = Place(told["file"], told["line"], told["key"])
     return Problem(told["what"], told["fix"], place, told["severity"], told["kind"])
 

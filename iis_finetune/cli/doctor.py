@@ -121,7 +121,7 @@ def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
 
 
 def _warn(subject: Subject) -> None:
-    """A host that may freeze is not tried before its owner has read so."""
+    """Warn, and on a terminal ask, before a trial that may freeze this computer."""
     danger = clinic.risk(subject)
     if danger is None:
         return

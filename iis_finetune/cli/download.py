@@ -76,7 +76,7 @@ def _verify(folder: Path, as_json: bool) -> None:
 
 
 def models(as_json: AsJson = False) -> None:
-    """What is on disk: from where, which revision, how big, verified when."""
+    """The base models on disk: where from, which revision, how big, when verified."""
     found = hub.installed(workspace().models, dict(os.environ))
     if as_json:
         show.document({"models": [each.as_json() for each in found]})

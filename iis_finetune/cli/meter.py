@@ -1,4 +1,4 @@
-"""How a training's steps and a download show themselves: bars on a terminal, lines otherwise."""
+"""Show the progress of a training or a download: bars on a terminal, lines otherwise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StepMeter:
         """Loading a large model takes minutes: what LLaMA-Factory said last shows that it is at work."""
         if time.monotonic() - self.printed >= SILENT_SECONDS:
             self.printed = time.monotonic()
-            show.line(f"no step yet; the log's end: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
+            show.line(f"no step yet; last line of the log: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
 
     def _draw(self, now: Signs) -> None:
         if self.bar is None:

@@ -45,7 +45,7 @@ runs_.__name__ = "runs"
 
 
 def _delete(run: Run) -> None:
-    """Never a running one, nor one whose processes still train although their supervisor is gone."""
+    """Refuses a run that still trains, with or without its supervisor."""
     if runs.state(run) in ("starting", "running") or _living(run):
         raise ProblemsFound(
             [Problem(f"{run.name} is running", f"iis-finetune stop {run.number:04d}", Place(COMMAND_LINE))]
@@ -127,7 +127,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def watch(run: RunName) -> None:
-    """Follow a run; Ctrl-C looks away and leaves it alone."""
+    """Follow a run; Ctrl-C leaves it running."""
     raise typer.Exit(attach.to_run(runs.find(workspace(), run)))
 
 
@@ -163,7 +163,7 @@ def stop(run: RunName, now: Now = False) -> None:
 
 
 def _stop_orphans(run: Run, now: bool) -> None:
-    """Training processes without a supervisor: ask them as the supervisor would."""
+    """Stop training processes that have lost their supervisor."""
     left = _living(run)
     if not left:
         what = f"{run.name} is not running: it is {runs.state(run)}"

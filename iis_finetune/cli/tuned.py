@@ -43,7 +43,7 @@ def run_of(name: str, checkpoint: int | None) -> Run:
 
 
 def environment_of(run: Run | None) -> dict[str, str]:
-    """That of the run's own training; for a YAML file what this machine needs."""
+    """The environment of the run's own training; for a YAML file, what this machine needs."""
     host = machine.detect(environment=os.environ)
     if run:
         return session.environment_of(run, host, os.environ)

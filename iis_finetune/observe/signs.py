@@ -119,5 +119,5 @@ def seconds_of(text: Any) -> float | None:
 
 
 def began(run: Run, after: int = 0) -> bool:
-    """Whether training reached its first step's start; before it, a refusal is about the input."""
+    """Whether the first step began; an end before it means that the input was refused."""
     return (not after and run.trainer_log.is_file()) or FIRST_STEP in tail(run.log, 4 * TAIL_BYTES, after)

@@ -41,7 +41,7 @@ class StallLimits:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is wrong, in a sentence, and the step it was seen at."""
+    """A trouble, in a sentence, and the step at which it was seen."""
 
     trouble: Trouble
     what: str

@@ -24,11 +24,11 @@ class Nodes:
 
     @property
     def all(self) -> list[Nodes]:
-        """The same for each of the machines; which card another one has is not known here."""
+        """One record for each machine; the network card of the others is not known here."""
         return [self if rank == self.rank else replace(self, rank=rank, interface=None) for rank in range(self.number)]
 
     def variables(self) -> dict[str, str]:
-        """What LLaMA-Factory's launcher makes its torchrun command of."""
+        """The variables from which LLaMA-Factory's launcher builds its torchrun command."""
         place = {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)}
         return {"NNODES": str(self.number), "NODE_RANK": str(self.rank), **place}
 

@@ -23,7 +23,7 @@ NAMED: tuple[Named, ...] = ("base", "reward")
 
 @dataclass(frozen=True)
 class Session:
-    """One detached start: where it tells what it does, what it is asked, what stops it."""
+    """One detached process: where it reports, what was asked, what may stop it."""
 
     request: Request
     question: Question
@@ -44,7 +44,7 @@ def train(session: Session) -> int:
 
 
 def resume(session: Session, made: Run, accepted: bool) -> int:
-    """Train a run that is there on from its newest good checkpoint, then evaluate; the exit code."""
+    """Resume a run from its newest good checkpoint, then evaluate; the exit code."""
     workspace = replace(session.question.workspace, before=made.number)
     examined = under_its_own_name(made, _made_ready(session.about(workspace=workspace)))
     changed = refuse_changes(made, examined, session.question, accepted)
@@ -58,7 +58,7 @@ def resume(session: Session, made: Run, accepted: bool) -> int:
 
 
 def bring_up(session: Session) -> tuple[Run, Examined]:
-    """A run of the recipe, trained, and what it was planned from; everything it stands on is made first."""
+    """Train a new run of the recipe after making what it needs; also returns what was examined."""
     examined = _made_ready(session)
     check_devices(examined, session.question.workspace)
     data = data_hashes(examined, session.question)
@@ -81,7 +81,7 @@ def _finish(session: Session, made: Run, examined: Examined) -> int:
 
 
 def _made_ready(session: Session) -> Examined:
-    """The recipe examined once; what is made for it afterwards refreshes only what that changes."""
+    """Examine the recipe once, make what is missing, and refresh only what that changes."""
     question = session.question
     examined = without_errors(preflight.examine(question))
     for key in NAMED:

@@ -32,12 +32,12 @@ class Order:
 
 
 def place(order: Order, workspace: Workspace) -> Request:
-    """Write an order down where its detached process reads it."""
+    """Write an order where its detached process will read it."""
     return runs.new_request(workspace, asdict(order))
 
 
 def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]) -> int:
-    """Do what a request's folder holds the order for; the exit code that `train` hands on."""
+    """Carry out the order in a request's folder; the exit code is that of `train`."""
     request = Request(folder)
     order = _read(request)
     if order is None:
@@ -56,7 +56,7 @@ def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]
     except Exception:  # noqa: BLE001 - whoever is attached must hear of the end, the trace goes into the log
         with request.log.open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
-        request.tell(failed="a bug of iis-finetune", log=str(request.log))
+        request.tell(failed="a bug in iis-finetune", log=str(request.log))
         code = BUG
     request.tell(exit=code)
     return code

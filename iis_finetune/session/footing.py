@@ -13,13 +13,13 @@ from ..runs import Run, Workspace
 
 
 def examine_run(run: Run, question: Question) -> Examined:
-    """How the run of the question's recipe would be planned now; raises ProblemsFound when that has errors."""
+    """How a run would be planned now, from the question's recipe; raises ProblemsFound for errors."""
     question = replace(question, workspace=replace(question.workspace, before=run.number))
     return under_its_own_name(run, without_errors(preflight.examine(question)))
 
 
 def without_errors(examined: Examined) -> Examined:
-    """What was examined, if it can be trained; raises ProblemsFound otherwise."""
+    """The same if it can be trained; raises ProblemsFound otherwise."""
     if errors_of(examined.problems):
         raise ProblemsFound(examined.problems)
     return examined
@@ -35,7 +35,7 @@ def refuse_changes(run: Run, examined: Examined, question: Question, accepted: b
     """What has changed since the run began, by name; raises ProblemsFound with every change that is not accepted."""
     decided, proof = runs.read_decided(run), runs.read_json(run.provenance)
     if decided is None or not proof:
-        what = f"{run.name} ended before its plan was written: there is nothing to go on with"
+        what = f"{run.name} ended before its plan was written: there is nothing to resume"
         raise ProblemsFound([Problem(what, f"iis-finetune train {run.recipe_name}", Place(COMMAND_LINE))])
     arguments = json.loads(json.dumps(launch.fill(examined.plan.arguments, run, question.workspace)))
     old = Footing(decided.arguments, proof.get("data_sha256", {}), decided.processes)

@@ -39,7 +39,7 @@ UNSET = (
 
 
 def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
-    """What a recipe's smoke run changes of it, as overrides."""
+    """The overrides that turn a recipe into its smoke run."""
     unset = [f"{key}=null" for key in UNSET if recipe.states(key)]
     settings, _ = arguments.settings_of(recipe)
     least = {key: min(limit, settings[key]) for key, limit in AT_MOST.items()}
@@ -49,12 +49,12 @@ def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
 
 
 def without_devices(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which this machine is its CPU alone."""
+    """The environment with every accelerator hidden."""
     return {**environment, **dict.fromkeys(after.VISIBLE, "-1")}
 
 
 def run(session: Session) -> int:
-    """Shrink the model, train, evaluate, export and compare; each through the code that the real run takes."""
+    """Shrink the model, train, evaluate, export and compare, each with the code of a real run."""
     examined = preflight.look(session.question)
     folder = _make_model(session, examined)
     scored: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def _make_model(session: Session, examined: Examined) -> Path:
 
 
 def _evaluate(session: Session, made: Run, examined: Examined, environment: Mapping[str, str]) -> None:
-    """The held-out rows the recipe names; the training's own rows, seen already, serve as well here."""
+    """Evaluate on the held-out rows, else on the training rows: a smoke run shows only that it works."""
     recipe, stage = examined.recipe, examined.plan.settings["stage"]
     answers = stage in ("sft", "pt")  # the other stages' own data sets are pairs and marks
     data = recipe.kit.evaluate_after or (recipe.value("eval_dataset") or recipe.value("dataset") if answers else None)

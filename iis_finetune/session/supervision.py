@@ -40,13 +40,13 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
 
 
 def environment_of(run: Run, machine: Machine, environment: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a run's training processes, as it was planned."""
+    """The whole environment of a run's training processes."""
     decided = runs.read_decided(run) or Decided()
     return launch.child_environment(machine, environment, decided.environment)
 
 
 def _replan(run: Run, request: Request, question: Question, change: Mapping[str, Any]) -> dict[str, str]:
-    """Write the plan anew with a change of the supervisor's; the data it began with stays on record."""
+    """Plan the run again with the supervisor's change; the hashes of its first data stay on record."""
     recipe, _ = recipes.read(str(run.recipe))
     overrides = safer_overrides(recipe, (runs.read_decided(run) or Decided()).arguments, change)
     asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)

@@ -156,7 +156,7 @@ def _watch(live: LiveAttempt, child: process.Child) -> None:
 
 
 def _saving(live: LiveAttempt, child: process.Child) -> bool:
-    """Whether workers without their launcher are on their way to a checkpoint; else they are ended."""
+    """Whether workers that lost their launcher are saving a checkpoint; otherwise they are ended."""
     if child.poll() == -signal.SIGTERM and not live.requested:
         live.request("SIGTERM from outside")  # kill, a shutdown, Slurm: meant for the run, reached the launcher alone
     return live.run.stop_requested.exists()

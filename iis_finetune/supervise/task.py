@@ -17,7 +17,7 @@ NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory cannot: value heads are not where
 
 
 def _untold(_event: str, _why: str) -> None:
-    """For runs whose recipe names nobody to be told."""
+    """For recipes without kit.notify."""
 
 
 @dataclass(frozen=True)
