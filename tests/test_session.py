@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import RECIPE
 
-from iis_finetune import cli, preflight, process, recover, runs, session
+from iis_finetune import cli, dataset, preflight, process, recover, runs, session
 from iis_finetune.runs import Decided, Request, Run, Workspace
 from iis_finetune.session import Order
 
@@ -43,7 +43,7 @@ def told(request: Request) -> list[dict[str, Any]]:
 
 
 def carried_out(order: Order, workspace: Workspace, **more: str) -> tuple[int, Request]:
-    request = session.place(order, workspace)
+    request = session.place(order, workspace, dataset.Readings())
     return session.carry_out(request.folder, workspace, {**os.environ, **more}), request
 
 
