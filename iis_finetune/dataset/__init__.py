@@ -1,32 +1,28 @@
 """Data sets: dataset_info.json, what the rows would do to LLaMA-Factory, what cutoff_len cuts, one's own files."""
 
 from .add import Added, add
-from .files import Progress, data_files_hash, read_rows
-from .layout import REGISTRY_FILE, Layout, Source, stage_of
-from .options import LIMIT, Options, options_of
+from .readers import Progress, read_rows
+from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry
-from .rows import RowReport, check_rows, usable_samples
-from .truncation import TruncationReport, check_truncation
+from .rows import Reading, check_rows
+from .sources import LIMIT, REGISTRY_FILE, Options, Source, options_of, stage_of
 
 __all__ = [
     "LIMIT",
     "REGISTRY_FILE",
     "Added",
-    "Layout",
     "Options",
     "Progress",
+    "Reading",
+    "Readings",
     "Registry",
-    "RowReport",
     "Source",
-    "TruncationReport",
     "add",
     "check_registered",
     "check_rows",
-    "check_truncation",
-    "data_files_hash",
+    "kept",
     "options_of",
     "read_registry",
     "read_rows",
     "stage_of",
-    "usable_samples",
 ]

@@ -13,26 +13,25 @@ from typing import Any
 
 from ..errors import Place, Problem, ProblemsFound, errors_of
 from ..runs import write
-from .files import read_rows
-from .findings import Fault
+from .faults import Fault
 from .formats import NEEDED, Format, recognise
-from .layout import FILE_TYPES, Source, layout_of
-from .options import Options
+from .readers import read_rows
 from .registry import Registry, read_registry
-from .rows import RowReport, check_rows
+from .rows import Reading, check_rows
+from .sources import FILE_TYPES, Options, Source, layout_of
 
 LOOKED_AT = 2000  # rows that decide the format
 
 
 @dataclass(frozen=True)
 class Added:
-    """What was registered: its name, the format recognised, its entry; the report's problems are warnings."""
+    """What was registered: its name, the format recognised, its entry; the reading's problems are warnings."""
 
     name: str
     format: Format
     entry: Mapping[str, Any]
     registry: Path
-    report: RowReport
+    reading: Reading
 
 
 def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False) -> Added:
@@ -51,13 +50,13 @@ def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False)
         columns = ", ".join(seen) or "none"
         raise _refused(f"the format is not recognised; the columns are: {columns}", f"needed are {NEEDED}", file)
     entry = {"file_name": _file_name(file, data_dir, copy), **found.entry}
-    report = check_rows(Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry)), Options(found.stage))
-    if errors_of(report.problems):
-        raise ProblemsFound(report.problems)
+    reading = check_rows(Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry)), Options(found.stage))
+    if errors_of(reading.problems):
+        raise ProblemsFound(reading.problems)
     if copy:
         _copy(file, data_dir / file.name)
     _write(registry, name, entry)
-    return Added(name, found, entry, registry.file, report)
+    return Added(name, found, entry, registry.file, reading)
 
 
 def _refused(what: str, fix: str, file: Path) -> ProblemsFound:

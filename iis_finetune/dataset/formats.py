@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..arguments.table import TABLES
-from .layout import TAGS
+from .sources import TAGS
 
 NEEDED = (
     "instruction and output (Alpaca), conversations or messages (ShareGPT, ChatML), chosen and rejected beside "

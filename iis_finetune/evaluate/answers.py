@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import dataset, launch, process
+from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
@@ -70,7 +71,8 @@ def material(job: Job, arguments: Mapping[str, Any]) -> Material:
     source = sources[0]
     entry = dict(dataset.read_registry(Path(data_dir)).entries[job.data].value)
     entry["file_name"] = str((Path(data_dir) / entry["file_name"]).resolve())
-    count = min(_rows(source), int(arguments.get("max_samples") or 10**9))
+    reading = _look(source, arguments)
+    count = min(reading.rows, int(arguments.get("max_samples") or 10**9))
     whole = any(key in entry for key in UNSLICEABLE)
     parts = {"part-00000": count} if whole else _slices("part", count, job.part_rows)
     slices = {"slice-00000": count} if whole else _slices("slice", count, -(-count // LOSS_SLICES))
@@ -78,13 +80,10 @@ def material(job: Job, arguments: Mapping[str, Any]) -> Material:
     folder = job.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    tokens, cut = (None, ()) if plain else _look(source, arguments)
-    hashes = dataset.data_files_hash(source)
-    return Material(str(folder.resolve()), parts, slices, tokens, hashes, cut)
-
-
-def _rows(source: dataset.Source) -> int:
-    return sum(1 for file in source.files for _ in dataset.read_rows(file, source.file_type))
+    longest, cut = reading.truncation.longest_answer, tuple(each.what for each in reading.truncation.problems)
+    # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
+    tokens = None if longest is None else longest * 3 // 2 + 8
+    return Material(str(folder.resolve()), parts, slices, tokens, dataset.Readings().sha256(source), cut)
 
 
 def _slices(kind: str, count: int, size: int) -> dict[str, int]:
@@ -96,20 +95,13 @@ def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
     return {**entry, "split": f"train[{start}:{start + length}]"}
 
 
-def _look(source: dataset.Source, arguments: Mapping[str, Any]) -> tuple[int | None, tuple[str, ...]]:
-    """How many tokens an answer may take, by the longest expected one, and what cutoff_len would cut."""
-    tokenizer_json = Path(arguments["model_name_or_path"]) / "tokenizer.json"
-    if not tokenizer_json.is_file():
-        return None, ()
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    options = replace(dataset.options_of(arguments, "sft"), generate=True)
-    texts = [sample.answers[0].text for _, sample in dataset.usable_samples(source, options) if sample.answers]
-    longest = max((len(found.ids) for found in tokenizer.encode_batch(texts)), default=0)
-    cut = tuple(each.what for each in dataset.check_truncation(source, tokenizer_json, options).problems)
-    # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
-    return longest * 3 // 2 + 8, cut
+def _look(source: dataset.Source, arguments: Mapping[str, Any]) -> dataset.Reading:
+    """How many rows there are; of answers, how long the longest expected one is and what cutoff_len would cut."""
+    settings = trained_with(arguments)
+    if settings["stage"] == "pt":
+        return dataset.check_rows(source, dataset.options_of(settings, "pt", None))
+    options = replace(dataset.options_of(settings, "sft", None), generate=True)
+    return dataset.check_rows(source, options, Path(arguments["model_name_or_path"]) / "tokenizer.json")
 
 
 def answers(job: Job, side: Side, given: Material) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
@@ -14,10 +14,10 @@ from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
-from .data import Asked, data_problems
 from .here import LLAMAFACTORY, here_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
+from .training_data import Asked, data_problems
 
 __all__ = ["LLAMAFACTORY", "Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
 
@@ -35,7 +35,8 @@ PATHS = (
 class Question:
     """What a verb before training asks about: a recipe with overrides, here or on a named machine.
 
-    `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is.
+    `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is, and
+    `readings` has what was read before.
     """
 
     recipe: str
@@ -49,6 +50,7 @@ class Question:
     progress: dataset.Progress | None = None
     nodes: Nodes | None = None
     machine: Machine | None = None  # found already: it is not looked for again
+    readings: dataset.Readings = field(default_factory=dataset.Readings)
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,9 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
-    folder, limit, progress = question.workspace.data, question.limit, question.progress
-    return data_problems(Asked(seen.recipe, seen.plan.arguments, seen.model, folder, limit, progress), question.rows)
+    how = (question.limit, question.progress, question.readings)
+    asked = Asked(seen.recipe, seen.plan.settings, seen.model, question.workspace.data, *how)
+    return data_problems(asked, question.rows)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .. import runs
+from .. import dataset, runs
 from ..errors import BUG, INPUT, KitError, ProblemsFound
 from ..preflight import Question
 from ..runs import Nodes, Request, Workspace
@@ -31,9 +31,11 @@ class Order:
         return Question(self.recipe, self.overrides, workspace, environment, nodes=self.nodes)
 
 
-def place(order: Order, workspace: Workspace) -> Request:
-    """Write an order where its detached process will read it."""
-    return runs.new_request(workspace, asdict(order))
+def place(order: Order, workspace: Workspace, readings: dataset.Readings) -> Request:
+    """Write an order where its detached process will read it, with what is already known of the data files."""
+    request = runs.new_request(workspace, asdict(order))
+    readings.keep(request.readings)
+    return request
 
 
 def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]) -> int:
@@ -44,7 +46,8 @@ def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]
         return INPUT
     stop = Stop()
     stop.install()
-    session = Session(request, order.question(workspace, environment), stop)
+    question = replace(order.question(workspace, environment), readings=dataset.kept(request.readings))
+    session = Session(request, question, stop)
     try:
         code = _work(session, order)
     except ProblemsFound as found:

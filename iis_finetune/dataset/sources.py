@@ -1,4 +1,4 @@
-"""How a data set's rows are laid out: LLaMA-Factory's words for columns, tags and file types."""
+"""A registered data set: how its rows are laid out, in LLaMA-Factory's words, and what a training does with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Source of every table here: LLaMA-Factory 0.9.5, data/parser.py and extras/constants.py, read 2026-11.
+from ..arguments import Settings, Template, find_template
+
+# Source of every table here: LLaMA-Factory, data/parser.py and extras/constants.py, read 2026-11.
 REGISTRY_FILE = "dataset_info.json"
 HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 SOURCE_KEYS = (*HUB_KEYS, "script_url", "cloud_file_name", "file_name")
@@ -29,6 +31,7 @@ TAGS = {
     "system_tag": "system",
 }
 ROLES = ("user", "assistant", "observation", "function", "system")
+LIMIT = 200_000  # rows that are read when not all are asked for
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,40 @@ class Layout:
     roles: Mapping[Any, str]
 
 
+@dataclass(frozen=True)
+class Source:
+    """The files of a data set here, their type, their layout."""
+
+    name: str
+    files: tuple[Path, ...]
+    file_type: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Options:
+    """LLaMA-Factory's arguments by their names; `limit` is how many rows are read at most (None: all).
+
+    `generate` is its predict_with_generate. `cutoff_len` None cuts nothing, `default_system` None is the template's.
+    """
+
+    stage: str
+    limit: int | None = LIMIT
+    max_samples: int | None = None
+    generate: bool = False
+    template: Template | None = None
+    cutoff_len: int | None = None
+    default_system: str | None = None
+    enable_thinking: bool = True
+    mask_history: bool = False
+    packing: bool = False
+
+    @property
+    def processing(self) -> str:
+        """Which of LLaMA-Factory's data processors the rows go through."""
+        return "generate" if self.generate or self.stage == "ppo" else "rm" if self.stage == "dpo" else self.stage
+
+
 def layout_of(entry: Mapping[str, Any]) -> Layout:
     """The layout LLaMA-Factory sees: a `columns` or `tags` block that is there has no defaults."""
     columns, tags = (_named(entry.get(block), usual) for block, usual in (("columns", COLUMNS), ("tags", TAGS)))
@@ -50,9 +87,8 @@ def layout_of(entry: Mapping[str, Any]) -> Layout:
 
 
 def _named(block: Any, usual: Mapping[str, str]) -> Mapping[str, str]:
-    return (
-        {key: str(word) for key, word in block.items() if word not in (None, "")} if isinstance(block, dict) else usual
-    )
+    named = block.items() if isinstance(block, dict) else usual.items()
+    return {key: str(word) for key, word in named if word not in (None, "")}
 
 
 def stage_of(entry: Any) -> str:
@@ -65,11 +101,17 @@ def stage_of(entry: Any) -> str:
     return "sft" if "response" in layout.columns or layout.formatting != "alpaca" else "pt"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A registered data set: its files here, their type, its layout."""
-
-    name: str
-    files: tuple[Path, ...]
-    file_type: str
-    layout: Layout
+def options_of(settings: Settings, stage: str, limit: int | None = LIMIT) -> Options:
+    """What a training with these settings does with rows; without a word on packing, texts of stage pt are packed."""
+    packing = stage == "pt" if settings["packing"] is None else settings["packing"]
+    return Options(
+        stage,
+        limit,
+        max_samples=settings["max_samples"],
+        template=find_template(str(settings["template"])),
+        cutoff_len=settings["cutoff_len"],
+        default_system=settings["default_system"],
+        enable_thinking=settings["enable_thinking"] is not False,
+        mask_history=settings["mask_history"],
+        packing=packing or settings["neat_packing"],
+    )
