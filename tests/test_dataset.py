@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def register(folder: Path, entry: dict[str, Any], body: bytes = lines(GOOD), nam
     return folder
 
 
-def checked(case: Case, folder: Path) -> tuple[dataset.RowReport | None, list[Problem]]:
+def checked(case: Case, folder: Path) -> tuple[dataset.Reading | None, list[Problem]]:
     register(folder, case.entry, case.body, f"data{case.suffix}")
     stage = "ppo" if case.generate else case.stage
     sources, problems = dataset.check_registered("mine", folder, stage, RECIPE)
@@ -75,7 +74,7 @@ def test_an_array_is_read_in_pieces_that_cut_rows_anywhere(tmp_path: Path, monke
     ]
     (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, array(*rows), "data.json"), "sft", RECIPE)
     for characters in (64, 257, 1 << 22):
-        monkeypatch.setattr("iis_finetune.dataset.streams.CHUNK_CHARACTERS", characters)
+        monkeypatch.setattr("iis_finetune.dataset.readers.CHUNK_CHARACTERS", characters)
         report = dataset.check_rows(source, dataset.Options("sft"))
         assert (report.rows, report.kept, report.problems) == (200, 200, ())
 
@@ -106,7 +105,7 @@ def test_parquet_and_arrow_files_are_read(tmp_path: Path) -> None:
 def test_progress_ends_no_higher_than_one(tmp_path: Path) -> None:
     (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, lines(*[GOOD] * 5000)), "sft", RECIPE)
     seen: list[float] = []
-    dataset.check_rows(source, dataset.Options("sft"), seen.append)
+    dataset.check_rows(source, dataset.Options("sft"), progress=seen.append)
     assert len(seen) == 2 and 0 < seen[0] < seen[1] <= 1
 
 
@@ -244,7 +243,7 @@ def test_a_folder_of_one_type_is_one_source_whose_columns_the_first_file_fixes(t
     (source,), problems = dataset.check_registered("mine", tmp_path, "sft", RECIPE)
     (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
     assert problems == [] and "'extra' is first filled" in problem.what and problem.where.file == str(source.files[1])
-    assert list(dataset.data_files_hash(source)) == [str(file) for file in source.files]
+    assert list(dataset.Readings().sha256(source)) == [str(file) for file in source.files]
 
 
 KTO_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "label"}
@@ -407,7 +406,7 @@ def test_what_is_lost_follows_llamafactorys_rule(
     rows = register(tmp_path, {}, lines(alpaca("b" * answer, "a" * question)))
     (source,), _ = dataset.check_registered("mine", rows, "sft", RECIPE)
     options = dataset.Options("sft", template=template(), cutoff_len=cutoff)
-    report = dataset.check_truncation(source, tokenizer, options)
+    report = dataset.check_rows(source, options, tokenizer).truncation
     assert report.counts == ({kind: 1} if kind else {})
     assert len(report.problems) == (kind is not None)
     if kind:
@@ -419,8 +418,8 @@ def test_only_rows_that_could_be_too_long_are_tokenised(tokenizer: Path, tmp_pat
     rows = register(tmp_path, {}, lines(*[GOOD] * 7, alpaca("b" * 400), alpaca("文" * 100), alpaca(None)))
     (source,), _ = dataset.check_registered("mine", rows, "sft", RECIPE)
     options = dataset.Options("sft", template=template(), cutoff_len=400)
-    report = dataset.check_truncation(source, tokenizer, options)
-    assert (report.rows, report.tokenised) == (9, 2)
+    reading = dataset.check_rows(source, options, tokenizer)
+    assert (reading.kept, reading.truncation.tokenised) == (9, 2)
 
 
 def test_later_turns_that_are_lost_are_told_from_answers_cut_short(tokenizer: Path, tmp_path: Path) -> None:
@@ -430,7 +429,7 @@ def test_later_turns_that_are_lost_are_told_from_answers_cut_short(tokenizer: Pa
         rows = register(tmp_path, {"formatting": "sharegpt"}, lines(row))
         (source,), _ = dataset.check_registered("mine", rows, "sft", RECIPE)
         options = dataset.Options("sft", template=template(), cutoff_len=AROUND + 40 + AFTER + left)
-        assert dataset.check_truncation(source, tokenizer, options).counts == {kind: 1}
+        assert dataset.check_rows(source, options, tokenizer).truncation.counts == {kind: 1}
 
 
 def test_a_pair_is_cut_by_its_longer_answer(tokenizer: Path, tmp_path: Path) -> None:
@@ -438,7 +437,7 @@ def test_a_pair_is_cut_by_its_longer_answer(tokenizer: Path, tmp_path: Path) -> 
     rows = register(tmp_path, {"ranking": True, "columns": columns}, lines(pair("good", "b" * 900)))
     (source,), _ = dataset.check_registered("mine", rows, "dpo", RECIPE)
     options = dataset.Options("dpo", template=template(), cutoff_len=300)
-    assert dataset.check_truncation(source, tokenizer, options).counts == {"answer_shortened": 1}
+    assert dataset.check_rows(source, options, tokenizer).truncation.counts == {"answer_shortened": 1}
 
 
 def test_texts_that_fill_no_block_are_an_error_and_long_ones_are_cut_without_packing(
@@ -448,7 +447,7 @@ def test_texts_that_fill_no_block_are_an_error_and_long_ones_are_cut_without_pac
     (source,), _ = dataset.check_registered("mine", rows, "pt", RECIPE)
     for cutoff, packing, found in ((124, True, 0), (125, True, 1), (31, False, 0), (30, False, 1)):
         options = dataset.Options("pt", template=template(), cutoff_len=cutoff, packing=packing)
-        assert len(dataset.check_truncation(source, tokenizer, options).problems) == found, cutoff
+        assert len(dataset.check_rows(source, options, tokenizer).truncation.problems) == found, cutoff
 
 
 def test_whatever_the_bytes_a_check_ends_with_problems_and_no_trace(tmp_path: Path) -> None:
@@ -462,27 +461,3 @@ def test_whatever_the_bytes_a_check_ends_with_problems_and_no_trace(tmp_path: Pa
         folder = register(tmp_path, {"formatting": random.choice(["alpaca", "sharegpt"])}, bytes(body), f"data{suffix}")
         sources, _ = dataset.check_registered("mine", folder, "sft", RECIPE)
         assert dataset.check_rows(sources[0], dataset.Options("sft")).rows >= 0, number
-
-
-def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
-    folder = register(tmp_path, {}, lines(GOOD, GOOD))
-    (source,), _ = dataset.check_registered("mine", folder, "sft", RECIPE)
-    none, options = tmp_path / "tokenizer.json", dataset.Options("sft")
-    first = dataset.Readings()
-    assert first.read(source, none, options).kept == 2
-    (told,) = first.known.values()
-    other_process = dataset.Readings(json.loads(json.dumps(first.as_json())))
-    assert other_process.read(source, none, options) == told and len(other_process.known) == 1
-    assert other_process.read(source, none, dataset.Options("sft", limit=1)).kept is None, (
-        "other options, another reading"
-    )
-    source.files[0].write_bytes(lines(GOOD, GOOD, GOOD))
-    assert other_process.read(source, none, options).kept == 3
-
-
-def test_a_package_that_a_file_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    body = b"instruction,input,output\na,,b\n"
-    (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, body, "data.csv"), "sft", RECIPE)
-    (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
-    assert "pandas, which is not installed" in problem.what and problem.fix == "make setup"

@@ -88,7 +88,7 @@ def test_what_is_cut_is_what_llamafactory_cuts(
     words = find_template(template)
     assert words
     options = dataset.Options("sft", template=words, cutoff_len=cutoff)
-    report = dataset.check_truncation(source, folder / "tokenizer.json", options)
+    report = dataset.check_rows(source, options, folder / "tokenizer.json").truncation
     whole, labels = verdicts[f"{template}, {row}, 4096"]
     cut, cut_labels = verdicts[f"{template}, {row}, {cutoff}"]
     assert report.longest_tokens in {0, len(whole)}

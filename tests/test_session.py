@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from conftest import RECIPE
 
-from iis_finetune import cli, dataset, preflight, process, recover, runs, session
+from iis_finetune import cli, dataset, machine, preflight, process, recover, runs, session
+from iis_finetune.dataset import readings
 from iis_finetune.runs import Decided, Request, Run, Workspace
 from iis_finetune.session import Order
 
@@ -43,7 +44,7 @@ def told(request: Request) -> list[dict[str, Any]]:
 
 
 def carried_out(order: Order, workspace: Workspace, **more: str) -> tuple[int, Request]:
-    request = session.place(order, workspace)
+    request = session.place(order, workspace, dataset.Readings())
     return session.carry_out(request.folder, workspace, {**os.environ, **more}), request
 
 
@@ -101,24 +102,29 @@ def test_a_precision_stated_in_llamafactorys_words_gives_way_too(staged: Workspa
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a recipe is examined, and how often the rows of a data file are read."""
-    found: Counter[str] = Counter()
-    examine, read_rows = preflight.examine, dataset.read_rows
+    """How often a recipe is examined, the machine looked for, and the rows of each file read."""
+    counted: Counter[str] = Counter()
+    examine, detect, check_rows = preflight.examine, machine.detect, dataset.check_rows
 
     def examining(question: preflight.Question) -> preflight.Examined:
-        found["examined"] += 1
+        counted["examined"] += 1
         return examine(question)
 
-    def reading(path: Path, *rest: Any) -> Iterator[Any]:
-        found[path.name] += 1
-        return read_rows(path, *rest)
+    def detecting(**words: Any) -> machine.Machine:
+        counted["detected"] += 1
+        return detect(**words)
+
+    def reading(source: dataset.Source, *words: Any) -> dataset.Reading:
+        counted.update(str(file) for file in source.files)
+        return check_rows(source, *words)
 
     monkeypatch.setattr(preflight, "examine", examining)
-    monkeypatch.setattr("iis_finetune.dataset.rows.read_rows", reading)
-    return found
+    monkeypatch.setattr(machine, "detect", detecting)
+    monkeypatch.setattr(readings, "check_rows", reading)
+    return counted
 
 
-def test_one_train_with_an_unmade_base_looks_three_times_in_each_process(
+def test_one_train_with_an_unmade_base_looks_three_times_and_reads_the_rows_twice_at_most_in_each_process(
     staged: Workspace, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = RECIPE.replace("kit:\n", "kit:\n  base: tiny\n").replace("model_name_or_path: models/tiny\n", "")
@@ -134,10 +140,12 @@ def test_one_train_with_an_unmade_base_looks_three_times_in_each_process(
         patched.setattr(sys, "argv", ["iis-finetune", "train", "after", "--background"])
         assert cli.run() == 0
         started[0].wait()
-    assert counts["examined"] <= 3 and counts["little.json"] == 1, counts
+    data = str(staged.data / "little.json")
+    assert 1 <= counts["examined"] <= 3 and 1 <= counts[data] <= 2 and counts["detected"] == 1
     counts.clear()
     request = Request(next((staged.runs / ".requests").iterdir()))
     assert json.loads(request.asked.read_text())["recipe"].endswith("after.yaml")
     assert session.carry_out(request.folder, staged, dict(os.environ)) == 0, told(request)
-    assert counts["examined"] <= 3 and counts["little.json"] == 0, "what the foreground has read is trusted"
+    assert 1 <= counts["examined"] <= 3 and counts["detected"] == 1
+    assert counts[data] == 0, "the foreground's reading is trusted while the file stays as it is"
     assert [run.name for run in runs.listed(staged)] == ["0001-tiny", "0002-after"]

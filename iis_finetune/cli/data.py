@@ -28,8 +28,8 @@ def add(file: File, name: Name = None, copy: Copied = False) -> None:
     """Register a data set: its format is recognised, dataset_info.json gets its entry."""
     workspace().data.mkdir(exist_ok=True)
     added = dataset.add(file, workspace().data, name, copy)
-    show.problems(added.report.problems)
-    found = f"{added.format.name} format, {added.report.kept} usable rows"
+    show.problems(added.reading.problems)
+    found = f"{added.format.name} format, {added.reading.kept} usable rows"
     show.line(f"registered '{added.name}' in {added.registry}: {found}")
     show.line(f"next: iis-finetune train RECIPE dataset={added.name}")
 
@@ -49,7 +49,7 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
         for source in sources:
             options = dataset.Options(for_stage, None if full else dataset.LIMIT)
             with show.meter("reading rows") as progress:
-                report = dataset.check_rows(source, options, progress)
+                report = dataset.check_rows(source, options, progress=progress)
             counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
             problems += report.problems
     if as_json:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import notify, preflight, process, runs, session
+from ..dataset import Readings
 from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
@@ -41,18 +42,17 @@ def train(
     show.problems(examined.problems, nothing_started=bool(stops))
     if stops:
         raise typer.Exit(code)
-    readings = asking.readings.as_json()
-    order = Order(str(examined.recipe.path.absolute()), asking.overrides, readings=readings)
+    order = Order(str(examined.recipe.path.absolute()), asking.overrides)
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
-        _start(replace(order, smoke=True), background)
+        _start(replace(order, smoke=True), asking.readings, background)
         return
     session.check_devices(examined, workspace())
     for decision in examined.plan.decisions:
         if decision.name in ("precision", "attention", "launcher", "nodes"):
             show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-    _start(replace(order, nodes=asking.nodes), background)
+    _start(replace(order, nodes=asking.nodes), asking.readings, background)
 
 
 def resume(
@@ -74,8 +74,7 @@ def resume(
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
     order = Order(asking.recipe, asking.overrides, asking.nodes, resume=found.name, accept_changes=accept_changes)
-    order = replace(order, readings=asking.readings.as_json())
-    _start(order, background)
+    _start(order, asking.readings, background)
 
 
 def _nodes_of(run: Run, master: str) -> Nodes | None:
@@ -85,9 +84,9 @@ def _nodes_of(run: Run, master: str) -> Nodes | None:
     return nodes_of(nodes.number, nodes.rank, master) if nodes and master else nodes
 
 
-def _start(order: Order, background: bool) -> None:
+def _start(order: Order, readings: Readings, background: bool) -> None:
     """Start the detached process; attach to it, or say where it is."""
-    request = session.place(order, workspace())
+    request = session.place(order, workspace(), readings)
     words = [sys.executable, "-m", "iis_finetune", "_train", str(request.folder)]
     child = process.start(process.Launch(words, dict(os.environ), Path.cwd(), request.log))
     supervisor = process.identity(child.pid)

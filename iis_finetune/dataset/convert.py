@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .findings import Fault
+from .faults import Fault
 from .sources import Layout
 
 # LLaMA-Factory's defaults for the words around a tool call and a thought; templates that differ change only lengths.

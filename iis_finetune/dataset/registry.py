@@ -13,19 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem, Severity, errors_of
-from .sources import (
-    COLUMN_KEYS,
-    COLUMNS,
-    FILE_TYPES,
-    FORMATTINGS,
-    HUB_KEYS,
-    OPTION_KEYS,
-    REGISTRY_FILE,
-    SOURCE_KEYS,
-    TAGS,
-    Source,
-    layout_of,
-)
+from . import sources
+from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
 SPACE = re.compile(r"\s*")
 CLOUD_PREFIXES = ("s3://", "gs://", "gcs://")
@@ -188,8 +177,8 @@ def _entry_problems(entry: Entry, stage: str) -> Iterator[Problem]:
     if not isinstance(value, dict):
         yield entry.problem("the entry is not an object", 'write {"file_name": "..."}')
         return
-    yield from _unknown_keys(entry, value, (*SOURCE_KEYS, *OPTION_KEYS))
-    for block, known in (("columns", COLUMN_KEYS), ("tags", tuple(TAGS))):
+    yield from _unknown_keys(entry, value, (*sources.SOURCE_KEYS, *sources.OPTION_KEYS))
+    for block, known in (("columns", sources.COLUMN_KEYS), ("tags", tuple(sources.TAGS))):
         if block in value and not isinstance(value[block], dict):
             yield entry.problem(f"'{block}' is not an object", f'write "{block}": {{"{known[0]}": "..."}}', block)
             return
@@ -255,7 +244,7 @@ def _stage_problems(entry: Entry, stage: str) -> Iterator[Problem]:
         fix = "use it with stage rm or dpo, or another data set"
         yield entry.problem(f"a ranked data set cannot train stage {stage}", fix, "ranking")
     formatting, columns = str(entry.value.get("formatting", "alpaca")), entry.value.get("columns")
-    named = COLUMNS if columns is None else columns
+    named = sources.COLUMNS if columns is None else columns
     for key in NEEDED.get(("sharegpt" if formatting == "openai" else formatting, stage), ()):
         if named.get(key) is None:
             what = f"'columns' does not name '{key}', and what it leaves out has no default"

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 
 from ..errors import Place, Problem
 from .convert import Sample, convert, hold
-from .findings import Column, Fault, Findings, Row, note
+from .faults import Column, Fault, Findings, Row, note
+from .readers import Progress, read_rows
 from .sources import Layout, Options, Source
-from .streams import Progress, is_lines, read_rows
+from .truncation import BATCH, Truncation, count_cuts
 
-BATCH = 1000  # LLaMA-Factory's preprocessing_batch_size
 GROUPS = 40  # different findings kept apart; a file that is broken in more ways needs no longer list
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
-Take = Callable[[Row, Sample], object]
 
 
 @dataclass(frozen=True)
-class RowReport:
-    """How many rows were read, kept and dropped; `complete` is False when `limit` ended the reading."""
+class Reading:
+    """What the rows of a data set are like; `complete` is False when `limit` ended the reading."""
 
     rows: int
     kept: int
     dropped: int
     complete: bool
     problems: tuple[Problem, ...]
+    truncation: Truncation = field(default_factory=Truncation)
 
 
 @dataclass
@@ -36,7 +38,6 @@ class _Tally:
 
     source: Source
     options: Options
-    take: Take | None
     file: str
     words: tuple[tuple[str, str], ...]  # that a text should not hold, with the case that each one is
     findings: Findings = field(default_factory=Findings)
@@ -45,6 +46,7 @@ class _Tally:
     kept: int = 0
     labels: set[bool | None] = field(default_factory=set)
     batch: set[str] = field(default_factory=set)
+    complete: bool = False
 
     @property
     def used(self) -> int:
@@ -57,35 +59,32 @@ class _Tally:
 
 
 def check_rows(
-    source: Source, options: Options, progress: Progress | None = None, take: Take | None = None
-) -> RowReport:
-    """Read a source's rows, streamed, and report every kind of fault once, with its first rows and its count.
+    source: Source, options: Options, tokenizer_json: Path | None = None, progress: Progress | None = None
+) -> Reading:
+    """Read a source's rows once, streamed, and report every kind of fault once, with its first rows and its count.
 
-    `take` is given each sample that LLaMA-Factory would keep, with its row numbered over all files.
+    With a tokenizer, what cutoff_len would cut from the usable rows is counted in the same reading.
     """
-    tally = _Tally(source, options, take, str(source.files[-1]), _odd_words(options))
-    rows = _rows(source, progress)
-    for tally.file, row in islice(rows, options.limit):
-        _check_row(tally, row)
-    complete = next(rows, None) is None
-    _end_batch(tally, NOWHERE._replace(number=tally.rows))
+    tally = _Tally(source, options, str(source.files[-1]), _odd_words(options))
+    samples = _usable(tally, progress)
+    cuts = count_cuts(source, samples, options, tokenizer_json) if tokenizer_json else Truncation()
+    deque(samples, maxlen=0)  # the rows that nothing asked for
     _check_columns(tally, source.layout)
     if options.processing == "kto" and tally.kept and len(tally.labels) == 1:
         tally.add(Fault("one_label", str(next(iter(tally.labels))).lower()), NOWHERE)
-    return RowReport(tally.rows, tally.kept, tally.used - tally.kept, complete, tuple(_problems(tally)))
+    return Reading(tally.rows, tally.kept, tally.used - tally.kept, tally.complete, tuple(_problems(tally)), cuts)
 
 
-def usable_samples(source: Source, options: Options, progress: Progress | None = None) -> Iterator[tuple[Row, Sample]]:
-    """The samples that LLaMA-Factory would keep, with their rows, numbered over all files."""
-    most = min((limit for limit in (options.limit, options.max_samples) if limit is not None), default=None)
-    for number, (_, row) in enumerate(islice(_rows(source, progress), most), 1):
-        if isinstance(row.value, dict):
-            try:
-                sample = convert(row.value, source.layout)
-                hold(sample, options.processing)
-            except Fault:
-                continue
-            yield row._replace(number=number), sample
+def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sample]]:
+    """Note every row, and give the samples that LLaMA-Factory would keep; their rows are numbered over all files."""
+    rows = _rows(tally.source, progress)
+    for file, row in islice(rows, tally.options.limit):
+        tally.file = file
+        sample = _checked(tally, row)
+        if sample is not None:
+            yield row._replace(number=tally.rows), sample
+    tally.complete = next(rows, None) is None
+    _end_batch(tally, NOWHERE._replace(number=tally.rows))
 
 
 def _rows(source: Source, progress: Progress | None) -> Iterator[tuple[str, Row]]:
@@ -100,36 +99,36 @@ def _odd_words(options: Options) -> tuple[tuple[str, str], ...]:
     return (*((word, "special_word") for word in special), *((word, "placeholder") for word in placeholders))
 
 
-def _check_row(tally: _Tally, row: Row) -> None:
+def _checked(tally: _Tally, row: Row) -> Sample | None:
+    """The sample of a row if it is usable and LLaMA-Factory converts it."""
     tally.rows += 1
     if not isinstance(row.value, dict):
         tally.add(row.value if isinstance(row.value, Fault) else Fault("not_object"), row)
-        return
+        return None
     for fault in note(tally.columns, row.value, row):
         tally.add(fault, row)
-    if tally.rows == tally.used:
-        _check_sample(tally, row)
+    return _sample(tally, row) if tally.rows == tally.used else None
 
 
-def _check_sample(tally: _Tally, row: Row) -> None:
-    sample, processing = None, tally.options.processing
+def _sample(tally: _Tally, row: Row) -> Sample | None:
+    sample, kept, processing = None, False, tally.options.processing
     try:
         sample = convert(row.value, tally.source.layout)
         hold(sample, processing)
     except Fault as fault:
         tally.add(fault, row)
     else:
+        kept = True
         tally.kept += 1
         tally.labels.add(sample.label)
         tally.batch.add("kept")
-        if tally.take:
-            tally.take(row._replace(number=tally.rows), sample)
         for remark in _remarks(sample, processing, tally.words):
             tally.add(remark, row)
     if sample is None or (len(sample.answers) < 2 and not any(turn.text for turn in sample.answers)):
         tally.batch.add("without an answer")
     if tally.rows % BATCH == 0:
         _end_batch(tally, row)
+    return sample if kept else None
 
 
 def _end_batch(tally: _Tally, row: Row) -> None:
@@ -171,7 +170,7 @@ def _check_columns(tally: _Tally, layout: Layout) -> None:
         tags = [layout.tags[tag] for tag in ("role_tag", "content_tag") if tag in layout.tags]
         if lacking := _lacking(tags, messages.items.members):
             tally.add(Fault("no_member", lacking), NOWHERE)
-    for key in ("response", "prompt", "query", "chosen", "rejected") if is_lines(tally.source) else ():
+    for key in ("response", "prompt", "query", "chosen", "rejected"):
         column = there.get(layout.columns.get(key, ""))
         if column and column.only_dates and list(column.kinds) == ["text"]:
             tally.add(Fault("dates", column.name), NOWHERE)

@@ -1,4 +1,4 @@
-"""What is read and how: registered files, their columns and tags, the arguments that decide what becomes of rows."""
+"""A registered data set: how its rows are laid out, in LLaMA-Factory's words, and what a training does with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ TAGS = {
 }
 ROLES = ("user", "assistant", "observation", "function", "system")
 LIMIT = 200_000  # rows that are read when not all are asked for
-UNCUT = 2**63
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,40 @@ class Layout:
     roles: Mapping[Any, str]
 
 
+@dataclass(frozen=True)
+class Source:
+    """The files of a data set here, their type, their layout."""
+
+    name: str
+    files: tuple[Path, ...]
+    file_type: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Options:
+    """LLaMA-Factory's arguments by their names; `limit` is how many rows are read at most (None: all).
+
+    `generate` is its predict_with_generate. `cutoff_len` None cuts nothing, `default_system` None is the template's.
+    """
+
+    stage: str
+    limit: int | None = LIMIT
+    max_samples: int | None = None
+    generate: bool = False
+    template: Template | None = None
+    cutoff_len: int | None = None
+    default_system: str | None = None
+    enable_thinking: bool = True
+    mask_history: bool = False
+    packing: bool = False
+
+    @property
+    def processing(self) -> str:
+        """Which of LLaMA-Factory's data processors the rows go through."""
+        return "generate" if self.generate or self.stage == "ppo" else "rm" if self.stage == "dpo" else self.stage
+
+
 def layout_of(entry: Mapping[str, Any]) -> Layout:
     """The layout LLaMA-Factory sees: a `columns` or `tags` block that is there has no defaults."""
     columns, tags = (_named(entry.get(block), usual) for block, usual in (("columns", COLUMNS), ("tags", TAGS)))
@@ -54,9 +87,8 @@ def layout_of(entry: Mapping[str, Any]) -> Layout:
 
 
 def _named(block: Any, usual: Mapping[str, str]) -> Mapping[str, str]:
-    return (
-        {key: str(word) for key, word in block.items() if word not in (None, "")} if isinstance(block, dict) else usual
-    )
+    named = block.items() if isinstance(block, dict) else usual.items()
+    return {key: str(word) for key, word in named if word not in (None, "")}
 
 
 def stage_of(entry: Any) -> str:
@@ -69,48 +101,14 @@ def stage_of(entry: Any) -> str:
     return "sft" if "response" in layout.columns or layout.formatting != "alpaca" else "pt"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A registered data set: its files here, their type, its layout."""
-
-    name: str
-    files: tuple[Path, ...]
-    file_type: str
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class Options:
-    """LLaMA-Factory's arguments by their names; `limit` is how many rows are read at most (None: all).
-
-    `generate` is its predict_with_generate, `default_system` None the template's own.
-    """
-
-    stage: str
-    limit: int | None = LIMIT
-    max_samples: int | None = None
-    generate: bool = False
-    template: Template | None = None
-    cutoff_len: int = UNCUT
-    default_system: str | None = None
-    enable_thinking: bool = True
-    mask_history: bool = False
-    packing: bool = False
-
-    @property
-    def processing(self) -> str:
-        """Which of LLaMA-Factory's data processors the rows go through."""
-        return "generate" if self.generate or self.stage == "ppo" else "rm" if self.stage == "dpo" else self.stage
-
-
 def options_of(settings: Settings, stage: str, limit: int | None = LIMIT) -> Options:
-    """The options of a training with these settings."""
+    """What a training with these settings does with rows; without a word on packing, texts of stage pt are packed."""
     packing = stage == "pt" if settings["packing"] is None else settings["packing"]
     return Options(
         stage,
         limit,
         max_samples=settings["max_samples"],
-        template=find_template(str(settings["template"] or "")),
+        template=find_template(str(settings["template"])),
         cutoff_len=settings["cutoff_len"],
         default_system=settings["default_system"],
         enable_thinking=settings["enable_thinking"] is not False,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments import Template
 from ..errors import Place, Problem
 from .convert import Sample, Turn
-from .findings import Findings, Row
-from .rows import BATCH, usable_samples
+from .faults import Findings, Row
 from .sources import Options, Source
-from .streams import Progress
 
+BATCH = 1000  # LLaMA-Factory's preprocessing_batch_size
 # Worst first; what LLaMA-Factory does is in its data/processor/processor_utils.py, infer_seqlen.
 KINDS = {
     "answer_lost": "the answer is cut away whole",
@@ -27,17 +27,18 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class TruncationReport:
+class Truncation:
     """Rows by the worst that happens to them: `counts` has the keys of KINDS that were met.
 
     `tokenised` rows could be too long and were counted exactly; `longest_tokens` is the longest of those.
+    `longest_answer` is that of any answer in tokens, where answers are generated and so compared with the rows' own.
     """
 
-    rows: int = 0
     tokenised: int = 0
     longest_tokens: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    longest_answer: int | None = None
 
 
 class _Message(NamedTuple):
@@ -57,6 +58,7 @@ class _Encoder:
     tokenizer: Any
     options: Options
     template: Template
+    cutoff: int
     byte_level: bool
     has_bos: bool
 
@@ -69,79 +71,42 @@ class _Encoder:
         return [len(encoding) for encoding in encodings]
 
 
-class Truncation:
-    """Counts sample by sample what would be cut; a thousand are tokenised at a time.
+def count_cuts(
+    source: Source, samples: Iterator[tuple[Row, Sample]], options: Options, tokenizer_json: Path
+) -> Truncation:
+    """Count what would be cut from usable samples; nothing is known without a template, a length and a tokenizer.
 
     With a byte-level tokenizer only rows that could be too long by their bytes are tokenised whole. The texts of
     tools are counted without the template's sentences around them.
     """
-
-    def __init__(self, source: Source, encoder: _Encoder) -> None:
-        self.source, self.encoder = source, encoder
-        self.waiting: list[tuple[Row, Sample]] = []
-        self.rows = self.tokenised = self.longest = 0
-        self.found = Findings()
-        self.in_blocks = encoder.options.stage == "pt" and encoder.options.packing
-        self.fills_a_block = False
-
-    def take(self, row: Row, sample: Sample) -> None:
-        self.waiting.append((row, sample))
-        if len(self.waiting) == BATCH:
-            self._count()
-
-    def report(self) -> TruncationReport:
-        """What was found in all samples taken."""
-        self._count()
-        options, problems = self.encoder.options, []
-        if not self.in_blocks:
-            problems = list(_problems(self.source, options, self.found, (self.rows, self.longest)))
-        elif self.rows and not self.fills_a_block:
-            what = f"the texts of '{self.source.name}' do not fill one block of cutoff_len {options.cutoff_len} tokens"
-            problems = [Problem(what, "give more text, or lower cutoff_len", Place(str(self.source.files[0])))]
-        return TruncationReport(self.rows, self.tokenised, self.longest, dict(self.found.counts), tuple(problems))
-
-    def _count(self) -> None:
-        batch, self.waiting = self.waiting, []
-        self.rows += len(batch)
-        if self.in_blocks:
-            self._fill_blocks(batch)
-            return
-        encoder = self.encoder
+    if options.template is None or options.cutoff_len is None or not tokenizer_json.is_file():
+        return Truncation()
+    encoder = _encoder(tokenizer_json, options, options.template, options.cutoff_len)
+    if options.stage == "pt" and options.packing:
+        return _check_blocks(source, samples, encoder)
+    rows = tokenised = longest = 0
+    answer = 0 if options.generate else None
+    found = Findings()
+    while batch := list(islice(samples, BATCH)):
+        rows += len(batch)
         rendered = [(row, _render(sample, encoder)) for row, sample in batch]
         for row, lengths in _lengths(_suspects(rendered, encoder) if encoder.byte_level else rendered, encoder):
             kind, length = _what_is_cut(lengths, encoder)
-            self.tokenised, self.longest = self.tokenised + 1, max(self.longest, length)
+            tokenised, longest = tokenised + 1, max(longest, length)
             if kind:
-                self.found.add(kind, row)
-
-    def _fill_blocks(self, batch: list[tuple[Row, Sample]]) -> None:
-        """Stage pt joins the texts of a batch and keeps whole blocks: one block anywhere is enough to train."""
-        if not self.fills_a_block:
-            texts = [sample.prompt[0].text for _, sample in batch]
-            self.tokenised += len(texts)
-            self.fills_a_block = sum(self.encoder.counts(texts)) + len(texts) >= self.encoder.options.cutoff_len
+                found.add(kind, row)
+        answer = None if answer is None else _longest(batch, encoder, answer)
+    problems = tuple(_problems(source, encoder, found, (rows, longest)))
+    return Truncation(tokenised, longest, dict(found.counts), problems, answer)
 
 
-def truncation_of(source: Source, tokenizer_json: Path, options: Options) -> Truncation | None:
-    """What counts a source's samples; None without template or tokenizer."""
-    if options.template is None or not tokenizer_json.is_file():
-        return None
-    return Truncation(source, _encoder(tokenizer_json, options, options.template))
+def _longest(batch: list[tuple[Row, Sample]], encoder: _Encoder, known: int) -> int:
+    """The longest answer in tokens; a byte-level tokenizer makes no more tokens than bytes, so short ones are left."""
+    answers = [sample.answers[0].text for _, sample in batch if sample.answers]
+    return max([known, *encoder.counts([text for text in answers if not encoder.byte_level or _bytes(text) > known])])
 
 
-def check_truncation(
-    source: Source, tokenizer_json: Path, options: Options, progress: Progress | None = None
-) -> TruncationReport:
-    """Count what would be cut from the rows that `check_rows` finds usable; nothing without template and tokenizer."""
-    counted = truncation_of(source, tokenizer_json, options)
-    if counted is None:
-        return TruncationReport()
-    for row, sample in usable_samples(source, options, progress):
-        counted.take(row, sample)
-    return counted.report()
-
-
-def _encoder(tokenizer_json: Path, options: Options, template: Template) -> _Encoder:
+def _encoder(tokenizer_json: Path, options: Options, template: Template, cutoff: int) -> _Encoder:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
@@ -150,7 +115,7 @@ def _encoder(tokenizer_json: Path, options: Options, template: Template) -> _Enc
     tokenizer.add_special_tokens(list(template.stop_words))
     config = tokenizer_json.with_name("tokenizer_config.json")
     has_bos = config.is_file() and bool(json.loads(config.read_text("utf-8")).get("bos_token"))
-    return _Encoder(tokenizer, options, template, "ByteLevel" in repr(tokenizer.pre_tokenizer), has_bos)
+    return _Encoder(tokenizer, options, template, cutoff, "ByteLevel" in repr(tokenizer.pre_tokenizer), has_bos)
 
 
 def _render(sample: Sample, encoder: _Encoder) -> list[_Message]:
@@ -193,7 +158,7 @@ def _suspects(rows: list[_Rendered], encoder: _Encoder) -> list[_Rendered]:
         text = "".join(text for message in rendered[1] for text in message.texts)
         size = _bytes(text)
         # No row has more tokens than this; the one added is the end token.
-        excess = sum(message.special for message in rendered[1]) + size + 1 - encoder.options.cutoff_len + 1
+        excess = sum(message.special for message in rendered[1]) + size + 1 - encoder.cutoff + 1
         if excess > 0 and excess * 1.8 < 0.8 * size:
             parts.append((rendered, excess, text[len(text) - int(excess * 1.8 * len(text) / size) :]))
         elif excess > 0:
@@ -218,7 +183,7 @@ def _lengths(rows: list[_Rendered], encoder: _Encoder) -> Iterator[tuple[Row, li
 
 def _what_is_cut(tokens: list[int], encoder: _Encoder) -> tuple[str | None, int]:
     """The worst that happens to a row of these message lengths, and its length in tokens."""
-    processing, cutoff = encoder.options.processing, encoder.options.cutoff_len
+    processing, cutoff = encoder.options.processing, encoder.cutoff
     if processing == "pt":
         return "text_cut" if tokens[0] > cutoff else None, tokens[0]
     eos = int(encoder.template.efficient_eos)
@@ -257,12 +222,25 @@ def _kept(source: int, target: int, cutoff: int) -> tuple[int, int]:
     return min(max(cutoff - kept, 0), source), kept
 
 
-def _problems(source: Source, options: Options, found: Findings, whole: tuple[int, int]) -> Iterator[Problem]:
+def _problems(source: Source, encoder: _Encoder, found: Findings, whole: tuple[int, int]) -> Iterator[Problem]:
     rows, longest = whole
     for kind, what in KINDS.items():
         if count := found.counts[kind]:
-            cut = f"cutoff_len {options.cutoff_len} is too short for {count} of {rows} rows: {what}"
+            cut = f"cutoff_len {encoder.cutoff} is too short for {count} of {rows} rows: {what}"
             fix = f"cutoff_len: {longest} keeps every row whole; or shorten the rows"
             place = Place(str(source.files[0]), None, f"row {found.first[kind][0].number}")
             hopeless = kind == "answer_lost" and count == rows
             yield Problem(f"{cut} ({found.rows(kind)})", fix, place, "error" if hopeless else "warning")
+
+
+def _check_blocks(source: Source, samples: Iterator[tuple[Row, Sample]], encoder: _Encoder) -> Truncation:
+    """Stage pt joins the texts of a batch and keeps whole blocks: one block anywhere is enough to train."""
+    rows = 0
+    while batch := list(islice(samples, BATCH)):
+        rows += len(batch)
+        texts = [sample.prompt[0].text for _, sample in batch]
+        if sum(encoder.counts(texts)) + len(texts) >= encoder.cutoff:
+            return Truncation(rows)
+    what = f"the texts of '{source.name}' do not fill one block of cutoff_len {encoder.cutoff} tokens"
+    problem = Problem(what, "give more text, or lower cutoff_len", Place(str(source.files[0])))
+    return Truncation(rows, problems=(problem,) if rows else ())

@@ -75,15 +75,17 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     source = sources[0]
     entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
     entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
-    rows = sum(1 for file in source.files for _ in dataset.read_rows(file, source.file_type))
-    count = min(rows, settings["max_samples"] or rows)
+    reading = _look(source, trained)
+    count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
     parts = slices_of("part", count, count if whole else asked.part_rows)
     slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES))
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    tokens, cut = (None, ()) if plain else _look(source, trained)
-    return Material(str(folder.resolve()), parts, slices, tokens, dataset.data_files_hash(source), cut)
+    longest, cut = reading.truncation.longest_answer, tuple(each.what for each in reading.truncation.problems)
+    # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
+    tokens = None if longest is None else longest * 3 // 2 + 8
+    return Material(str(folder.resolve()), parts, slices, tokens, dataset.Readings().sha256(source), cut)
 
 
 def slices_of(kind: str, count: int, size: int) -> dict[str, int]:
@@ -96,20 +98,13 @@ def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
     return {**entry, "split": f"train[{start}:{start + length}]"}
 
 
-def _look(source: dataset.Source, trained: Trained) -> tuple[int | None, tuple[str, ...]]:
-    """How many tokens an answer may take, by the longest expected one, and what cutoff_len would cut."""
-    tokenizer_json = Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
-    if not tokenizer_json.is_file():
-        return None, ()
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    options = replace(dataset.options_of(trained_with(trained.arguments), "sft"), generate=True)
-    texts = [sample.answers[0].text for _, sample in dataset.usable_samples(source, options) if sample.answers]
-    longest = max((len(found.ids) for found in tokenizer.encode_batch(texts)), default=0)
-    cut = tuple(each.what for each in dataset.check_truncation(source, tokenizer_json, options).problems)
-    # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
-    return longest * 3 // 2 + 8, cut
+def _look(source: dataset.Source, trained: Trained) -> dataset.Reading:
+    """How many rows there are; of answers, how long the longest expected one is and what cutoff_len would cut."""
+    settings = trained_with(trained.arguments)
+    if settings["stage"] == "pt":
+        return dataset.check_rows(source, dataset.options_of(settings, "pt", None))
+    options = replace(dataset.options_of(settings, "sft", None), generate=True)
+    return dataset.check_rows(source, options, Path(trained.arguments["model_name_or_path"]) / "tokenizer.json")
 
 
 def answers(asked: Evaluation, side: Trained, given: Material) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from . import deep
 from .here import here_problems, machine_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
-from .rows import Asked, data_problems
+from .training_data import Asked, data_problems
 
 __all__ = ["Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
 
@@ -35,7 +35,8 @@ PATHS = (
 class Question:
     """What a verb before training asks about: a recipe with overrides, here or on a named machine.
 
-    `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is.
+    `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is, and
+    `readings` has what was read before.
     """
 
     recipe: str
@@ -115,8 +116,9 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
-    wanted = (question.workspace.data, question.limit, question.progress, question.readings)
-    return data_problems(Asked(seen.recipe, seen.plan.settings, seen.model, *wanted), question.rows)
+    how = (question.limit, question.progress, question.readings)
+    asked = Asked(seen.recipe, seen.plan.settings, seen.model, question.workspace.data, *how)
+    return data_problems(asked, question.rows)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:

@@ -114,6 +114,7 @@ class Request:
 
     asked = Named("request.json")
     progress = Named("progress.jsonl")
+    readings = Named("readings.json")
     log = Named("supervisor.log")
 
     def tell(self, **line: Any) -> None:

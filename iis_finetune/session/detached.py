@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from .. import runs
-from ..dataset import Readings
+from .. import dataset, runs
 from ..errors import BUG, INPUT, KitError, ProblemsFound
 from ..preflight import Question
 from ..runs import Nodes, Request, Workspace
@@ -28,16 +26,16 @@ class Order:
     smoke: bool = False
     resume: str | None = None
     accept_changes: bool = False
-    readings: Mapping[str, Any] = field(default_factory=dict)  # of the data, made before the order was placed
 
     def question(self, workspace: Workspace, environment: Mapping[str, str]) -> Question:
-        readings = Readings(self.readings)
-        return Question(self.recipe, self.overrides, workspace, environment, nodes=self.nodes, readings=readings)
+        return Question(self.recipe, self.overrides, workspace, environment, nodes=self.nodes)
 
 
-def place(order: Order, workspace: Workspace) -> Request:
-    """Write an order where its detached process will read it."""
-    return runs.new_request(workspace, asdict(order))
+def place(order: Order, workspace: Workspace, readings: dataset.Readings) -> Request:
+    """Write an order where its detached process will read it, with what is already known of the data files."""
+    request = runs.new_request(workspace, asdict(order))
+    readings.keep(request.readings)
+    return request
 
 
 def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]) -> int:
@@ -48,7 +46,8 @@ def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]
         return INPUT
     stop = Stop()
     stop.install()
-    session = Session(request, order.question(workspace, environment), stop)
+    question = replace(order.question(workspace, environment), readings=dataset.kept(request.readings))
+    session = Session(request, question, stop)
     try:
         code = _work(session, order)
     except ProblemsFound as found:

@@ -58,7 +58,7 @@ def check_devices(examined: Examined, workspace: Workspace, but: Run | None = No
 def data_hashes(examined: Examined, question: Question) -> dict[str, str]:
     """The SHA-256 of each file of the training's data."""
     found = sources_of(examined, question)
-    return {name: text for source in found for name, text in dataset.data_files_hash(source).items()}
+    return {name: text for source in found for name, text in question.readings.sha256(source).items()}
 
 
 def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:

@@ -1,4 +1,4 @@
-"""What was found in the rows: each kind of fault once, with its count and its first rows; the type of each column."""
+"""What can be wrong with rows: faults, how often each was found and where first, and the types that columns hold."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ def _table() -> dict[str, dict[str, str]]:
 
 
 class Row(NamedTuple):
-    """A row, or the fault found in its place; `first_table` tells whether it takes part in fixing the columns."""
+    """A row, or the fault found in its place.
+
+    `first_table`: it takes part in fixing the columns. `reads_dates`: texts that look like dates can become times.
+    """
 
     number: int
     line: int | None
     value: Any
     first_table: bool = True
+    reads_dates: bool = False
 
 
 @dataclass
@@ -71,7 +75,7 @@ class Findings:
 
 @dataclass
 class Column:
-    """What one place (a column, a member of its objects, the items of its lists) was seen to hold so far."""
+    """What a column, a member of its objects or the items of its lists held so far: `datasets` gives each one type."""
 
     name: str = ""
     kinds: dict[str, int] = field(default_factory=dict)
@@ -84,14 +88,14 @@ class Column:
 
 
 def note(column: Column, value: Any, row: Row) -> Iterator[Fault]:
-    """Record a value at its place, and give what `datasets` would stop at: another type, or a type too late."""
+    """Record a value, and give what `datasets` would stop at: a second type, or a first one that comes too late."""
     if value is None:
         return
     kind = KINDS.get(type(value)) or type(value).__name__
     if kind not in column.kinds:
         yield from _new_kind(column, kind, row)
     if kind == "text" and column.only_dates:
-        column.only_dates = DATE.fullmatch(value) is not None
+        column.only_dates = row.reads_dates and DATE.fullmatch(value) is not None
     elif kind == "object":
         for key, item in value.items():
             yield from note(column.members.get(key) or column.member(key), item, row)

@@ -1,0 +1,95 @@
+"""Recognise the format of a file's rows, and the entry of dataset_info.json that reads it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..arguments import TABLES
+from .sources import TAGS
+
+NEEDED = (
+    "instruction and output (Alpaca), conversations or messages (ShareGPT, ChatML), chosen and rejected beside "
+    "a prompt (pairs), a true/false label beside prompt and output (KTO), or text (plain text)"
+)
+ANSWERS = {"sft": ("response",), "rm": ("chosen", "rejected"), "kto": ("response", "kto_tag")}
+NAMES = {"sft": "Alpaca", "rm": "preference pairs", "kto": "KTO"}
+
+Rows = list[dict[Any, Any]]  # a column that is not there is looked up as None
+
+
+class Format(NamedTuple):
+    """A format's name, the stage it is for, and its entry without file_name."""
+
+    name: str
+    stage: str
+    entry: dict[str, Any]
+
+
+def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
+    """The format of these rows, whose columns are `seen`; None when nothing fits."""
+    known = tomllib.loads((TABLES / "row_formats.toml").read_text("utf-8"))
+    columns = _found(known["columns"], seen)
+    labelled = any(isinstance(row.get(columns.get("kto_tag")), bool) for row in rows)
+    stage = "rm" if {"chosen", "rejected"} <= columns.keys() else "kto" if labelled else "sft"
+    if any(_is_messages(row.get(columns.get("messages"))) for row in rows):
+        return _talk(list(_all_messages(rows, columns)), columns, stage, known)
+    if stage == "rm" and not any(isinstance(row.get(columns["chosen"]), str) for row in rows):
+        return None
+    if stage != "rm" and "response" not in columns and "text" in columns:
+        return Format("plain text", "pt", {"columns": {"prompt": columns["text"]}})
+    return _single(columns, stage)
+
+
+def _found(known: Mapping[str, Iterable[str]], there: Collection[Any]) -> dict[str, str]:
+    """Which name of each thing is there, if any."""
+    found = {key: next((name for name in names if name in there), None) for key, names in known.items()}
+    return {key: name for key, name in found.items() if name is not None}
+
+
+def _single(columns: dict[str, str], stage: str) -> Format | None:
+    """One question and its answer a row."""
+    if not {"prompt", *ANSWERS[stage]} <= columns.keys():
+        return None
+    if columns.get("query") == columns["prompt"]:
+        del columns["query"]
+    keys = ("prompt", "query", "history", "system", "tools", *ANSWERS[stage])
+    return Format(NAMES[stage], stage, {**_ranking(stage), **_named(columns, keys)})
+
+
+def _talk(messages: Rows, columns: dict[str, str], stage: str, known: Mapping[str, Any]) -> Format | None:
+    """The entry of rows that hold messages; tool calls need LLaMA-Factory's openai formatting, all others do not.
+
+    That formatting adds "detailed thinking off" to every system text (LLaMA-Factory, data/converter.py).
+    """
+    members = {key for message in messages for key in message}
+    tags = _found(known["members"], members)
+    if len(tags) < len(known["members"]):
+        return None
+    said = [message.get(tags["role_tag"]) for message in messages]
+    tags |= {tag: TAGS[tag] for tag in known["roles"]} | _found(known["roles"], said)
+    formatting = "openai" if "tool_calls" in members or "tool" in said else "sharegpt"
+    answers = [key for key in ANSWERS[stage] if key != "response"]
+    entry = {"formatting": formatting, **_ranking(stage)}
+    entry |= {**_named(columns, ("messages", "system", "tools", *answers)), "tags": tags}
+    return Format("ShareGPT" if tags["role_tag"] == "from" else "ChatML messages", stage, entry)
+
+
+def _ranking(stage: str) -> dict[str, Any]:
+    return {"ranking": True} if stage == "rm" else {}
+
+
+def _named(columns: Mapping[str, str], keys: Iterable[str]) -> dict[str, Any]:
+    return {"columns": {key: columns[key] for key in keys if key in columns}}
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _all_messages(rows: Rows, columns: Mapping[str, str]) -> Iterator[dict[Any, Any]]:
+    for row in rows:
+        talk = row.get(columns.get("messages"))
+        pair = [row.get(columns.get(key)) for key in ("chosen", "rejected")]
+        yield from (item for item in [*(talk if isinstance(talk, list) else ()), *pair] if isinstance(item, dict))

@@ -1,0 +1,276 @@
+"""Stream the rows of data files, with the line each one starts on, without holding a file in memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from .faults import Fault, Row
+
+Progress = Callable[[float], None]
+Reader = Callable[[BinaryIO], Iterator[Row]]
+
+# `datasets` fixes a file's columns and types by what its first read holds: 10 MiB of JSON (packaged_modules/json,
+# 4.0.0), 10,000 rows of CSV (packaged_modules/csv).
+FIRST_TABLE_BYTES = 10 << 20
+CSV_ROWS = 10_000
+CHUNK_CHARACTERS = 1 << 22
+LONGEST_ROW_CHARACTERS = 64 << 20
+JSON = json.JSONDecoder()
+BOM = b"\xef\xbb\xbf"
+SPACE = re.compile(r"\s*")
+TOO_MANY_CELLS = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")  # pandas 2.3
+
+
+def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> Iterator[Row]:
+    """The rows of one file, numbered from 1; never raises for what the file holds, but yields a Fault as value."""
+    with path.open("rb") as file:
+        try:
+            rows = _reader(file, file_type)(file)
+            yield from _reporting(rows, file, progress) if progress else rows
+        except UnicodeDecodeError:
+            yield _encoding_fault(path)
+        except ModuleNotFoundError as error:
+            yield Row(1, None, Fault("package", str(error.name)))
+
+
+def _reporting(rows: Iterator[Row], file: BinaryIO, progress: Progress) -> Iterator[Row]:
+    """Tell how much of the file has been read, every 2,000 rows."""
+    size = max(Path(file.name).stat().st_size, 1)
+    for seen, row in enumerate(rows, 1):
+        yield row
+        if seen % 2000 == 0:
+            progress(min(1.0, file.tell() / size))
+
+
+def _reader(file: BinaryIO, file_type: str) -> Reader:
+    if file_type in {"parquet", "arrow"}:
+        return parquet_rows if file_type == "parquet" else arrow_rows
+    head = file.read(1 << 20)
+    file.seek(0)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return lambda _: iter([Row(1, 1, Fault("encoding", "UTF-16"))])
+    return _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
+
+
+def _json_reader(head: bytes) -> Reader:
+    """Lines when the first line is a value of its own; else one array, or values one after another."""
+    bare = head.removeprefix(BOM).lstrip()
+    if bare.startswith(b"["):
+        return json_array
+    try:
+        json.loads(bare.split(b"\n", 1)[0])
+    except ValueError:
+        try:
+            JSON.raw_decode(bare.decode("utf-8", "ignore"))
+        except ValueError:
+            return json_lines
+        return json_values
+    return json_lines
+
+
+def json_lines(file: BinaryIO) -> Iterator[Row]:
+    from orjson import JSONDecodeError, loads
+
+    number = offset = 0
+    for line_number, line in enumerate(file, 1):
+        first_table = offset < FIRST_TABLE_BYTES
+        offset += len(line)
+        try:
+            value = loads(line)
+        except JSONDecodeError:
+            if not line.strip():
+                continue
+            value = _second_look(line)
+        number += 1
+        yield Row(number, line_number, value, first_table, reads_dates=True)
+
+
+def _second_look(line: bytes) -> Any:
+    """A line the fast parser refused: the value if LLaMA-Factory takes it all the same, else the fault."""
+    try:
+        value = json.loads(line.removeprefix(BOM).decode("utf-8"))
+    except UnicodeDecodeError:
+        return Fault("encoding", _guess_encoding(line))
+    except json.JSONDecodeError as error:
+        return Fault("json", f"{error.msg} at column {error.colno}")
+    except RecursionError:
+        return Fault("json", "nested too deeply")
+    halves = any("\ud800" <= letter <= "\udfff" for letter in json.dumps(value, ensure_ascii=False))
+    return Fault("surrogate") if halves else value
+
+
+def json_array(file: BinaryIO) -> Iterator[Row]:
+    with TextIOWrapper(file, "utf-8") as text:
+        window, number = _Window(text), 0
+        if not window.takes("["):
+            yield Row(1, 1, Fault("bom"))
+            return
+        more = not window.takes("]")
+        while more:
+            row = window.row(number := number + 1)
+            yield row._replace(value={"text": row.value}) if isinstance(row.value, str) else row
+            more = not isinstance(row.value, Fault) and window.takes(",")
+        if number and not isinstance(row.value, Fault) and not window.takes("]"):
+            yield Row(number, window.line, Fault("json", "a comma or the closing ] is missing after this row"))
+
+
+def json_values(file: BinaryIO) -> Iterator[Row]:
+    with TextIOWrapper(file, "utf-8") as text:
+        window, number, fine = _Window(text), 0, True
+        while fine and window.peek():
+            row = window.row(number := number + 1)
+            yield row._replace(reads_dates=True)
+            fine = not isinstance(row.value, Fault)
+
+
+class _Window:
+    """A sliding window over a JSON text, so that a file of any size is decoded value by value."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.text, self.at, self.line = file, "", 0, 1
+
+    def peek(self) -> str:
+        """The next character that is no space, or nothing at the end."""
+        while True:
+            self._move(SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self._more(CHUNK_CHARACTERS):
+                return self.text[self.at : self.at + 1]
+
+    def takes(self, mark: str) -> bool:
+        found = self.peek() == mark
+        self.at += found
+        return found
+
+    def row(self, number: int) -> Row:
+        self.peek()
+        while True:
+            line = self.line
+            try:
+                value, end = JSON.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self._is_cut(error) and self._more(max(CHUNK_CHARACTERS, len(self.text) - self.at)):
+                    continue
+                self._move(error.pos)
+                return Row(number, self.line, Fault("json", error.msg))
+            except RecursionError:
+                return Row(number, line, Fault("json", "nested too deeply"))
+            self._move(end)
+            return Row(number, line, value)
+
+    def _move(self, at: int) -> None:
+        self.line += self.text.count("\n", self.at, at)
+        self.at = at
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the decoder may have stopped only because the window ends there."""
+        near_end = error.pos > len(self.text) - 20 or error.msg.startswith("Unterminated")
+        return near_end and len(self.text) - self.at < LONGEST_ROW_CHARACTERS
+
+    def _more(self, characters: int) -> bool:
+        added = self.file.read(characters)
+        if added:
+            self.text, self.at = self.text[self.at :] + added, 0
+        return bool(added)
+
+
+def text_rows(file: BinaryIO) -> Iterator[Row]:
+    with TextIOWrapper(file, "utf-8") as text:
+        for number, line in enumerate(text, 1):
+            yield Row(number, number, {"text": line.rstrip("\n")})
+
+
+def csv_rows(file: BinaryIO) -> Iterator[Row]:
+    """Rows with the types that pandas gives them, as LLaMA-Factory reads CSV."""
+    from pandas import read_csv
+    from pandas.errors import EmptyDataError, ParserError
+
+    number = 0
+    try:
+        with read_csv(file, chunksize=CSV_ROWS) as tables:
+            for values, first_table in _typed(tables):
+                number += 1
+                yield Row(number, None, values, first_table)
+    except EmptyDataError:
+        return
+    except ParserError as error:
+        found = TOO_MANY_CELLS.search(str(error))
+        fault = Fault("csv_cells", f"{found[3]} cells for {found[1]} columns") if found else _unreadable(error)
+        yield Row(int(found[2]) - 1 if found else number + 1, None, fault)
+
+
+def _typed(tables: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Rows, and whether their types fit the first table's: where that has texts, later numbers become texts too."""
+    from pandas import RangeIndex
+    from pandas.api.types import is_numeric_dtype
+
+    first: set[str] | None = None
+    for table in tables:
+        if not isinstance(table.index, RangeIndex):  # pandas takes cells without a column for the names of the rows
+            count = len(table.columns)
+            yield Fault("csv_cells", f"{count + table.index.nlevels} cells for {count} columns"), True
+            return
+        texts = {name for name in table.columns if not is_numeric_dtype(table[name])}
+        first = texts if first is None else first
+        for name in first - texts:
+            table[name] = table[name].map(str, na_action="ignore")
+        for values in table.astype(object).where(table.notna(), None).to_dict("records"):
+            yield values, texts <= first
+
+
+def parquet_rows(file: BinaryIO) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    return _table_rows(lambda: ParquetFile(file).iter_batches(1000))
+
+
+def arrow_rows(file: BinaryIO) -> Iterator[Row]:
+    return _table_rows(lambda: _arrow_batches(file))
+
+
+def _arrow_batches(file: BinaryIO) -> Iterator[Any]:
+    from pyarrow import ArrowInvalid, ipc
+
+    try:
+        return iter(ipc.open_stream(file))
+    except ArrowInvalid:
+        opened = ipc.open_file(file)
+        return (opened.get_batch(index) for index in range(opened.num_record_batches))
+
+
+def _table_rows(batches: Callable[[], Iterator[Any]]) -> Iterator[Row]:
+    from pyarrow import ArrowInvalid
+
+    try:
+        for number, value in enumerate((value for batch in batches() for value in batch.to_pylist()), 1):
+            yield Row(number, None, value)
+    except (ArrowInvalid, OSError) as error:
+        yield Row(1, None, _unreadable(error))
+
+
+def _unreadable(error: Exception) -> Fault:
+    return Fault("unreadable", str(error).splitlines()[0][:120])
+
+
+def _encoding_fault(path: Path) -> Row:
+    """The first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return Row(number, number, Fault("encoding", _guess_encoding(line)))
+    return Row(1, 1, Fault("encoding", "LATIN1"))
+
+
+def _guess_encoding(line: bytes) -> str:
+    """GBK when the bytes make Chinese in it, else LATIN1, which takes any bytes."""
+    try:
+        text = line.decode("gb18030")
+    except UnicodeDecodeError:
+        return "LATIN1"
+    return "GBK" if sum("\u4e00" <= letter <= "\u9fff" for letter in text) >= 2 else "LATIN1"
