@@ -41,7 +41,7 @@ def torch(subject: Subject) -> Check:
 
 
 def _kernels(subject: Subject) -> list[Problem]:
-    """Torch's own list of architectures names cards that its rocBLAS has no kernels for, so its files are looked at."""
+    """Looks at the files of rocBLAS: torch's own list names cards that rocBLAS has no kernels for."""
     machine, root = subject.machine, subject.root
     arch = _computes_as(machine)
     paths = [Path(path) for path in (sys.path if subject.packages is None else subject.packages)]
@@ -50,7 +50,7 @@ def _kernels(subject: Subject) -> list[Problem]:
     last, now = architecture(arch).get("rocm_last", {}).get("value"), rocm_version(machine)
     too_new = bool(last and now and now > version_numbers(last))
     lacking = not any(next(folder.glob(f"*{arch}*"), None) for folder in folders) if folders else too_new
-    what = f"torch {machine.torch_build} has no math kernels for {arch}: it imports, then dies at the first product"
+    what = f"torch {machine.torch_build} has no math kernels for {arch}: its first matrix product fails"
     return [trouble(what, PLAN, "error")] if lacking else []
 
 
@@ -85,7 +85,7 @@ def companions(subject: Subject) -> Check:
 
 
 def llamafactory(subject: Subject, quick: bool) -> Check:
-    """Its version and, unless `quick`, that it starts, which proves all that it imports; about 10 s."""
+    """Its version and, unless `quick`, whether it starts, which tests all its imports; about 10 s."""
     version = package_version("llamafactory", subject.packages)
     fix = f"make setup, or pip install llamafactory=={LLAMAFACTORY}"
     if version is None:

@@ -46,7 +46,7 @@ def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPla
 
 
 def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
-    """Cure a torchvision and a torchaudio that cannot load, as set-up does; a torch that cannot is for the user.
+    """Repair a torchvision and a torchaudio that cannot load, as set-up does; a torch that cannot is left to the user.
 
     Returns what was done, in sentences, and what could not be.
     """
@@ -60,12 +60,14 @@ def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
     cure = cure_of(errors, where, prefix)
     done, problems = [], _uninstall(environment) if cure.remove_torchvision else []
     if cure.remove_torchvision and not problems:
-        done.append(f"torchvision, which cannot be loaded ({errors['torchvision']}), is removed: text needs none")
+        done.append(
+            f"torchvision, which cannot be loaded ({errors['torchvision']}), is removed: text models do not need it"
+        )
     if cure.torchvision_is_foreign:
         what = f"the torchvision in {where} cannot be loaded and does not belong to this environment"
         problems.append(trouble(what, "pip uninstall torchvision, in the environment that it belongs to", "error"))
     if _note(prefix, bool(done), cure.torchaudio_placeholder):
-        covered = f"is covered by a text-only placeholder ({errors['torchaudio']})"
+        covered = f"is replaced by a text-only placeholder ({errors['torchaudio']})"
         done.append(f"torchaudio {covered if cure.torchaudio_placeholder else 'loads: no placeholder any more'}")
     return done, problems
 

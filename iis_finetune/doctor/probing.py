@@ -1,4 +1,4 @@
-"""Try the devices in children with a time limit: products, attention, and processes that sum together."""
+"""Try the devices in children with a time limit: matrix products, attention, and an all-reduce."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Tried:
 
 
 def together(machine: Machine, processes: int | None) -> int:
-    """How many processes sum: those asked for, else two; on cards no more than there are, on a CPU when asked only."""
+    """How many processes the all-reduce has: those asked for, else two; one a card, on a CPU only when asked."""
     return min(processes or 2, len(machine.devices)) if machine.devices else processes or 1
 
 
 def risk(subject: Subject) -> Problem | None:
-    """What to tell before cards of a host that translates between them are tried: some such hosts froze."""
+    """A warning to show before cards are tried between which an IOMMU translates: a few such computers froze."""
     check = iommu(subject)
     if check is None or not check.problems:
         return None
@@ -66,7 +66,7 @@ def risk(subject: Subject) -> Problem | None:
 
 
 def trials(subject: Subject, processes: int | None = None, seconds: float = ALL_REDUCE_SECONDS) -> list[Tried]:
-    """Every trial on every device, then the sum of several processes, which gets `seconds` and the time to import."""
+    """Every trial on every device, then the all-reduce, which may take `seconds` beside the time to import torch."""
     machine, number = subject.machine, together(subject.machine, processes)
     decided = decide_environment(machine, max(number, len(machine.devices)))
     chosen = {each.name.removeprefix("environment."): str(each.value) for each in decided}
@@ -80,7 +80,7 @@ def trials(subject: Subject, processes: int | None = None, seconds: float = ALL_
 
 
 def problems_of(tried: Sequence[Tried]) -> list[Problem]:
-    """An error where the kit's own choice is touched, a warning where only a recipe that asks for it is."""
+    """An error where the kit itself would use it, a warning where only a recipe that asks for it would."""
     problems = []
     for each in tried:
         if each.state in ("fine", "unavailable"):
@@ -128,7 +128,7 @@ def _used(machine: Machine) -> dict[str, str]:
 
 
 def _one_by_one(cases: Sequence[Case], environment: Mapping[str, str], folder: Path) -> list[Tried]:
-    """One child for all, as long as it lives; after a crash or a hang another one goes on behind that case."""
+    """All cases in one child; after a crash or a hang another child goes on with the next case."""
     found: list[Tried] = []
     while rest := cases[len(found) :]:
         [(returncode, printed)] = _run([_command(rest)], IMPORT_SECONDS + CASES_SECONDS, environment, folder)

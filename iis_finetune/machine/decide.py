@@ -59,7 +59,7 @@ def decide_attention(machine: Machine, precision: str, wanted: str = "auto", sou
     if wanted == "disabled" and precision in ("fp16", "bf16"):
         # Qwen2-7B, WikiText-2 perplexity: fp16 NaN, bf16 7.997 against 7.13 (huggingface/transformers#33317)
         harm = "overflows to NaN with" if precision == "fp16" else "loses accuracy with"
-        what = f"plain attention (disabled) {harm} {precision} on Qwen2 and its like"
+        what = f"plain attention (disabled) {harm} {precision} on Qwen2 and similar models"
         return decision, [trouble(what, fix, key="kit.attention")]
     return decision, []
 

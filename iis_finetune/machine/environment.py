@@ -36,7 +36,7 @@ def _devices(machine: Machine, processes: int) -> list[Decision]:
 
 
 def _hide(machine: Machine) -> list[Decision]:
-    """Keep a CPU run on the CPU; HIP takes an empty list for no list, so it is told -1."""
+    """Keep a CPU run on the CPU; HIP ignores an empty list, so it gets -1."""
     hidden = {device.vendor: device.name for device, _ in machine.left_out}
     names = {"amd": ("HIP_VISIBLE_DEVICES", "-1"), "nvidia": ("CUDA_VISIBLE_DEVICES", "")}
     return [
