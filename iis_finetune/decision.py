@@ -1,7 +1,5 @@
 """A value that the kit chose or changed, who says so, and why."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 

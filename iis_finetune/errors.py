@@ -1,7 +1,5 @@
 """Problems, the few error classes, and the exit codes they lead to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """Write the run folder and start `llamafactory-cli` in it."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

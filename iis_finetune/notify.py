@@ -3,8 +3,6 @@
 `kit.notify` is a command line, which gets the JSON as its last word, or `env:NAME`: a webhook URL in that variable.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

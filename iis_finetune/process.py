@@ -1,7 +1,5 @@
 """The only module that starts programs: own sessions, signals by process id, time limits."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

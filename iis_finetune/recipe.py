@@ -1,7 +1,5 @@
 """Find a recipe, read it with its line numbers, put the command line's overrides on top."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import warnings

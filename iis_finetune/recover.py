@@ -1,7 +1,5 @@
 """What to do about a failure: a pure table from what happened so far to the next action."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

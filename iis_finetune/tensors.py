@@ -1,7 +1,5 @@
 """What safetensors files hold, read from their headers alone; the floating types of numbers by all their names."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Which builds of torch there are, and what set-up recorded; standard library only: set-up runs it bare."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

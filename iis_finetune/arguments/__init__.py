@@ -18,28 +18,3 @@ from .schema import schema
 from .settings import Settings, settings_of, trained_with
 from .stated import check
 from .verbs import Verb, for_verb, keys_for
-
-__all__ = [
-    "ADAPTERS",
-    "LLAMAFACTORY",
-    "METHODS",
-    "TABLES",
-    "WHOLE",
-    "Settings",
-    "Table",
-    "Template",
-    "Verb",
-    "accepted_versions",
-    "check",
-    "find_model",
-    "find_template",
-    "for_verb",
-    "frozen",
-    "frozen_table",
-    "keys_for",
-    "schema",
-    "settings_of",
-    "table",
-    "trained_with",
-    "version_of",
-]

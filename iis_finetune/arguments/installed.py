@@ -1,7 +1,5 @@
 """Ask an installed LLaMA-Factory for its arguments in a child process, and keep the answer."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

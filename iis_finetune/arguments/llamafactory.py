@@ -1,7 +1,5 @@
 """Which LLaMA-Factory each stage runs in, and that version's table of arguments."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """LLaMA-Factory's registers of models and templates, as frozen from its source."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The JSON schema of recipes, for editors: every argument, what it takes, and LLaMA-Factory's own words about it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

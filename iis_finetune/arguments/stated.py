@@ -1,7 +1,5 @@
 """What a recipe states, line by line against the table: names, types, choices, ranges, all problems together."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why it cannot be used."""
 
-from __future__ import annotations
-
 import datetime
 import difflib
 import json

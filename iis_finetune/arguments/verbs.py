@@ -1,7 +1,5 @@
 """Which argument belongs to which verb: one recipe serves them all."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, Literal

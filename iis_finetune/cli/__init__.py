@@ -1,7 +1,5 @@
 """The verbs; the only part that prints and exits."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

@@ -1,7 +1,5 @@
 """Follow a detached start, or a run, from the terminal, and tell how it ends; what is followed is never harmed."""
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verbs chat and serve."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import sys

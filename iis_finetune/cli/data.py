@@ -1,7 +1,5 @@
 """The verbs on one's own data: data add, data check."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The verb doctor: this machine, what to mend, what to install, whether its devices compute."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The verbs download and models."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verb evaluate."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,7 +1,5 @@
 """Show the progress of a training or a download: bars on a terminal, lines otherwise."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

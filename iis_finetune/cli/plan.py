@@ -1,7 +1,5 @@
 """The verbs check and plan: what is wrong with a recipe, and what would run."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace

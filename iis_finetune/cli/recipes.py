@@ -1,7 +1,5 @@
 """The verbs recipes and schema."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """The verbs of a run's life: runs, status, watch, logs, stop."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time

@@ -1,7 +1,5 @@
 """All that is printed: problems, tables, documents; rich on a terminal, plain lines otherwise."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

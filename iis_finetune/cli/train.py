@@ -1,7 +1,5 @@
 """The verbs train and resume: examine, start a detached process that does the rest, attach to it."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """What export, chat and serve load: a finished run, or a YAML file that names a model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

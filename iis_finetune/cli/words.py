@@ -1,7 +1,5 @@
 """The words that several verbs share: arguments, options, the folders they work in."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated

@@ -6,23 +6,3 @@ from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry
 from .rows import Reading, check_rows
 from .sources import LIMIT, REGISTRY_FILE, Options, Source, options_of, stage_of
-
-__all__ = [
-    "LIMIT",
-    "REGISTRY_FILE",
-    "Added",
-    "Options",
-    "Progress",
-    "Reading",
-    "Readings",
-    "Registry",
-    "Source",
-    "add",
-    "check_registered",
-    "check_rows",
-    "kept",
-    "options_of",
-    "read_registry",
-    "read_rows",
-    "stage_of",
-]

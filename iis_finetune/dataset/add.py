@@ -1,7 +1,5 @@
 """Register one's own data file: recognise its format and write its entry into dataset_info.json."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """One row to the turns that LLaMA-Factory makes of it, or to the fault that keeps it from doing so."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Recognise the format of a file's rows, and the entry of dataset_info.json that reads it."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple

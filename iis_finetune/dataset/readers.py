@@ -1,7 +1,5 @@
 """Stream the rows of data files, with the line each one starts on, without holding a file in memory."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """What was found in data files, remembered while the files stay as they are."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

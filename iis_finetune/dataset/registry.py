@@ -1,7 +1,5 @@
 """Read data/dataset_info.json with its line numbers, and hold its entries to what LLaMA-Factory does with them."""
 
-from __future__ import annotations
-
 import codecs
 import difflib
 import json

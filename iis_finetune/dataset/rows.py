@@ -1,7 +1,5 @@
 """Check the rows of a data set as LLaMA-Factory would meet them: what stops it, what it drops, what it trains oddly."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """A registered data set: how its rows are laid out, in LLaMA-Factory's words, and what a training does with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `cutoff_len` would cut from the rows, counted with the recipe's own template and tokenizer."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,23 +1,9 @@
 """Look at this machine, propose what to mend, and make the repairs that are safe."""
 
-from __future__ import annotations
-
 from . import builds, hardware
 from .install import InstallPlan, install_plan, mend
 from .probing import problems_of, risk, together, trials
 from .subject import Check, Subject
-
-__all__ = [
-    "InstallPlan",
-    "Subject",
-    "examine",
-    "install_plan",
-    "mend",
-    "problems_of",
-    "risk",
-    "together",
-    "trials",
-]
 
 
 def examine(subject: Subject, quick: bool = False) -> list[Check]:

@@ -1,7 +1,5 @@
 """The installed programs: torch for this very card, its two companions, LLaMA-Factory."""
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

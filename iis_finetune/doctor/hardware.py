@@ -1,7 +1,5 @@
 """The computer: devices and their driver, what hinders copies between them, variables, disk, shared memory."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

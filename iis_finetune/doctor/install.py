@@ -1,7 +1,5 @@
 """What to install for a machine, and the repairs that are safe."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Try the devices in children with a time limit: matrix products, attention, and an all-reduce."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

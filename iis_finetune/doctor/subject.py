@@ -1,7 +1,5 @@
 """What is looked at, and what was found."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Base against tuned on the same rows: answers through LLaMA-Factory, metrics, intervals, a few lines to read."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,8 +17,6 @@ from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, mat
 from .compare import Comparison, compare, macro_f1, weighted
 from .metrics import Declared, confusion, kind_of, parse, row_values, score
 from .summary import name_of, summary_lines
-
-__all__ = ["BASE", "PART_ROWS", "Declared", "Evaluation", "after_training", "evaluate", "summary_lines"]
 
 TUNED = "tuned"
 

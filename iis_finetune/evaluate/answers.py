@@ -1,7 +1,5 @@
 """Have rows answered through LLaMA-Factory: in parts, so that what was interrupted goes on where it stopped."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Whether one model is better than the other on the same rows: paired bootstrap intervals; pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What answers are worth, row by row; pure. None stands where a row has no such value."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence

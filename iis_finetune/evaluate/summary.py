@@ -1,7 +1,5 @@
 """An evaluation as lines to read: base against tuned side by side, and two examples."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

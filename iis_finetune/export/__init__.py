@@ -1,7 +1,5 @@
 """Merge what was trained into one model folder, and prove that it is the same model."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -20,8 +18,6 @@ from ..runs import Run, read_json, write
 from ..tensors import TORCH_NAMES
 from .card import card
 from .checks import TOLERANCES, check_files, check_sources, check_target, judge
-
-__all__ = ["Export", "Exported", "comparison", "export", "prove"]
 
 PROMPTS = launch.KIT / "tables" / "prompts.json"
 NEW_TOKENS = 32

@@ -1,7 +1,5 @@
 """The model card: what the exported folder is, where it comes from, what was measured, what it is not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

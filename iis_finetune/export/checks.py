@@ -1,7 +1,5 @@
 """What can be told before a merge, and what the comparison after it says; pure but for reading small files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

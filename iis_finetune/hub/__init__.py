@@ -10,18 +10,3 @@ from .folder import installed, is_whole, read_manifest, verify
 from .order import Order, Patience, RemoteFile
 from .selection import weights_faults
 from .transfer import Progress
-
-__all__ = [
-    "Fetched",
-    "Order",
-    "Patience",
-    "Progress",
-    "RemoteFile",
-    "choose_source",
-    "fetch",
-    "installed",
-    "is_whole",
-    "read_manifest",
-    "verify",
-    "weights_faults",
-]

@@ -1,7 +1,5 @@
 """Fetching a model into a folder that gets its name only when all is there and right."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The hubs' lists of files, held to their types: a list that cannot be right is refused whole."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Models on disk: the manifest beside each one, what lies here and in the hubs' caches, offline verification."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """What is asked for, and of whom: orders, the two hubs as they are configured here, what a hub lists."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

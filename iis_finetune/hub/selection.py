@@ -1,7 +1,5 @@
 """Which of a hub's files training needs, and whether the weights on disk are all there."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

@@ -16,33 +16,3 @@ from .drivers import amd_cards_on_bus, text_of
 from .environment import decide_environment, dropped_variables, warned_variables
 from .knowledge import Row, applies, architecture, load, profile, rocm_version, version_numbers, wheel
 from .records import Device, Machine, trouble
-
-__all__ = [
-    "Device",
-    "Machine",
-    "Row",
-    "advice",
-    "amd_cards_on_bus",
-    "applies",
-    "architecture",
-    "build_problems",
-    "compile_problems",
-    "decide_attention",
-    "decide_environment",
-    "decide_precision",
-    "detect",
-    "dropped_variables",
-    "fused_attention",
-    "interface_to",
-    "load",
-    "offload_problems",
-    "package_version",
-    "profile",
-    "quantization_problems",
-    "rocm_version",
-    "text_of",
-    "trouble",
-    "version_numbers",
-    "warned_variables",
-    "wheel",
-]

@@ -1,7 +1,5 @@
 """The computer around the accelerators: processors, memory, limits, container, network, what is installed."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct

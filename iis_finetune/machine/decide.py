@@ -1,7 +1,5 @@
 """What the machine decides (precision, attention, quantisation, each with its reason) and what it cannot do well."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Find out what this machine has, in milliseconds and without torch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence

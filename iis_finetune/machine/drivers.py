@@ -1,7 +1,5 @@
 """AMD and NVIDIA devices, read from what their drivers publish, without torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path

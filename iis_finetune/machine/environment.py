@@ -1,7 +1,5 @@
 """Environment variables: what the training processes get, what is taken from them, what the user is warned of."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 

@@ -1,7 +1,5 @@
 """The knowledge table (`tables/machine.toml`): architectures, environment variables, profiles, names of cards."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a machine is and what is decided from it: frozen records."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 

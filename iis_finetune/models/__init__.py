@@ -6,25 +6,3 @@ from .folder_check import check_folder, fingerprint
 from .match import check_adapter, check_additional_target, check_targets, check_template
 from .specs import facts_of, scratch_spec, smoke_spec
 from .view import needs_view, precision_view, view_path
-
-__all__ = [
-    "Base",
-    "ModelFacts",
-    "Shapes",
-    "base_of",
-    "check_adapter",
-    "check_additional_target",
-    "check_folder",
-    "check_targets",
-    "check_template",
-    "facts_of",
-    "fingerprint",
-    "from_config",
-    "look",
-    "needs_view",
-    "precision_view",
-    "scratch_spec",
-    "smoke_spec",
-    "stacked",
-    "view_path",
-]

@@ -1,7 +1,5 @@
 """What a model is: shapes, dtype, parameters; from its folder's JSON and headers, or from the built-in table."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Is a model folder whole and what it claims to be, and which weights does it hold? Little of the weights is read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

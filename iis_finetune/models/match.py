@@ -1,7 +1,5 @@
 """Do a recipe's adapter, lora_target and template belong to this model?"""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """What `probe.scratch` is told to make: the model that a recipe describes, and the tiny one of a smoke run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ LLaMA-Factory loads weights in the dtype that config.json names, whatever `fp16`
 folder that says so. The original is never touched.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -4,22 +4,3 @@ from .computer import devices, killed_for_memory, named_in_kernel_log
 from .signs import Signs, began, number, signs
 from .text import TAIL_BYTES, follow, last_lines, raised, size, tail
 from .watch import Seen, StallLimits, Watcher
-
-__all__ = [
-    "TAIL_BYTES",
-    "Seen",
-    "Signs",
-    "StallLimits",
-    "Watcher",
-    "began",
-    "devices",
-    "follow",
-    "killed_for_memory",
-    "last_lines",
-    "named_in_kernel_log",
-    "number",
-    "raised",
-    "signs",
-    "size",
-    "tail",
-]

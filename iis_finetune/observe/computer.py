@@ -1,7 +1,5 @@
 """What the computer says: who was killed for memory, how a device is doing; None where nothing tells."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """What a run last said of itself: step, loss, rates, and a time left that is right after a resume too."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

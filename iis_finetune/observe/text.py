@@ -1,7 +1,5 @@
 """Read growing logs: their end, their new lines, the exception that ended a program."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

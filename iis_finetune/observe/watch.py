@@ -1,7 +1,5 @@
 """Follow one attempt from outside: what it prints, how fast it goes, what is wrong with it."""
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

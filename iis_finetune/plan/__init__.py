@@ -1,7 +1,5 @@
 """Recipe + machine + what the model folder says -> arguments, environment, command, decisions; pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +16,6 @@ from .memory import MemoryEstimate
 from .processes import UNNAMED, launcher, several_nodes, several_processes
 from .starting_point import starting_point
 from .variables import environment
-
-__all__ = ["UNNAMED", "Inputs", "Plan", "make"]
 
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")

@@ -4,8 +4,6 @@ The terms follow the graph of transformers 5.6 decoder blocks with PEFT 0.18 ada
 only inside one backward function cannot be read from that code: measured factors, torch 2.13 on CPU, 2026-11-21.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

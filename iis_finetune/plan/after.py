@@ -1,7 +1,5 @@
 """What LLaMA-Factory is given after training: arguments and environment of predict, export, chat and serve."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

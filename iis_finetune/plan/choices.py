@@ -1,7 +1,5 @@
 """The steps that choose precision, attention, batch and output: LLaMA-Factory's arguments of any training."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ..errors import Problem

@@ -1,7 +1,5 @@
 """Does a training fit into a device's memory, and which single changes would make it fit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How much memory a training needs on one device, item by item, from the model's shapes; nothing is measured here."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """The steps that decide how many processes there are, on how many machines, and how they share the model."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

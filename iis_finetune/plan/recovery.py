@@ -1,7 +1,5 @@
 """A run that goes on: its next attempt made safer, and what may differ from the plan it began with; pure."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass

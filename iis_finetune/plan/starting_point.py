@@ -1,7 +1,5 @@
 """The step that says what a training starts from: the model or a view of it, adapters, a reference to compare with."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The step that writes the environment variables of a training, those of stage ppo's own environment among them."""
 
-from __future__ import annotations
-
 from ..arguments import LLAMAFACTORY, version_of
 from ..decision import Decision
 from ..machine import decide_environment

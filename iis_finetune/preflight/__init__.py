@@ -1,7 +1,5 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,8 +16,6 @@ from .here import here_problems, machine_problems, quantization_problems
 from .model import looks_local, model_problems
 from .reward import reward_problems
 from .training_data import Asked, data_problems
-
-__all__ = ["Examined", "Question", "ask_llamafactory", "examine", "look", "looks_local", "refresh"]
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 

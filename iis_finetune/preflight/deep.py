@@ -1,7 +1,5 @@
 """Ask LLaMA-Factory's own parser, tokenizer and template about a plan, in a child process."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """What this computer lacks for a plan: packages, the launcher's program, disk for the checkpoints."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What is wrong with the model a recipe names, and with what the recipe says of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

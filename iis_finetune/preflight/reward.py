@@ -1,7 +1,5 @@
 """What is wrong with the reward model that stage ppo is given."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .. import models

@@ -1,7 +1,5 @@
 """What is wrong with the data sets of a recipe: registration, rows, and what cutoff_len would cut."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Usage: python arguments.py PARTS [FOLDER ...]   (PARTS: names of PARTS below, wi
 The last line printed is one JSON object: the versions, then each part.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import importlib.metadata

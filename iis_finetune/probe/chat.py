@@ -3,8 +3,6 @@
 Usage: python -m iis_finetune.probe.chat arguments.yaml
 """
 
-from __future__ import annotations
-
 import builtins
 import contextlib
 import os

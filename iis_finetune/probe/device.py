@@ -7,8 +7,6 @@ it is done: {"state": "fine", "unavailable" or "failed", "said", "errors"}; an e
 by the largest value of the reference, which the CPU computes.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

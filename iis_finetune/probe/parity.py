@@ -15,8 +15,6 @@ the adapter left unmerged; the merged folder with plain transformers. Prints one
     untied                            whether embedding and output layer differ though config.json says they are tied
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Usage: python -m iis_finetune.probe.parser '{"command": "train", "arguments": {.
 The last line printed is JSON: {"stage": what it got to, "error": the exception's type or null, "message": its text}.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

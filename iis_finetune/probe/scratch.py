@@ -13,8 +13,6 @@ SPEC.json holds
 Prints {"model", "parameters", "vocab_size"}. The same spec gives the same bytes on one machine and one torch.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Import one of torch, torchvision, torchaudio and print as JSON which build it is; one that cannot load ends it."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

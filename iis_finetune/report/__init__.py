@@ -1,7 +1,5 @@
 """One page about one or several runs: a single HTML file that needs no network."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import math
@@ -17,8 +15,6 @@ from ..launch import KIT
 from ..observe import number
 from ..runs import Run, attempts, events, read_decided, read_json, read_lines, state
 from .curves import Points, svg
-
-__all__ = ["page"]
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 500

@@ -1,7 +1,5 @@
 """Curves of one or several runs as SVG that takes the page's own colours, light or dark."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence

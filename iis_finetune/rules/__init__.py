@@ -9,24 +9,6 @@ from .packages import ALWAYS, check_always, check_needs, check_packages, package
 from .rule import Rule
 from .sizes import block_parameters, disk_bytes, trained_blocks, trained_layers, trained_parameters
 
-__all__ = [
-    "ALWAYS",
-    "Case",
-    "block_parameters",
-    "check",
-    "check_always",
-    "check_needs",
-    "check_packages",
-    "disk_bytes",
-    "explain",
-    "known_failures",
-    "needs_reference",
-    "packages_of",
-    "trained_blocks",
-    "trained_layers",
-    "trained_parameters",
-]
-
 ABOUT = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, known_faults)
 RULES: tuple[Rule, ...] = tuple(rule for part in ABOUT for rule in part.RULES)
 

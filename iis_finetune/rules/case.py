@@ -1,7 +1,5 @@
 """What the rules look at: what a recipe's arguments will be, its model, where it would run, the files it names."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The known failures of LLaMA-Factory and its libraries, as data: what a log says, what it means, what helps."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator, Mapping

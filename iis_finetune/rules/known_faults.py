@@ -1,7 +1,5 @@
 """Known faults of cards, packages and LLaMA-Factory itself: rows of the machine table, and a few rules beside."""
 
-from __future__ import annotations
-
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rules of the data: which sets, mixed how, held out how, packed how, masked how, under which template."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Rules of the machine and its processes: number formats, kernels, ZeRO and FSDP, several processes at once."""
 
-from __future__ import annotations
-
 from .case import Case, is_there
 from .rule import ANY, Rule, warning
 

@@ -1,7 +1,5 @@
 """Rules of evaluation and checkpoints: on what, when, measured how, kept by which measure."""
 
-from __future__ import annotations
-
 from .case import Case
 from .rule import Rule, warning
 

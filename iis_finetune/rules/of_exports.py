@@ -1,7 +1,5 @@
 """Rules of what is read and written around a training: exports, inference, checkpoints, code from elsewhere."""
 
-from __future__ import annotations
-
 from .case import Case, is_there, same
 from .rule import ANY, OWN, Rule, warning
 

@@ -1,7 +1,5 @@
 """Rules of the method: adapters, frozen layers, quantised bases, and what they do to the model that is trained."""
 
-from __future__ import annotations
-
 from ..arguments import Settings
 from ..models import ModelFacts
 from .case import Case

@@ -1,7 +1,5 @@
 """Rules of the training loop: stages and their losses, optimizers, schedules, the number of steps."""
 
-from __future__ import annotations
-
 from .case import Case
 from .rule import OWN, Rule, warning
 

@@ -1,7 +1,5 @@
 """Which packages a recipe needs beside LLaMA-Factory's own, and which versions LLaMA-Factory checks at run time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One rule: when it applies, what LLaMA-Factory would really do, what to write instead, and who says so."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

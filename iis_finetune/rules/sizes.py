@@ -1,7 +1,5 @@
 """How many parameters a training trains, and how much disk its checkpoints take."""
 
-from __future__ import annotations
-
 from ..arguments import WHOLE, Settings
 from ..models import ModelFacts
 from .case import Case

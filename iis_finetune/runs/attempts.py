@@ -1,7 +1,5 @@
 """What was tried and what happened: the lines of attempts.jsonl and events.jsonl."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

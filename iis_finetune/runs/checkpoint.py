@@ -1,7 +1,5 @@
 """Whether a checkpoint is good: every file there, readable, of one step, every weight finite; read without torch."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterator

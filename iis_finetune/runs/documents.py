@@ -1,7 +1,5 @@
 """Read and write the small files of a run: whole or not at all, one JSON object a line."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """The runs there are, found by number, name or prefix, and the state of each."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,14 +4,3 @@ from .detached import Order, carry_out, place
 from .footing import check_devices, examine_run, refuse_changes
 from .smoke import first_name
 from .supervision import environment_of
-
-__all__ = [
-    "Order",
-    "carry_out",
-    "check_devices",
-    "environment_of",
-    "examine_run",
-    "first_name",
-    "place",
-    "refuse_changes",
-]

@@ -1,7 +1,5 @@
 """The detached process: it reads its order, carries it out, and tells whoever is attached how that ends."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """What a run stands on: data, arguments, device; compared before it goes on."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Make what a training is given: a model from a hub or of random weights, a precision view, a base's own folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`train --smoke`: all that a recipe's run does, on this machine's CPU, with its model made very small."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

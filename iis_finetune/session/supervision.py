@@ -1,7 +1,5 @@
 """What the supervisor of a run is given, and how a run's end is told."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial

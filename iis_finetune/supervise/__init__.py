@@ -3,8 +3,6 @@
 The only writer of attempts and events while a run lives.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,8 +17,6 @@ from ..recover import Action, Failure, Situation
 from ..runs import Ending, Run, Skipped, step_of
 from .attempt import Outcome, Start, keep, tell, try_once
 from .task import Facts, Stop, Task, facts_of, loaded_precision
-
-__all__ = ["StallLimits", "Stop", "Task", "supervise"]
 
 
 @dataclass

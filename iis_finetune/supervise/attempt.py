@@ -1,7 +1,5 @@
 """One attempt: start the training, watch it, end it, say how it ended."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Whether the next checkpoint still fits on the disk."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass

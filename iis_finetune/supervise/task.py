@@ -1,7 +1,5 @@
 """What is supervised, what is known of it, and what the supervisor was asked by signal."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
