@@ -143,12 +143,10 @@ def test_one_train_with_an_unmade_base_looks_three_times_in_each_process(
         patched.setattr(sys, "argv", ["iis-finetune", "train", "after", "--background"])
         assert cli.run() == 0
         started[0].wait()
-    print("foreground", dict(counts))
-    assert counts["examined"] <= 3
+    assert counts["examined"] <= 3 and counts["opened"] <= 1
     counts.clear()
     request = Request(next((staged.runs / ".requests").iterdir()))
     assert json.loads(request.asked.read_text())["recipe"].endswith("after.yaml")
     assert session.carry_out(request.folder, staged, dict(os.environ)) == 0, told(request)
-    print("detached", dict(counts))
-    assert counts["examined"] <= 3
+    assert counts["examined"] <= 3 and counts["opened"] <= 2  # hashed; read again, once a tokenizer is there
     assert [run.name for run in runs.listed(staged)] == ["0001-tiny", "0002-after"]

@@ -210,7 +210,7 @@ def _problem(tally: _Tally, fault: Fault, file: str) -> Problem:
     if fault.effect != "file":
         what, place = f"{what} ({tally.findings.rows(finding)})", replace(place, key=f"row {first[0].number}")
     if stops:
-        return Problem(f"loading stops: {what}", fix, place)
+        return Problem(f"loading stops: {what}", fix, place, kind="missing" if fault.case == "package" else "invalid")
     if fault.effect == "keep":
         return Problem(f"{about}: {what}", fix, place, "warning")
     if not tally.kept:
