@@ -241,11 +241,11 @@ PAIRS = [
     Case("kto with one class", lines(alpaca(label=True), alpaca(label=True)), 2, "every label is true", stage="kto", entry=KTO),
     Case("kto with a null label", lines(alpaca(label=True), alpaca(label=None), alpaca(label=False)), 2, "not true or false", 2, stage="kto", entry=KTO),
     Case("kto with a null label and an empty answer", lines(alpaca(label=True), alpaca("", label=None), alpaca(label=False)),
-         STOPS, "the row after a dropped one", stage="kto", entry=KTO),
+         STOPS, "in KTO a row takes", stage="kto", entry=KTO),
     Case("kto with a null answer", lines(alpaca(label=True), alpaca(None, label=False)), STOPS, "message from assistant", 2, stage="kto", entry=KTO),
     Case("kto talks", lines({**TALK, "label": True}, {**TALK, "label": False}), 2, stage="kto", entry=KTO_TALK),
     Case("kto with a broken talk", lines({**TALK, "label": True}, talk(("gpt", "a"), label=True), {**TALK, "label": False}),
-         STOPS, "the row after a dropped one", stage="kto", entry=KTO_TALK),
+         STOPS, "in KTO a row takes", stage="kto", entry=KTO_TALK),
     Case("prediction without an answer", lines(alpaca(None), GOOD), 2, generate=True),
     Case("prediction with a broken talk", lines(TALK, talk(("gpt", "a"), ("gpt", "b"))), 1, "other side", 2, entry=SHAREGPT, generate=True),
 ]  # fmt: skip

@@ -82,7 +82,7 @@ def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sam
         tally.file = file
         sample = _checked(tally, row)
         if sample is not None:
-            yield row._replace(number=tally.rows), sample
+            yield (row if row.number == tally.rows else row._replace(number=tally.rows)), sample
     tally.complete = next(rows, None) is None
     _end_batch(tally, NOWHERE._replace(number=tally.rows))
 
