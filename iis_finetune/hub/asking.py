@@ -136,7 +136,10 @@ def choose_source(order: Order, environment: Mapping[str, str], say: Callable[[s
     for hub in candidates:
         answer = answer_of(hub)
         if isinstance(answer, Listing):
-            return replace(answer, reason=_reason(hub, order, failures))
+            others = "; ".join(
+                [*(f"{other.name}: {failure.detail}" for other, failure in failures), f"{hub.name} has it"]
+            )
+            return replace(answer, reason=others if order.source == "auto" else f"{hub.name} was asked for")
         failures.append((hub, answer))
     for hub in [hub for hub, failure in failures if failure.kind in {"busy", "broken"}]:
         answer = _ask_again(hub, order, environment, say)
@@ -187,9 +190,3 @@ def _ask_again(
         say(f"{hub.name}: {last.detail}; asking again in {seconds:.0f} s")
         time.sleep(seconds)
     return last
-
-
-def _reason(hub: Hub, order: Order, failures: list[tuple[Hub, HubFailure]]) -> str:
-    if order.source != "auto":
-        return f"{hub.name} was asked for"
-    return "; ".join([f"{other.name}: {failure.detail}" for other, failure in failures] + [f"{hub.name} has it"])

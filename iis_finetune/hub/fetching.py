@@ -38,7 +38,6 @@ class Fetched:
     fetched_bytes: int = 0
 
     def as_json(self) -> dict[str, str | int | None]:
-        """Return the keys of `download --json`."""
         origin = asdict(self.manifest) | {"size_bytes": self.manifest.size_bytes}
         del origin["files"]
         return origin | {"folder": str(self.folder), "reason": self.reason, "fetched_bytes": self.fetched_bytes}
@@ -54,7 +53,10 @@ def fetch(order: Order, environment: Mapping[str, str], report: Report) -> Fetch
     with _disk_problems(folder):
         if ready := _already(order):
             return ready
-        _refuse_foreign(folder)
+        is_empty = folder.is_dir() and not any(folder.iterdir())
+        if folder.exists() and not is_empty and read_manifest(folder) is None:
+            what = f"{folder} exists and was not made by this command"
+            raise ProblemsFound([Problem(what, "move it away, or choose another folder with --to", Place(str(folder)))])
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder, report):
             ready = _already(order)  # made by the process that was waited for
@@ -69,13 +71,6 @@ def _already(order: Order) -> Fetched | None:
     asked = is_default or order.revision in (None, manifest.revision, manifest.commit)
     same = manifest.model in {order.model, order.id_on("huggingface"), order.id_on("modelscope")}
     return Fetched(order.folder, manifest, "it is on disk already") if asked and same else None
-
-
-def _refuse_foreign(folder: Path) -> None:
-    is_empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty and read_manifest(folder) is None:
-        what = f"{folder} exists and was not made by this command"
-        raise ProblemsFound([Problem(what, "move it away, or choose another folder with --to", Place(str(folder)))])
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Hub:
         return f"{self.words['title']} ({self.site})"
 
     def revision(self, order: Order) -> str:
-        """Return the revision to ask for; the hubs name their default branch differently."""
+        """The revision to ask for: each hub has its own name for the default branch."""
         return self.words["branch"] if order.revision in (None, "main") else str(order.revision)
 
     def list_url(self, order: Order) -> str:

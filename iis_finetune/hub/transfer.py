@@ -76,8 +76,8 @@ class _Partial:
 
     file: RemoteFile
     handle: FileIO
-    hashes: dict[str, _Hash] = field(default_factory=dict)
-    size: int = 0
+    hashes: dict[str, _Hash] = field(init=False)
+    size: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.begin()
