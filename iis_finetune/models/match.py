@@ -67,7 +67,8 @@ def check_template(template: str, facts: ModelFacts, place: Place) -> list[Probl
     if row is None:
         return []  # the check of values says that there is no such template
     problems = []
-    model = find_model(facts.name) or find_model(_origin(facts))
+    folder_name = VIEW.sub("", Path(facts.name).name).replace("--", "/", 1)  # as far as it tells the hub's name
+    model = find_model(facts.name) or find_model(folder_name)
     if model and model.template and model.template != template:
         what = f"LLaMA-Factory's template for {model.name} is '{model.template}', not '{template}'"
         problems.append(Problem(what, f"template: {model.template}", place, severity="warning"))
@@ -77,11 +78,6 @@ def check_template(template: str, facts: ModelFacts, place: Place) -> list[Probl
         what = f"template '{template}' needs {', '.join(lacking)}, which the tokenizer of {facts.name} does not have"
         problems.append(Problem(what, fix, place))
     return problems
-
-
-def _origin(facts: ModelFacts) -> str:
-    """The hub's name of a model that lies in a folder, as far as the folder's own name tells."""
-    return VIEW.sub("", Path(facts.name).name).replace("--", "/", 1)
 
 
 def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]:
