@@ -88,13 +88,9 @@ def _rates(lines: list[dict[str, Any]]) -> tuple[float | None, float | None]:
 
 
 def _last_printed(run: Run) -> dict[str, Any]:
-    found = LOGGED.findall(tail(run.log))
-    return _literal(found[-1]) if found else {}
-
-
-def _literal(text: str) -> dict[str, Any]:
+    found = LOGGED.findall(tail(run.log)) or ["{}"]
     try:
-        value = ast.literal_eval(re.sub(r"\b(nan|inf)\b(?!')", "None", text))
+        value = ast.literal_eval(re.sub(r"\b(nan|inf)\b(?!')", "None", found[-1]))
     except (ValueError, SyntaxError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -18,9 +18,8 @@ TOTAL = re.compile(r"Total optimization steps = ([\d,]+)")
 VALUE = re.compile(r"'(loss|grad_norm)': '?([-+.\w]+)")
 KEPT_BYTES = 4096  # of a line that is not yet whole
 ZERO_LOGS = 5
-LEARNED_NORM = (
-    0.1  # a run that has learned all has less; 1, or 1.732, at every log is broken (LlamaFactory#8004, #9567)
-)
+# A run that has learned all has a smaller norm; 1, or 1.732, at every log is broken (LlamaFactory#8004, #9567).
+LEARNED_NORM = 0.1
 SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss scale: no weight is touched by them
 
 
