@@ -82,12 +82,8 @@ def models(as_json: AsJson = False) -> None:
     if not found:
         show.line(f"no models in {workspace().models}\nnext: iis-finetune download RECIPE")
         return
-    rows = [
-        (each.model, size(each.size_bytes), each.place, (each.commit or "-")[:12], each.verified, _whole(each.complete))
-        for each in found
-    ]
+    rows = []
+    for each in found:
+        state = "whole" if each.complete else "incomplete"
+        rows.append((each.model, size(each.size_bytes), each.place, (each.commit or "-")[:12], each.verified, state))
     show.table(("model", "size", "where", "revision", "verified", "state"), rows)
-
-
-def _whole(complete: bool) -> str:
-    return "whole" if complete else "incomplete"
