@@ -20,8 +20,11 @@ COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # 
 def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What is missing on the machine that the kit runs on; a named profile has none of this."""
     launcher = _launcher(planned, environment)
-    own = case["stage"] == "ppo"
-    packages = _of_ppo(case, workspace.ppo) if own else _packages(case)
+    if case["stage"] == "ppo":
+        packages = _of_ppo(case, workspace.ppo)
+    else:
+        versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
+        packages = rules.check_packages(case, versions)
     return [*case.machine.problems, *_installed(), *launcher, *packages, *_disk(case, workspace.runs)]
 
 
@@ -56,10 +59,6 @@ def _of_ppo(case: Case, environment: Path) -> list[Problem]:
     versions = {name: machine.package_version(name, paths) for name in rules.packages_of(case)}
     pip = f"{environment / 'bin' / 'pip'} install"
     return [replace(each, fix=each.fix.replace("pip install", pip)) for each in rules.check_needs(case, versions)]
-
-
-def _packages(case: Case) -> list[Problem]:
-    return rules.check_packages(case, {name: machine.package_version(name) for name in rules.packages_of(case)})
 
 
 def quantization_problems(case: Case) -> list[Problem]:
