@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import ProblemsFound
-from .order import Hub, Listing, Order, hubs
+from .order import Hub, Listing, ModelOrder, hubs
 from .refusals import HubFailure, no_answer, problem_of, refusal, table
 from .selection import needed
 
@@ -110,7 +110,7 @@ def read_body(response: Response, most: int, seconds: float) -> bytes:
     return bytes(body)
 
 
-def list_files(hub: Hub, order: Order, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
+def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
     """Ask one hub once for the model's files. Raises HubFailure."""
     from .file_lists import read_list  # 0.2 s to build its types, which only a download pays
 
@@ -124,12 +124,8 @@ def list_files(hub: Hub, order: Order, environment: Mapping[str, str], seconds: 
     return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(needed(files)))
 
 
-def choose_source(order: Order, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
-    """Ask every configured hub at once and take the preferred one of those that list the model.
-
-    One that is only busy is asked again with growing pauses, which `say` is told of.
-    Raises ProblemsFound with what each hub answered.
-    """
+def choose_source(order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
+    """Take the preferred hub of those that list the model, asked at once, a busy one again; raises ProblemsFound."""
     candidates = hubs(order, environment)
     answer_of = _ask_all(candidates, order, environment)
     failures: list[tuple[Hub, HubFailure]] = []
@@ -151,7 +147,7 @@ def choose_source(order: Order, environment: Mapping[str, str], say: Callable[[s
 
 
 def _ask_all(
-    candidates: list[Hub], order: Order, environment: Mapping[str, str]
+    candidates: list[Hub], order: ModelOrder, environment: Mapping[str, str]
 ) -> Callable[[Hub], Listing | HubFailure]:
     """Ask in threads that nobody has to wait for; return a function that gives a hub's answer, or its time-out."""
     # A hub that was asked for by name is worth waiting for.
@@ -178,7 +174,7 @@ def _ask_all(
 
 
 def _ask_again(
-    hub: Hub, order: Order, environment: Mapping[str, str], say: Callable[[str], object]
+    hub: Hub, order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object]
 ) -> Listing | HubFailure:
     for tries in count(1):
         try:

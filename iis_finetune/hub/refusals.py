@@ -14,7 +14,7 @@ from ..arguments import TABLES, frozen
 from ..errors import Problem
 
 if TYPE_CHECKING:
-    from .order import Hub, Order
+    from .order import Hub, ModelOrder
 
 
 @cache
@@ -39,7 +39,7 @@ class HubFailure(Exception):
         return self.kind in table()["passing"]
 
 
-def problem_of(failure: HubFailure, hub: Hub, order: Order) -> Problem:
+def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
     """Put a hub's refusal into the user's words."""
     advice = table()["advice"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
@@ -60,7 +60,7 @@ def problem_of(failure: HubFailure, hub: Hub, order: Order) -> Problem:
     return Problem(what, fix, kind=advice.get("kind", "missing"), code=3)
 
 
-def on_disk(order: Order) -> str:
+def on_disk(order: ModelOrder) -> str:
     """Name the models that can be used without a network."""
     from .folder import is_whole
 

@@ -105,10 +105,7 @@ def amd_cards_on_bus(root: Path) -> Iterator[str]:
 
 
 def nvidia_devices(root: Path, system_gib: float) -> tuple[list[Device], str | None, list[Problem]]:
-    """The devices that nvidia-smi lists, the driver's version, and what stood in the way.
-
-    A device that reports no memory of its own computes in the system's `system_gib`.
-    """
+    """The devices of nvidia-smi (without memory of their own: `system_gib`), the driver's version, what is wrong."""
     if not any((root / file).exists() for file in NVIDIA_DRIVER):
         return [], None, []
     for fields in (FIELDS, OLD_FIELDS):  # an older driver refuses the whole question for one field it does not know

@@ -76,10 +76,7 @@ def _columns(source: dataset.Source) -> list[str]:
 
 
 def smoke_spec(facts: ModelFacts, special_words: Sequence[str], texts: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """The spec of a shrunken model with its own tokenizer, when that is on disk.
-
-    Otherwise a small tokenizer is made from `texts`, with the template's `special_words` as tokens.
-    """
+    """The spec of a shrunken model with its own tokenizer, else one made from `texts` and the `special_words`."""
     stand_in = facts.folder is None
     tokenizer: dict[str, Any] = {"copy_from": str(facts.folder)}
     if stand_in:

@@ -13,8 +13,7 @@ from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
 from .here import here_problems, machine_problems, quantization_problems
-from .model import looks_local, model_problems
-from .reward import reward_problems
+from .model import looks_local, model_problems, reward_problems
 from .training_data import Asked, data_problems
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
