@@ -119,11 +119,7 @@ def has_token(folder: Path, token: str) -> bool | None:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """A SHA-256 of sizes, headers and 64 samples of each weight file; None without any. Names do not matter.
-
-    A view of a folder has the fingerprint of the folder. 14 GB take some milliseconds; a change between the samples is
-    not seen: this tells models apart, it does not prove that a download is whole.
-    """
+    """A SHA-256 of sizes, headers and samples of the weights; tells models apart, proves no download."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         return None

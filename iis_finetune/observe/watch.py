@@ -25,11 +25,7 @@ SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss s
 
 @dataclass(frozen=True)
 class StallLimits:
-    """How long without a sign of life counts as a stall, in seconds.
-
-    A step of 20 minutes is ordinary on old cards, the first one has nothing to be measured by, and writing a large
-    checkpoint prints nothing.
-    """
+    """How long without a sign of life is a stall; a step of 20 minutes is ordinary, a large checkpoint silent."""
 
     factor: float = 5.0
     floor_seconds: float = 900.0

@@ -55,8 +55,7 @@ def micro_batch(draft: Draft) -> Draft:
     """Choose the rows that a device computes at a time, where only the global batch is stated."""
     if draft.recipe.kit.global_batch_size is None:
         return draft
-    reason = "the smallest: accumulation makes up the global batch"
-    return draft.choose("per_device_train_batch_size", 1, reason)
+    return draft.choose("per_device_train_batch_size", 1, "the smallest: accumulation makes up the global batch")
 
 
 def accumulation(draft: Draft) -> Draft:
@@ -97,8 +96,8 @@ CHOSEN = (
     ("include_num_input_tokens_seen", True, "tokens per second in the progress and the report"),
     ("disable_gradient_checkpointing", False, "about 30 % slower for about half the activation memory"),
     ("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0"),
+    ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker"),
 )
-TRACKERS = ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker")
 
 
 def output(draft: Draft) -> Draft:
@@ -111,4 +110,4 @@ def output(draft: Draft) -> Draft:
         # LLaMA-Factory's default, the fast decomposition, draws at random and cannot be made again.
         reason = "the exact decomposition: a resume, a chat and the export start from the same"
         draft = draft.choose("pissa_iter", -1, reason)
-    return draft.choose(*TRACKERS)
+    return draft

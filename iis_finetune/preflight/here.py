@@ -19,20 +19,17 @@ COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # 
 
 def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What is missing on the machine that the kit runs on; a named profile has none of this."""
-    launcher = _launcher(planned, environment)
+    problems = [*case.machine.problems]
+    if machine.package_version("llamafactory") is None:
+        fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
+        problems.append(Problem("LLaMA-Factory is not installed", fix, kind="missing"))
+    problems += _launcher(planned, environment)
     if case["stage"] == "ppo":
-        packages = _of_ppo(case, workspace.ppo)
+        problems += _of_ppo(case, workspace.ppo)
     else:
         versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
-        packages = rules.check_packages(case, versions)
-    return [*case.machine.problems, *_installed(), *launcher, *packages, *_disk(case, workspace.runs)]
-
-
-def _installed() -> list[Problem]:
-    if machine.package_version("llamafactory") is not None:
-        return []
-    fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
-    return [Problem("LLaMA-Factory is not installed", fix, kind="missing")]
+        problems += rules.check_packages(case, versions)
+    return [*problems, *_disk(case, workspace.runs)]
 
 
 def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
