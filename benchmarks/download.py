@@ -55,7 +55,7 @@ def clients(url: str) -> dict[str, Callable[[Path], object]]:
     environment = {"HF_ENDPOINT": url, "MODELSCOPE_ENDPOINT": url, "HOME": "/nonexistent"}
 
     def ours(source: str) -> Callable[[Path], object]:
-        return lambda to: hub.fetch(hub.Order(MODEL, to, source=source), environment, lambda _: None)  # type: ignore[arg-type]
+        return lambda to: hub.fetch(hub.ModelOrder(MODEL, to, source=source), environment, lambda _: None)  # type: ignore[arg-type]
 
     return {
         "huggingface_hub.snapshot_download": lambda to: snapshot_download(

@@ -110,11 +110,7 @@ def load_error(returncode: int | None, printed: str) -> str | None:
 
 @dataclass(frozen=True)
 class Cure:
-    """What makes a trio that cannot load harmless to text models.
-
-    A torchvision that cannot load is removed, because LLaMA-Factory does not start beside it; `torchvision_is_foreign`:
-    it lies outside this environment and is not ours to remove. The text-only placeholder covers a torchaudio.
-    """
+    """What makes a trio that cannot load harmless to text models; a foreign torchvision is not ours to remove."""
 
     remove_torchvision: bool
     torchvision_is_foreign: bool

@@ -77,7 +77,7 @@ class Place:
         self.root = root
         self.models = root / "models"
         self.environment = server.environment | {"HOME": str(root / "home")}
-        self.request = hub.Order(MODEL, self.models, source="huggingface", patience=QUICK)
+        self.request = hub.ModelOrder(MODEL, self.models, source="huggingface", patience=QUICK)
         self.notes: list[str] = []
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(root / "home" / "token"))
         for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
@@ -304,7 +304,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from iis_finetune import hub
-request = hub.Order(sys.argv[1], Path(sys.argv[2]), source=sys.argv[3],
+request = hub.ModelOrder(sys.argv[1], Path(sys.argv[2]), source=sys.argv[3],
                       patience=hub.Patience(first_pause_seconds=0.05, read_seconds=5))
 import os
 try:

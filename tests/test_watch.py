@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iis_finetune import observe
-from iis_finetune.observe import Seen, StallLimits, Watcher, computer
+from iis_finetune.observe import Seen, StallLimits, Watcher, sensors
 from iis_finetune.runs import Run
 
 HEAD = "***** Running training *****\n  Total optimization steps = 1,000\n"
@@ -191,7 +191,7 @@ def test_a_tool_that_tells_half_or_nonsense_harms_nothing(tmp_path: Path) -> Non
 
 
 def test_kills_for_memory_are_counted_in_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(computer, "CGROUPS", tmp_path)
-    assert computer.killed_for_memory() is None
+    monkeypatch.setattr(sensors, "CGROUPS", tmp_path)
+    assert sensors.killed_for_memory() is None
     (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\n")
-    assert computer.killed_for_memory() == 3
+    assert sensors.killed_for_memory() == 3

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import dataset
-from ..errors import COMMAND_LINE, Place, ProblemsFound, errors_of, exit_code
+from ..errors import COMMAND_LINE, Place, ProblemsFound, errors_of
 from . import show
 from .words import AsJson, Full, workspace
 
@@ -50,10 +50,6 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
                 report = dataset.check_rows(source, options, progress=progress)
             counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
             problems += report.problems
-    if as_json:
-        show.document({"data": counts, "problems": [problem.as_json() for problem in problems]})
-    else:
-        for name, count in counts.items():
-            show.line(f"{name}: {count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped")
-        show.problems(problems, nothing_started=False)
-    raise typer.Exit(exit_code(problems))
+    for name, count in counts.items() if not as_json else ():
+        show.line(f"{name}: {count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped")
+    show.verdict(problems, {"data": counts} if as_json else None)

@@ -2,16 +2,15 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
 from .. import doctor as clinic
 from .. import machine, recipe
 from ..doctor import Subject
-from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound, exit_code
+from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound
 from . import show
 from .words import AsJson, On, workspace
 
@@ -62,17 +61,6 @@ def _refuse_what_does_not_go_together(jobs: list[str], needs: dict[str, str | No
         raise ProblemsFound([Problem(what, "see `iis-finetune doctor --help`", Place(COMMAND_LINE))])
 
 
-def _end(problems: Sequence[Problem], document: dict[str, Any] | None, following: str) -> NoReturn:
-    """The document, if one was asked for, else the problems and the next command."""
-    if document is not None:
-        show.document({**document, "problems": [each.as_json() for each in problems]})
-    else:
-        show.problems(problems, nothing_started=False)
-        if not exit_code(problems):
-            show.line(f"next: {following}")
-    raise typer.Exit(exit_code(problems))
-
-
 def _look(subject: Subject, quick: bool, as_json: bool) -> None:
     checks = clinic.examine(subject, quick)
     problems = [problem for check in checks for problem in check.problems]
@@ -81,7 +69,8 @@ def _look(subject: Subject, quick: bool, as_json: bool) -> None:
         if not problems:
             show.line("nothing to mend")
     document = {"machine": subject.machine.as_json(), "checks": [check.as_json() for check in checks]}
-    _end(problems, document if as_json else None, "iis-finetune doctor" if quick else "iis-finetune doctor --probe")
+    following = "iis-finetune doctor" if quick else "iis-finetune doctor --probe"
+    show.verdict(problems, document if as_json else None, following)
 
 
 def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
@@ -100,7 +89,7 @@ def _fix(environment: dict[str, str], as_json: bool) -> None:
     done, problems = clinic.mend(environment)
     if not as_json:
         show.line("\n".join(done) or "nothing that could be repaired from here")
-    _end(problems, {"done": done} if as_json else None, "iis-finetune doctor")
+    show.verdict(problems, {"done": done} if as_json else None, "iis-finetune doctor")
 
 
 def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
@@ -115,7 +104,7 @@ def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
         rows = [(each.what, each.device, each.state, each.error, each.backward) for each in tried]
         show.table(("trial", "device", "state", "error", "backward"), rows)
     document = {"machine": host.as_json(), "trials": [each.as_json() for each in tried]}
-    _end(clinic.problems_of(tried), document if as_json else None, "iis-finetune train quickstart")
+    show.verdict(clinic.problems_of(tried), document if as_json else None, "iis-finetune train quickstart")
 
 
 def _warn(subject: Subject) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.filesize import decimal
 
 from .. import arguments, hub, preflight, recipe
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, exit_code
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from . import show
-from .meter import DownloadMeter, size
+from .meter import DownloadMeter
 from .words import AsJson, workspace
 
 Asked = Annotated[
@@ -44,11 +45,11 @@ def download(
     if as_json:
         show.document(fetched.as_json())
         return
-    show.line(f"{fetched.manifest.model}: {fetched.folder} ({size(fetched.manifest.size_bytes)}), {fetched.reason}")
+    show.line(f"{fetched.manifest.model}: {fetched.folder} ({decimal(fetched.manifest.size_bytes)}), {fetched.reason}")
     show.line("next: iis-finetune models")
 
 
-def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.Order:
+def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.ModelOrder:
     """A recipe's model when there is such a recipe, a hub's id otherwise; a word that is neither is refused."""
     names, name = recipe.registered(workspace().recipes), asked
     if asked in names or Path(asked).suffix in recipe.SUFFIXES:
@@ -60,17 +61,14 @@ def _request(asked: str, source: Any, to: Path | None, revision: str | None, off
         revision, source = revision or found.value("model_revision"), source or found.kit.source
     elif "/" not in asked and arguments.find_model(asked) is None:
         raise ProblemsFound([recipe.unknown(asked, names, workspace().recipes)])
-    return hub.Order(name, to or workspace().models, to is not None, revision, source or "auto", offline)
+    return hub.ModelOrder(name, to or workspace().models, to is not None, revision, source or "auto", offline)
 
 
 def _verify(folder: Path, as_json: bool) -> None:
     problems = hub.verify(folder)
-    if as_json:
-        show.document({"folder": str(folder), "problems": [problem.as_json() for problem in problems]})
-    else:
-        show.problems(problems, nothing_started=False)
-        show.line(f"{folder}: {'every file is as it was fetched' if not problems else show.count(problems)}")
-    raise typer.Exit(exit_code(problems))
+    if not as_json and not problems:
+        show.line(f"{folder}: every file is as it was fetched")
+    show.verdict(problems, {"folder": str(folder)} if as_json else None)
 
 
 def models(as_json: AsJson = False) -> None:
@@ -82,12 +80,8 @@ def models(as_json: AsJson = False) -> None:
     if not found:
         show.line(f"no models in {workspace().models}\nnext: iis-finetune download RECIPE")
         return
-    rows = [
-        (each.model, size(each.size_bytes), each.place, (each.commit or "-")[:12], each.verified, _whole(each.complete))
-        for each in found
-    ]
+    rows = []
+    for each in found:
+        state = "whole" if each.complete else "incomplete"
+        rows.append((each.model, decimal(each.size_bytes), each.place, (each.commit or "-")[:12], each.verified, state))
     show.table(("model", "size", "where", "revision", "verified", "state"), rows)
-
-
-def _whole(complete: bool) -> str:
-    return "whole" if complete else "incomplete"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rich.filesize import decimal
+
 from ..hub import Progress
 from ..observe import Signs, last_lines, signs
 from ..runs import Run
@@ -72,14 +74,6 @@ def sentence(now: Signs) -> str:
     return "  ".join([*parts, f"{show.duration(now.eta_seconds)} left"])
 
 
-def size(count: float) -> str:
-    """`15.2 GB`, `812 MB`, `4 kB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
 class DownloadMeter:
     """Shows a download: bars on a terminal, a line every few seconds otherwise; called from several threads."""
 
@@ -120,8 +114,8 @@ class DownloadMeter:
         self.first = progress.bytes if self.first is None else self.first
         rate = (progress.bytes - self.first) / max(time.monotonic() - self.began, 1e-3)
         left = (progress.total_bytes - progress.bytes) / rate if rate > 0 else None
-        done = f"{size(progress.bytes)} of {size(progress.total_bytes)}"
-        return f"{done}  {size(rate)}/s  {show.duration(left)} left  {progress.path}"
+        done = f"{decimal(progress.bytes)} of {decimal(progress.total_bytes)}"
+        return f"{done}  {decimal(int(rate))}/s  {show.duration(left)} left  {progress.path}"
 
 
 def _bars() -> Any:

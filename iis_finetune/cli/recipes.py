@@ -41,19 +41,15 @@ def _row(path: Path) -> dict[str, Any]:
         examined = preflight.look(question(str(path), None))
     except ProblemsFound as found:
         return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
-    recipe = examined.recipe
+    recipe, memory = examined.recipe, examined.plan.memory.per_device_gib
     return {
         "recipe": path.stem,
         "model": recipe.value("model_name_or_path") or recipe.kit.base,
         "stage": examined.plan.settings["stage"],
         "method": examined.plan.settings["finetuning_type"],
-        "memory_gib": _rounded(examined.plan.memory.per_device_gib),
+        "memory_gib": None if memory is None else round(memory, 1),
         "description": recipe.kit.description,
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
 
 
 def _copy(name: str, file: str) -> None:
@@ -61,12 +57,11 @@ def _copy(name: str, file: str) -> None:
     target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
     if len(target.parts) == 1:
         target = workspace().recipes.relative_to(Path.cwd()) / target
-    if target.exists():
-        what = f"'{target}' exists already"
-        raise ProblemsFound([Problem(what, "choose another name, or remove it", Place(COMMAND_LINE))])
+    what, fix = f"'{target}' exists already", "choose another name, or remove it"
     if not target.parent.is_dir():
-        what = f"there is no folder '{target.parent}'"
-        raise ProblemsFound([Problem(what, f"mkdir -p {target.parent}", Place(COMMAND_LINE))])
+        what, fix = f"there is no folder '{target.parent}'", f"mkdir -p {target.parent}"
+    if target.exists() or not target.parent.is_dir():
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
     shutil.copyfile(source, target)
     show.line(f"{source} -> {target}\nnext: edit it, then iis-finetune check {target.stem}")
 

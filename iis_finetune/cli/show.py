@@ -5,9 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
-from ..errors import Problem, errors_of
+import typer
+
+from ..errors import Problem, errors_of, exit_code
 
 METER_AFTER_SECONDS = 1.0
 
@@ -37,6 +39,17 @@ def problems(found: Sequence[Problem], nothing_started: bool = True) -> None:
     if found:
         tail = " Nothing was started." if errors_of(found) and nothing_started else ""
         aside(f"{count(found)}.{tail}")
+
+
+def verdict(found: Sequence[Problem], content: dict[str, Any] | None = None, following: str = "") -> NoReturn:
+    """End a look with its document, if one was asked for, else its problems and the next command."""
+    if content is not None:
+        document({**content, "problems": [each.as_json() for each in found]})
+    else:
+        problems(found, nothing_started=False)
+        if following and not exit_code(found):
+            line(f"next: {following}")
+    raise typer.Exit(exit_code(found))
 
 
 def _coloured(severity: str) -> str:

@@ -8,7 +8,6 @@ from .. import launch, process, rules
 from ..arguments import LLAMAFACTORY
 from ..errors import Place, Problem
 from ..machine import (
-    Machine,
     architecture,
     build_problems,
     decide_environment,
@@ -41,7 +40,9 @@ def torch(subject: Subject) -> Check:
 def _kernels(subject: Subject) -> list[Problem]:
     """Looks at the files of rocBLAS: torch's own list names cards that rocBLAS has no kernels for."""
     machine, root = subject.machine, subject.root
-    arch = _computes_as(machine)
+    chosen = {decision.name: str(decision.value) for decision in decide_environment(machine)}
+    override = chosen.get("environment.HSA_OVERRIDE_GFX_VERSION")  # a few cards run the kernels of another
+    arch = f"gfx{override.replace('.', '')}" if override else machine.arch
     paths = [Path(path) for path in (sys.path if subject.packages is None else subject.packages)]
     folders = [folder for path in paths for pattern in ROCBLAS for folder in path.glob(pattern)]
     folders = folders or [folder for folder in [root / SYSTEM_ROCBLAS] if folder.is_dir()]
@@ -50,13 +51,6 @@ def _kernels(subject: Subject) -> list[Problem]:
     lacking = not any(next(folder.glob(f"*{arch}*"), None) for folder in folders) if folders else too_new
     what = f"torch {machine.torch_build} has no math kernels for {arch}: its first matrix product fails"
     return [trouble(what, PLAN, "error")] if lacking else []
-
-
-def _computes_as(machine: Machine) -> str:
-    """The architecture whose kernels run: for a few cards that of another, by HSA_OVERRIDE_GFX_VERSION."""
-    chosen = {decision.name: str(decision.value) for decision in decide_environment(machine)}
-    override = chosen.get("environment.HSA_OVERRIDE_GFX_VERSION")
-    return f"gfx{override.replace('.', '')}" if override else machine.arch
 
 
 def _generation(subject: Subject) -> list[Problem]:

@@ -44,10 +44,7 @@ def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPla
 
 
 def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
-    """Repair a torchvision and a torchaudio that cannot load, as set-up does; a torch that cannot is left to the user.
-
-    Returns what was done, in sentences, and what could not be.
-    """
+    """Repair a torchvision and a torchaudio that cannot load, as set-up does: what was done, and what could not be."""
     prefix = Path(sys.prefix)
     if record_of(prefix) is None and (prefix / RECORD.replace(".json", ".started.json")).exists():
         return [], [trouble(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error")]
@@ -58,9 +55,8 @@ def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
     cure = cure_of(errors, where, prefix)
     done, problems = [], _uninstall(environment) if cure.remove_torchvision else []
     if cure.remove_torchvision and not problems:
-        done.append(
-            f"torchvision, which cannot be loaded ({errors['torchvision']}), is removed: text models do not need it"
-        )
+        why = f"which cannot be loaded ({errors['torchvision']})"
+        done.append(f"torchvision, {why}, is removed: text models do not need it")
     if cure.torchvision_is_foreign:
         what = f"the torchvision in {where} cannot be loaded and does not belong to this environment"
         problems.append(trouble(what, "pip uninstall torchvision, in the environment that it belongs to", "error"))

@@ -72,7 +72,10 @@ def trials(subject: Subject, processes: int | None = None, seconds: float = ALL_
     with TemporaryDirectory(prefix="iis-finetune-") as folder:
         found = _one_by_one(_cases(machine), environment, Path(folder))
         if number > 1:
-            ended = _run(_ranks(machine, number, folder, seconds), IMPORT_SECONDS + seconds, environment, Path(folder))
+            case = {"job": "all_reduce", "processes": number, "folder": folder, "seconds": seconds}
+            devices = [f"cuda:{rank}" if machine.devices else "cpu" for rank in range(number)]
+            ranks = [_command([{**case, "rank": rank, "device": each}]) for rank, each in enumerate(devices)]
+            ended = _run(ranks, IMPORT_SECONDS + seconds, environment, Path(folder))
             found.append(_summed(ended, f"all-reduce of {number} processes", machine.device))
     return found
 
@@ -146,12 +149,6 @@ def _judged(case: Case, answer: Mapping[str, Any]) -> Tried:
     wrong = any(not each < TOLERANCE[case["precision"]] for each in answer["errors"])  # NaN is under no limit
     state = "wrong" if wrong else answer["state"]
     return Tried(what, case["device"], state, error, backward, answer["said"], case["used"])
-
-
-def _ranks(machine: Machine, processes: int, folder: str, seconds: float) -> list[list[str]]:
-    case = {"job": "all_reduce", "processes": processes, "folder": folder, "seconds": seconds}
-    devices = [f"cuda:{rank}" if machine.devices else "cpu" for rank in range(processes)]
-    return [_command([{**case, "rank": rank, "device": device}]) for rank, device in enumerate(devices)]
 
 
 def _summed(ended: Sequence[Ended], what: str, device: str) -> Tried:

@@ -108,7 +108,8 @@ def look(trainer: Any, callback: Any) -> None:
     """What is done before the first step; `callback` is transformers' class of that name."""
     run = Path(os.environ["IIS_RUN"])
     rank = int(os.environ.get("RANK", "0"))
-    _register_stacks(run, rank)
+    stacks = (run / f"stacks-{rank}.log").open("a")
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     loaded = describe(trainer)
     write_if(leads(), run / "loaded.json", loaded)
     refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
@@ -144,11 +145,6 @@ def _patch_last_epoch(trainer: Any) -> None:
     trainer.Trainer._run_epoch = run_epoch
 
 
-def _register_stacks(run: Path, rank: int) -> None:
-    file = (run / f"stacks-{rank}.log").open("a")
-    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-
-
 def describe(trainer: Any) -> dict[str, Any]:
     """What is in memory: parameters by data type, trainable or not; attention, devices, how it is shared."""
     import torch
@@ -157,23 +153,22 @@ def describe(trainer: Any) -> dict[str, Any]:
     model, accelerator = trainer.model, trainer.accelerator
     counts: dict[str, Counter[str]] = {"trainable": Counter(), "frozen": Counter()}
     for parameter in model.parameters():
-        number = getattr(parameter, "ds_numel", None) or parameter.numel()
-        counts["trainable" if parameter.requires_grad else "frozen"][str(parameter.dtype).removeprefix("torch.")] += (
-            number
-        )
+        counter, dtype = counts["trainable" if parameter.requires_grad else "frozen"], str(parameter.dtype)
+        counter[dtype.removeprefix("torch.")] += getattr(parameter, "ds_numel", None) or parameter.numel()
+    quantizer = getattr(without_head(model), "hf_quantizer", None)
     return {
         "parameters": {name: dict(counter) for name, counter in counts.items()},
         "model": type(model).__name__,
         "attention": getattr(without_head(model).config, "_attn_implementation", None),
         "mixed_precision": accelerator.mixed_precision,
         "autocast": _autocast(trainer),
-        "quantization": _quantization(without_head(model)),
+        "quantization": str(getattr(quantizer, "quantization_config", None) or "") or None,
         "device": str(next(model.parameters()).device),
         "processes": accelerator.num_processes,
         "distributed": str(accelerator.distributed_type).rpartition(".")[2].lower(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device_memory_gib": _device_memory(torch),
+        "device_memory_gib": torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     }
 
 
@@ -183,22 +178,12 @@ def _autocast(trainer: Any) -> str | None:
     return str(own.fast_dtype).removeprefix("torch.") if own is not None and own._enabled else None
 
 
-def _quantization(model: Any) -> str | None:
-    return str(getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) or "") or None
-
-
-def _device_memory(torch: Any) -> float | None:
-    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else None
-
-
 def refuse_another_precision(loaded: dict[str, Any], planned: str) -> None:
     """End the process when what is in memory is not the precision of the plan."""
-    wrong = _difference(loaded, planned)
-    if wrong:
+    if wrong := _difference(loaded, planned):
         # SystemExit with a text prints it and ends with code 1, before the first step.
-        raise SystemExit(
-            f"iis-finetune: the plan says {planned}, but {wrong}; the run is stopped before its first step"
-        )
+        text = f"iis-finetune: the plan says {planned}, but {wrong}"
+        raise SystemExit(f"{text}; the run is stopped before its first step")
 
 
 def _difference(loaded: dict[str, Any], planned: str) -> str | None:

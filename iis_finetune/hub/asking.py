@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import ProblemsFound
-from .order import Hub, Listing, Order, hubs
+from .order import Hub, Listing, ModelOrder, hubs
 from .refusals import HubFailure, no_answer, problem_of, refusal, table
 from .selection import needed
 
@@ -110,7 +110,7 @@ def read_body(response: Response, most: int, seconds: float) -> bytes:
     return bytes(body)
 
 
-def list_files(hub: Hub, order: Order, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
+def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
     """Ask one hub once for the model's files. Raises HubFailure."""
     from .file_lists import read_list  # 0.2 s to build its types, which only a download pays
 
@@ -124,19 +124,18 @@ def list_files(hub: Hub, order: Order, environment: Mapping[str, str], seconds: 
     return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(needed(files)))
 
 
-def choose_source(order: Order, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
-    """Ask every configured hub at once and take the preferred one of those that list the model.
-
-    One that is only busy is asked again with growing pauses, which `say` is told of.
-    Raises ProblemsFound with what each hub answered.
-    """
+def choose_source(order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
+    """Take the preferred hub of those that list the model, asked at once, a busy one again; raises ProblemsFound."""
     candidates = hubs(order, environment)
     answer_of = _ask_all(candidates, order, environment)
     failures: list[tuple[Hub, HubFailure]] = []
     for hub in candidates:
         answer = answer_of(hub)
         if isinstance(answer, Listing):
-            return replace(answer, reason=_reason(hub, order, failures))
+            others = "; ".join(
+                [*(f"{other.name}: {failure.detail}" for other, failure in failures), f"{hub.name} has it"]
+            )
+            return replace(answer, reason=others if order.source == "auto" else f"{hub.name} was asked for")
         failures.append((hub, answer))
     for hub in [hub for hub, failure in failures if failure.kind in {"busy", "broken"}]:
         answer = _ask_again(hub, order, environment, say)
@@ -148,7 +147,7 @@ def choose_source(order: Order, environment: Mapping[str, str], say: Callable[[s
 
 
 def _ask_all(
-    candidates: list[Hub], order: Order, environment: Mapping[str, str]
+    candidates: list[Hub], order: ModelOrder, environment: Mapping[str, str]
 ) -> Callable[[Hub], Listing | HubFailure]:
     """Ask in threads that nobody has to wait for; return a function that gives a hub's answer, or its time-out."""
     # A hub that was asked for by name is worth waiting for.
@@ -175,7 +174,7 @@ def _ask_all(
 
 
 def _ask_again(
-    hub: Hub, order: Order, environment: Mapping[str, str], say: Callable[[str], object]
+    hub: Hub, order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object]
 ) -> Listing | HubFailure:
     for tries in count(1):
         try:
@@ -187,9 +186,3 @@ def _ask_again(
         say(f"{hub.name}: {last.detail}; asking again in {seconds:.0f} s")
         time.sleep(seconds)
     return last
-
-
-def _reason(hub: Hub, order: Order, failures: list[tuple[Hub, HubFailure]]) -> str:
-    if order.source != "auto":
-        return f"{hub.name} was asked for"
-    return "; ".join([f"{other.name}: {failure.detail}" for other, failure in failures] + [f"{hub.name} has it"])

@@ -22,7 +22,7 @@ from .folder import (
     size_of,
     write_manifest,
 )
-from .order import Hub, Listing, Order, is_offline
+from .order import Hub, Listing, ModelOrder, is_offline
 from .refusals import on_disk
 from .selection import is_model, weights_faults
 from .transfer import Progress, Report, Transfer, fetch_files, wrong_file
@@ -38,30 +38,31 @@ class Fetched:
     fetched_bytes: int = 0
 
     def as_json(self) -> dict[str, str | int | None]:
-        """Return the keys of `download --json`."""
         origin = asdict(self.manifest) | {"size_bytes": self.manifest.size_bytes}
         del origin["files"]
         return origin | {"folder": str(self.folder), "reason": self.reason, "fetched_bytes": self.fetched_bytes}
 
 
-def fetch(order: Order, environment: Mapping[str, str], report: Report) -> Fetched:
-    """Bring a model onto this disk, complete and verified; what is here already is not fetched again.
+def fetch(order: ModelOrder, environment: Mapping[str, str], report: Report) -> Fetched:
+    """Bring a model onto this disk, complete and verified, by way of `<folder>.incomplete`, where a later call goes on.
 
-    The work is done in `<folder>.incomplete`, which a later call takes up where this one ended.
     Raises ProblemsFound with exit code 3, or 2 when the folder holds something else.
     """
     folder = order.folder
     with _disk_problems(folder):
         if ready := _already(order):
             return ready
-        _refuse_foreign(folder)
+        is_empty = folder.is_dir() and not any(folder.iterdir())
+        if folder.exists() and not is_empty and read_manifest(folder) is None:
+            what = f"{folder} exists and was not made by this command"
+            raise ProblemsFound([Problem(what, "move it away, or choose another folder with --to", Place(str(folder)))])
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder, report):
             ready = _already(order)  # made by the process that was waited for
             return ready or _fetch(order, environment, report)
 
 
-def _already(order: Order) -> Fetched | None:
+def _already(order: ModelOrder) -> Fetched | None:
     manifest = read_manifest(order.folder)
     if manifest is None or not is_whole(order.folder):
         return None
@@ -69,13 +70,6 @@ def _already(order: Order) -> Fetched | None:
     asked = is_default or order.revision in (None, manifest.revision, manifest.commit)
     same = manifest.model in {order.model, order.id_on("huggingface"), order.id_on("modelscope")}
     return Fetched(order.folder, manifest, "it is on disk already") if asked and same else None
-
-
-def _refuse_foreign(folder: Path) -> None:
-    is_empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty and read_manifest(folder) is None:
-        what = f"{folder} exists and was not made by this command"
-        raise ProblemsFound([Problem(what, "move it away, or choose another folder with --to", Place(str(folder)))])
 
 
 @contextmanager
@@ -106,7 +100,7 @@ def _disk_problems(folder: Path) -> Iterator[None]:
         raise ProblemsFound([Problem(what, fix, Place(str(error.filename or folder)), kind="machine")]) from error
 
 
-def _fetch(order: Order, environment: Mapping[str, str], report: Report) -> Fetched:
+def _fetch(order: ModelOrder, environment: Mapping[str, str], report: Report) -> Fetched:
     caches = [entry for entry in cached(environment) if entry.model == order.id_on(entry.source)]
     listing, from_cache = _choose(order, environment, caches, report)
     hub, staging = listing.hub, order.folder.with_name(order.folder.name + INCOMPLETE)
@@ -128,7 +122,9 @@ def _fetch(order: Order, environment: Mapping[str, str], report: Report) -> Fetc
     return Fetched(order.folder, manifest, listing.reason, transfer.fetched_bytes)
 
 
-def _choose(order: Order, environment: Mapping[str, str], caches: list[Cached], report: Report) -> tuple[Listing, bool]:
+def _choose(
+    order: ModelOrder, environment: Mapping[str, str], caches: list[Cached], report: Report
+) -> tuple[Listing, bool]:
     """Ask the hubs; when none may be asked, or none gives the model, take a whole one out of their caches."""
     from_cache = _cached_choice(order, caches)
     if is_offline(order, environment):
@@ -145,7 +141,7 @@ def _choose(order: Order, environment: Mapping[str, str], caches: list[Cached], 
         return from_cache, True
 
 
-def _cached_choice(order: Order, caches: list[Cached]) -> Listing | None:
+def _cached_choice(order: ModelOrder, caches: list[Cached]) -> Listing | None:
     """Return a whole cached model of the asked revision, the branch's own commit before others, newer before older."""
     usable = [
         entry
@@ -161,7 +157,7 @@ def _cached_choice(order: Order, caches: list[Cached]) -> Listing | None:
     return Listing(hub, entry.model, order.revision or "main", entry.commit, files, f"it lies in {entry.folder}")
 
 
-def _is_branch(entry: Cached, order: Order) -> bool:
+def _is_branch(entry: Cached, order: ModelOrder) -> bool:
     """Hugging Face's cache keeps the commit of each branch or tag in a file of that name."""
     name = entry.folder.parent.parent / "refs" / (order.revision or "main")
     return entry.source == "huggingface" and name.is_file() and name.read_text().strip() == entry.commit

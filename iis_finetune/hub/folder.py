@@ -92,10 +92,7 @@ def size_of(path: Path) -> int | None:
 
 
 def verify(folder: Path) -> list[Problem]:
-    """Check every file against the manifest, offline; the result is noted there, so that a damaged model is not used.
-
-    Returns one problem for each file that is missing, changed, or contradicted by the shard index.
-    """
+    """One problem for each file that is not as the manifest says; noted there, so that a damaged model is not used."""
     manifest = read_manifest(folder)
     if manifest is None:
         what = f"{folder} holds no manifest to verify against" if folder.is_dir() else f"there is no model in {folder}"

@@ -42,7 +42,7 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Order:
+class ModelOrder:
     """Which model, from where, to where; `model` is a hub's id or one of LLaMA-Factory's display names.
 
     `to` is the models folder, in which the model gets `<org>--<name>`, unless `exact` says that it is the model's own.
@@ -89,11 +89,11 @@ class Hub:
     def name(self) -> str:
         return f"{self.words['title']} ({self.site})"
 
-    def revision(self, order: Order) -> str:
-        """Return the revision to ask for; the hubs name their default branch differently."""
+    def revision(self, order: ModelOrder) -> str:
+        """The revision to ask for: each hub has its own name for the default branch."""
         return self.words["branch"] if order.revision in (None, "main") else str(order.revision)
 
-    def list_url(self, order: Order) -> str:
+    def list_url(self, order: ModelOrder) -> str:
         revision = quote(self.revision(order), safe="")
         return self.words["list"].format(endpoint=self.endpoint, model=order.id_on(self.source), revision=revision)
 
@@ -119,13 +119,13 @@ class Listing:
         return self.hub.words["file"].format(**place, revision=revision, commit=commit)
 
 
-def is_offline(order: Order, environment: Mapping[str, str]) -> bool:
+def is_offline(order: ModelOrder, environment: Mapping[str, str]) -> bool:
     """Return whether no packet may be sent: by the order, or by the variables that the hubs' own clients obey."""
     switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return order.offline or any(environment.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in switches)
 
 
-def hubs(order: Order, environment: Mapping[str, str]) -> list[Hub]:
+def hubs(order: ModelOrder, environment: Mapping[str, str]) -> list[Hub]:
     """Return the hubs to ask, preferred first; a mirror or a token named in the environment is used."""
     sources: list[HubName] = ["huggingface", "modelscope"]
     if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch

@@ -14,7 +14,7 @@ from ..arguments import TABLES, frozen
 from ..errors import Problem
 
 if TYPE_CHECKING:
-    from .order import Hub, Order
+    from .order import Hub, ModelOrder
 
 
 @cache
@@ -30,9 +30,7 @@ class HubFailure(Exception):
     """
 
     def __init__(self, kind: str, detail: str = "", retry_after: float | None = None):
-        self.kind = kind
-        self.detail = detail
-        self.retry_after = retry_after
+        self.kind, self.detail, self.retry_after = kind, detail, retry_after
         super().__init__(detail)
 
     @property
@@ -41,11 +39,13 @@ class HubFailure(Exception):
         return self.kind in table()["passing"]
 
 
-def problem_of(failure: HubFailure, hub: Hub, order: Order) -> Problem:
+def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
     """Put a hub's refusal into the user's words."""
     advice = table()["advice"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
-    model = order.id_on(hub.source)
+    model, rows = order.id_on(hub.source), frozen("models")["models"].values()
+    known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
+    near = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.8)
     fields = hub.words | {
         "hub": hub.name,
         "address": urlsplit(hub.site).hostname or "",
@@ -53,21 +53,14 @@ def problem_of(failure: HubFailure, hub: Hub, order: Order) -> Problem:
         "revision": hub.revision(order),
         "page": hub.words["page"].format(site=hub.site, model=model),
         "detail": failure.detail,
-        "near": _near(model),
+        "near": f"did you mean {', '.join(near)}? else " if near else "",
         "on_disk": on_disk(order),
     }
     what, fix = advice["what"].format(**fields), advice["fix"].format(**fields)
     return Problem(what, fix, kind=advice.get("kind", "missing"), code=3)
 
 
-def _near(model: str) -> str:
-    rows = frozen("models")["models"].values()
-    known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
-    near = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.8)
-    return f"did you mean {', '.join(near)}? else " if near else ""
-
-
-def on_disk(order: Order) -> str:
+def on_disk(order: ModelOrder) -> str:
     """Name the models that can be used without a network."""
     from .folder import is_whole
 

@@ -56,8 +56,7 @@ def weights_faults(folder: Path) -> list[tuple[str, str]]:
             continue
         for shard in sorted(set(wanted.values())):
             names = {name for name, owner in wanted.items() if owner == shard}
-            fault = _shard_fault(folder / shard, names)
-            if fault:
+            if fault := _shard_fault(folder / shard, names):
                 faults.append((shard, f"{fault} ({index.name})"))
     single = folder / "model.safetensors"
     if single.is_file() and (fault := _shard_fault(single, set())):

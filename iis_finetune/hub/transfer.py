@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Place, Problem, ProblemsFound
 from .asking import get
-from .order import Hub, Listing, Order, RemoteFile
+from .order import Hub, Listing, ModelOrder, RemoteFile
 from .refusals import HubFailure, problem_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class _Stopped(Exception):
 class Transfer:
     """What the threads of one fetch share; without a session nothing is fetched, all comes from what was linked."""
 
-    order: Order
+    order: ModelOrder
     listing: Listing
     staging: Path
     session: Session | None
@@ -76,8 +76,8 @@ class _Partial:
 
     file: RemoteFile
     handle: FileIO
-    hashes: dict[str, _Hash] = field(default_factory=dict)
-    size: int = 0
+    hashes: dict[str, _Hash] = field(init=False)
+    size: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -99,10 +99,7 @@ class _Partial:
 
 
 def fetch_files(transfer: Transfer) -> tuple[RemoteFile, ...]:
-    """Complete and verify every listed file in the staging folder, the largest first.
-
-    Raises ProblemsFound with every file that failed, OSError when the disk refuses.
-    """
+    """Complete and verify every listed file, the largest first; raises ProblemsFound, OSError when the disk refuses."""
     waiting = deque(sorted(transfer.listing.files, key=lambda file: -file.size))
     # No pool: its threads are waited for at exit, so that Ctrl-C would last until a silent server's time-out.
     threads = [threading.Thread(target=_work, args=(transfer, waiting), daemon=True) for _ in range(STREAMS)]

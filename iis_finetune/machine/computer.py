@@ -71,8 +71,8 @@ def cpu_flags(root: Path) -> tuple[str, ...]:
 
 def cpu_count(root: Path) -> int:
     """Processors that this process may use: those online, its affinity, the cgroup's quota."""
-    online = text_of(root / "sys/devices/system/cpu/online")
-    counts = [float(_range_length(online))] if online else []
+    online = re.findall(r"(\d+)(?:-(\d+))?", text_of(root / "sys/devices/system/cpu/online"))  # as in "0-3,8"
+    counts = [float(sum(int(last or first) - int(first) + 1 for first, last in online))] if online else []
     if root == Path("/"):
         counts.append(len(os.sched_getaffinity(0)))
     for folder in _cgroup_folders(root, "cpu"):
@@ -82,12 +82,6 @@ def cpu_count(root: Path) -> int:
         if quota.isdecimal() and period.isdecimal() and int(period):
             counts.append(int(quota) / int(period))
     return max(1, int(min(counts, default=1)))
-
-
-def _range_length(text: str) -> int:
-    """How many numbers "0-3,8" names."""
-    parts = re.findall(r"(\d+)(?:-(\d+))?", text)
-    return sum(int(last or first) - int(first) + 1 for first, last in parts)
 
 
 def memory_gib(root: Path) -> float | None:

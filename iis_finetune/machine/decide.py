@@ -157,8 +157,7 @@ def build_problems(machine: Machine) -> list[Problem]:
     if local.startswith(wrong) and wrong:
         return [trouble(f"torch {build} cannot use {machine.device}", fix, "error")]
     if machine.accelerator == "rocm" and build.replace(".", "").isdecimal():
-        what = f"torch {build} looks like the CUDA build, which cannot use {machine.device}"
-        return [trouble(what, fix)]
+        return [trouble(f"torch {build} looks like the CUDA build, which cannot use {machine.device}", fix)]
     return []
 
 

@@ -48,7 +48,7 @@ def amd_devices(root: Path) -> list[Device]:
 
 def _amd_device(root: Path, folder: Path, place: tuple[int, str], node: Mapping[str, int]) -> Device:
     index, arch = place
-    minor = node.get("drm_render_minor", 0)
+    minor, location = node.get("drm_render_minor", 0), node.get("location_id", 0)
     drm = root / f"sys/class/drm/renderD{minor}/device"
     integrated = knowledge.cell(arch, "integrated") is not None
     memory = number_in(drm / "mem_info_vram_total") or _largest_bank(folder)
@@ -62,7 +62,7 @@ def _amd_device(root: Path, folder: Path, place: tuple[int, str], node: Mapping[
         arch=arch,
         memory_gib=round(memory / 2**30, 2),
         uuid=_amd_uuid(node.get("unique_id", 0), text_of(drm / "unique_id")),
-        pci=_pci_address(node.get("domain", 0), node.get("location_id", 0)),
+        pci=f"{node.get('domain', 0):04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7}",
         render_node=f"renderD{minor}" if minor else None,
         integrated=integrated,
     )
@@ -76,10 +76,6 @@ def _amd_uuid(decimal: int, hexadecimal: str) -> str | None:
         except ValueError:
             return None
     return f"GPU-{decimal:016x}" if decimal else None
-
-
-def _pci_address(domain: int, location: int) -> str:
-    return f"{domain:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7}"
 
 
 def _largest_bank(folder: Path) -> int:
@@ -109,10 +105,7 @@ def amd_cards_on_bus(root: Path) -> Iterator[str]:
 
 
 def nvidia_devices(root: Path, system_gib: float) -> tuple[list[Device], str | None, list[Problem]]:
-    """The devices that nvidia-smi lists, the driver's version, and what stood in the way.
-
-    A device that reports no memory of its own computes in the system's `system_gib`.
-    """
+    """The devices of nvidia-smi (without memory of their own: `system_gib`), the driver's version, what is wrong."""
     if not any((root / file).exists() for file in NVIDIA_DRIVER):
         return [], None, []
     for fields in (FIELDS, OLD_FIELDS):  # an older driver refuses the whole question for one field it does not know

@@ -12,10 +12,7 @@ GPU_THREADS = 8  # threads a GPU process finds work for: loading and collating; 
 
 
 def decide_environment(machine: Machine, processes: int = 1, everywhere: int | None = None) -> list[Decision]:
-    """One Decision a variable, named `environment.NAME`; `processes` training processes use the first devices.
-
-    `everywhere` counts processes on all nodes.
-    """
+    """One Decision a variable, `environment.NAME`, for `processes` on this machine and `everywhere` on all nodes."""
     rows = variables("set", machine, everywhere or processes)
     table = [Decision(f"environment.{name}", row["value"], "machine table", row["reason"]) for name, row in rows]
     return [*_devices(machine, processes), *table, *_threads(machine, processes)]

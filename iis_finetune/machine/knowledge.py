@@ -99,10 +99,7 @@ def wheel(machine: Machine) -> Wheels | None:
 
 
 def profile(text: str) -> Machine:
-    """The machine that `--on NAME[xN]` names; nothing that is installed or plugged in here counts.
-
-    Raises ProblemsFound with near names when there is no such profile.
-    """
+    """The machine that `--on NAME[xN]` names; raises ProblemsFound with near names when there is no such profile."""
     rows = {row["name"]: row for row in load()["profile"]}
     wanted = text.strip().lower()
     several = re.fullmatch(r"(.+)x([1-9]\d{0,3})", wanted)

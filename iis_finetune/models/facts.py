@@ -86,7 +86,8 @@ def look(name_or_path: str, models_root: Path) -> ModelFacts:
     """All that is known of a model: from its folder, else from the built-in table, else its name alone."""
     folder = find_folder(name_or_path, models_root)
     if folder is None:
-        row = _table_rows().get(name_or_path.lower())
+        rows = {name.lower(): row["config"] for row in _table()["model"] for name in row["names"]}
+        row = rows.get(name_or_path.lower())
         return from_config(ModelFacts(name_or_path, known="table"), row) if row else ModelFacts(name_or_path)
     facts = ModelFacts(name_or_path, folder, "disk", chat_template=_has_chat_template(folder))
     config = read_json(folder / CONFIG)
@@ -201,7 +202,3 @@ def _has_chat_template(folder: Path) -> bool:
 @cache
 def _table() -> dict[str, Any]:
     return tomllib.loads(TABLE.read_text(encoding="utf-8"))
-
-
-def _table_rows() -> dict[str, dict[str, Any]]:
-    return {name.lower(): row["config"] for row in _table()["model"] for name in row["names"]}

@@ -27,7 +27,9 @@ def check_folder(folder: Path, place: Place) -> list[Problem]:
     if not folder.is_dir():
         return [_missing(f"the folder {folder} is not there", "give the path of a model folder", place)]
     if not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        return [_adapter_given(folder, place)]
+        base = (read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
+        fix = f"model_name_or_path: {base or 'the model it was trained on'} and adapter_name_or_path: {folder}"
+        return [Problem(f"{folder} is an adapter, not a whole model", fix, place)]
     config = read_json(folder / CONFIG)
     problems = list(_pointers(folder, place))
     if config is None:
@@ -42,12 +44,6 @@ def check_folder(folder: Path, place: Place) -> list[Problem]:
 
 def _missing(what: str, fix: str, place: Place) -> Problem:
     return Problem(what, fix, place, kind="missing")
-
-
-def _adapter_given(folder: Path, place: Place) -> Problem:
-    base = (read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path") or "the model it was trained on"
-    fix = f"model_name_or_path: {base} and adapter_name_or_path: {folder}"
-    return Problem(f"{folder} is an adapter, not a whole model", fix, place)
 
 
 def _pointers(folder: Path, place: Place) -> Iterator[Problem]:
@@ -123,11 +119,7 @@ def has_token(folder: Path, token: str) -> bool | None:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """A SHA-256 of sizes, headers and 64 samples of each weight file; None without any. Names do not matter.
-
-    A view of a folder has the fingerprint of the folder. 14 GB take some milliseconds; a change between the samples is
-    not seen: this tells models apart, it does not prove that a download is whole.
-    """
+    """A SHA-256 of sizes, headers and samples of the weights; tells models apart, proves no download."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         return None

@@ -67,7 +67,8 @@ def check_template(template: str, facts: ModelFacts, place: Place) -> list[Probl
     if row is None:
         return []  # the check of values says that there is no such template
     problems = []
-    model = find_model(facts.name) or find_model(_origin(facts))
+    folder_name = VIEW.sub("", Path(facts.name).name).replace("--", "/", 1)  # as far as it tells the hub's name
+    model = find_model(facts.name) or find_model(folder_name)
     if model and model.template and model.template != template:
         what = f"LLaMA-Factory's template for {model.name} is '{model.template}', not '{template}'"
         problems.append(Problem(what, f"template: {model.template}", place, severity="warning"))
@@ -79,20 +80,14 @@ def check_template(template: str, facts: ModelFacts, place: Place) -> list[Probl
     return problems
 
 
-def _origin(facts: ModelFacts) -> str:
-    """The hub's name of a model that lies in a folder, as far as the folder's own name tells."""
-    return VIEW.sub("", Path(facts.name).name).replace("--", "/", 1)
-
-
 def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]:
     """Whether an adapter is whole and fits the base: the model it names, its layers, their shapes, its rank."""
     config = read_json(folder / ADAPTER_CONFIG)
     if config is None:
         whole = read_json(folder / CONFIG) is not None
         what = f"{folder} is a whole model, not an adapter" if whole else f"{folder} holds no {ADAPTER_CONFIG}"
-        fix = (
-            f"model_name_or_path: {folder}" if whole else "give the folder that training wrote, or one checkpoint of it"
-        )
+        given = "give the folder that training wrote, or one checkpoint of it"
+        fix = f"model_name_or_path: {folder}" if whole else given
         return [Problem(what, fix, place, kind="invalid" if whole else "missing", code=2)]
     problems = list(_other_base(folder, config, base, place))
     weights = folder / "adapter_model.safetensors"

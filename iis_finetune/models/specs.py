@@ -76,10 +76,7 @@ def _columns(source: dataset.Source) -> list[str]:
 
 
 def smoke_spec(facts: ModelFacts, special_words: Sequence[str], texts: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """The spec of a shrunken model with its own tokenizer, when that is on disk.
-
-    Otherwise a small tokenizer is made from `texts`, with the template's `special_words` as tokens.
-    """
+    """The spec of a shrunken model with its own tokenizer, else one made from `texts` and the `special_words`."""
     stand_in = facts.folder is None
     tokenizer: dict[str, Any] = {"copy_from": str(facts.folder)}
     if stand_in:
@@ -90,10 +87,7 @@ def smoke_spec(facts: ModelFacts, special_words: Sequence[str], texts: Sequence[
 
 
 def shrink(config: Mapping[str, Any], vocabulary_size: int | None = None) -> dict[str, Any]:
-    """A config of at most 2 layers and 4 heads of 32; the ratio of heads to key-value heads is kept where 4 allow it.
-
-    The vocabulary is the tokenizer's and stays, unless `vocabulary_size` is given.
-    """
+    """A config of at most 2 layers and 4 heads of 32, in the ratio of heads to key-value heads as far as 4 allow."""
     small = {key: value for key, value in config.items() if key not in NOT_KEPT}
     if isinstance(config.get("text_config"), Mapping):
         small["text_config"] = shrink(config["text_config"], vocabulary_size)

@@ -65,12 +65,8 @@ def _record(folder: Path, precision: str) -> dict[str, Any]:
     return {
         "source": str(folder.resolve()),
         "precision": precision,
-        "files": {path.name: _seen(path) for path in files},
+        "files": {each.name: [str(each.resolve()), each.stat().st_size, each.stat().st_mtime_ns] for each in files},
     }
-
-
-def _seen(path: Path) -> list[Any]:
-    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _up_to_date(path: Path, record: dict[str, Any]) -> bool:

@@ -65,11 +65,7 @@ def _logged(run: Run) -> list[dict[str, Any]]:
 
 
 def _rates(lines: list[dict[str, Any]]) -> tuple[float | None, float | None]:
-    """Seconds a step and tokens a second over the newest lines of this attempt.
-
-    LLaMA-Factory divides the time since the last start by all steps, those before a resume included; so its own time
-    left is too short then.
-    """
+    """Seconds a step and tokens a second of this attempt; LLaMA-Factory's own count the steps before a resume too."""
     window: list[tuple[int, float, float | None]] = []
     for line in reversed(lines):
         at, step = seconds_of(line.get("elapsed_time")), line.get("current_steps")
@@ -88,13 +84,9 @@ def _rates(lines: list[dict[str, Any]]) -> tuple[float | None, float | None]:
 
 
 def _last_printed(run: Run) -> dict[str, Any]:
-    found = LOGGED.findall(tail(run.log))
-    return _literal(found[-1]) if found else {}
-
-
-def _literal(text: str) -> dict[str, Any]:
+    found = LOGGED.findall(tail(run.log)) or ["{}"]
     try:
-        value = ast.literal_eval(re.sub(r"\b(nan|inf)\b(?!')", "None", text))
+        value = ast.literal_eval(re.sub(r"\b(nan|inf)\b(?!')", "None", found[-1]))
     except (ValueError, SyntaxError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -18,19 +18,14 @@ TOTAL = re.compile(r"Total optimization steps = ([\d,]+)")
 VALUE = re.compile(r"'(loss|grad_norm)': '?([-+.\w]+)")
 KEPT_BYTES = 4096  # of a line that is not yet whole
 ZERO_LOGS = 5
-LEARNED_NORM = (
-    0.1  # a run that has learned all has less; 1, or 1.732, at every log is broken (LlamaFactory#8004, #9567)
-)
+# A run that has learned all has a smaller norm; 1, or 1.732, at every log is broken (LlamaFactory#8004, #9567).
+LEARNED_NORM = 0.1
 SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss scale: no weight is touched by them
 
 
 @dataclass(frozen=True)
 class StallLimits:
-    """How long without a sign of life counts as a stall, in seconds.
-
-    A step of 20 minutes is ordinary on old cards, the first one has nothing to be measured by, and writing a large
-    checkpoint prints nothing.
-    """
+    """How long without a sign of life is a stall; a step of 20 minutes is ordinary, a large checkpoint silent."""
 
     factor: float = 5.0
     floor_seconds: float = 900.0

@@ -9,13 +9,12 @@ from ..arguments import Settings, settings_of
 from ..decision import Decision
 from ..errors import Problem, in_file_order
 from ..runs import Decided, Nodes
-from .choices import accumulation, attention, micro_batch, output, precision
+from .choices import accumulation, attention, environment, micro_batch, output, precision
 from .draft import Draft, Inputs
 from .fit import fit
 from .memory import MemoryEstimate
 from .processes import UNNAMED, launcher, several_nodes, several_processes
 from .starting_point import starting_point
-from .variables import environment
 
 COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")

@@ -1,13 +1,19 @@
-"""The steps that choose precision, attention, batch and output: LLaMA-Factory's arguments of any training."""
+"""The steps that choose precision, attention, batch, output and environment variables of any training."""
 
 from dataclasses import replace
 
+from ..arguments import LLAMAFACTORY, version_of
+from ..decision import Decision
 from ..errors import Problem
-from ..machine import decide_attention, decide_precision
+from ..machine import decide_attention, decide_environment, decide_precision
+from ..models import Base
 from .draft import Draft
 
 ATTENTIONS = ("disabled", "sdpa", "fa2")  # LLaMA-Factory's flash_attn has the same names
 PRECISION_SWITCHES = ("pure_bf16", "bf16", "fp16")
+HOOK = "{kit}/hook"
+AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
+PPO_ENVIRONMENT = "{ppo}"
 
 
 def precision(draft: Draft) -> Draft:
@@ -55,8 +61,7 @@ def micro_batch(draft: Draft) -> Draft:
     """Choose the rows that a device computes at a time, where only the global batch is stated."""
     if draft.recipe.kit.global_batch_size is None:
         return draft
-    reason = "the smallest: accumulation makes up the global batch"
-    return draft.choose("per_device_train_batch_size", 1, reason)
+    return draft.choose("per_device_train_batch_size", 1, "the smallest: accumulation makes up the global batch")
 
 
 def accumulation(draft: Draft) -> Draft:
@@ -97,8 +102,8 @@ CHOSEN = (
     ("include_num_input_tokens_seen", True, "tokens per second in the progress and the report"),
     ("disable_gradient_checkpointing", False, "about 30 % slower for about half the activation memory"),
     ("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0"),
+    ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker"),
 )
-TRACKERS = ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker")
 
 
 def output(draft: Draft) -> Draft:
@@ -111,4 +116,36 @@ def output(draft: Draft) -> Draft:
         # LLaMA-Factory's default, the fast decomposition, draws at random and cannot be made again.
         reason = "the exact decomposition: a resume, a chat and the export start from the same"
         draft = draft.choose("pissa_iter", -1, reason)
-    return draft.choose(*TRACKERS)
+    return draft
+
+
+def environment(draft: Draft) -> Draft:
+    """The machine's variables, the kit's own, and over them `kit.env`."""
+    decided = decide_environment(draft.machine, draft.launcher.here, draft.launcher.processes)
+    variables = {each.name.removeprefix("environment."): str(each.value) for each in decided}
+    paths = [HOOK, *([AUDIO_PLACEHOLDER] if draft.machine.torchaudio_placeholder else [])]
+    variables |= {"PYTHONPATH": ":".join(paths), "IIS_RUN": "{run}", "IIS_PRECISION": draft.precision}
+    variables["HF_DATASETS_CACHE"] = "{run}/cache"
+    reason = "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew"
+    cache = Decision("environment.HF_DATASETS_CACHE", "{run}/cache", "kit default", reason)
+    draft = draft.export(variables).note(*decided, cache)
+    for name, value in draft.recipe.kit.env.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        draft = draft.export({name: text}).keep(f"environment.{name}", text, "kit.env")
+    return _ppo(draft, draft.inputs.reward) if draft.settings["stage"] == "ppo" else draft
+
+
+def _ppo(draft: Draft, reward: Base | None) -> Draft:
+    """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
+    # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
+    draft = draft.export({"VIRTUAL_ENV": PPO_ENVIRONMENT, "IIS_STAGE": "ppo"})
+    able = version_of("ppo")
+    reason = f"LLaMA-Factory {LLAMAFACTORY} cannot run PPO; {able} can, in an environment of its own (make setup-ppo)"
+    draft = draft.note(Decision("environment.VIRTUAL_ENV", PPO_ENVIRONMENT, "kit default", reason))
+    if reward is None:
+        return draft
+    draft = draft.note(Decision("reward", reward.recipe.name, "recipe", "named by kit.reward"))
+    draft = draft.write(reward_model_type="full" if reward.whole else "lora")
+    if reward.whole or reward.adapters:
+        draft = draft.write(reward_model=str(reward.model if reward.whole else reward.adapters[-1]))
+    return draft

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arguments import Settings, for_verb
 from ..decision import Decision
-from ..errors import Place, Problem
+from ..errors import Problem
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..recipe import Entry, Recipe
@@ -115,13 +115,9 @@ class Draft:
         if not names or getattr(self.recipe.kit, kit_name) in ("auto", None):
             return []
         name, key = names[0], f"kit.{kit_name}"
-        here, there = (_position(self.recipe.place(each)) for each in (name, key))
+        here, there = (replace(self.recipe.place(each), key=None) for each in (name, key))
         fix = f"keep one of them: {name} ({here}) or {key} ({there})"
         return [Problem(f"'{name}' and '{key}' ({there}) both say it", fix, self.recipe.place(name))]
 
     def _entry(self, key: str) -> Entry:
         return self.recipe.entries.get(key) or self.recipe.kit_entries[key]
-
-
-def _position(place: Place) -> str:
-    return f"{place.file}:{place.line}" if place.line else str(place.file)

@@ -13,8 +13,7 @@ from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
 from .here import here_problems, machine_problems, quantization_problems
-from .model import looks_local, model_problems
-from .reward import reward_problems
+from .model import looks_local, model_problems, reward_problems
 from .training_data import Asked, data_problems
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
@@ -67,7 +66,8 @@ def look(question: Question) -> Examined:
     """Read, detect and plan, without the checks; raises ProblemsFound when there is no recipe to speak of."""
     recipe, problems = recipes.read(question.recipe, question.overrides, question.workspace.recipes)
     recipe = _with_whole_paths(recipe, question.workspace)
-    host = question.machine or _machine(question)
+    host = question.machine or (machine.profile(question.on) if question.on else None)
+    host = host or machine.detect(environment=question.environment)
     base, base_problems = models.base_of(recipe, question.workspace)
     reward, reward_problems = models.base_of(recipe, question.workspace, key="reward")
     model = _model(recipe, base, question.workspace)
@@ -89,10 +89,6 @@ def refresh(examined: Examined, question: Question) -> Examined:
     seen = look(replace(question, machine=examined.machine))
     same_tokenizer = seen.model.folder == examined.model.folder
     return _checked(seen, question, examined.data if same_tokenizer else None)
-
-
-def _machine(question: Question) -> Machine:
-    return machine.profile(question.on) if question.on else machine.detect(environment=question.environment)
 
 
 def _checked(seen: Examined, question: Question, data: DataFound | None = None) -> Examined:

@@ -19,17 +19,17 @@ COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # 
 
 def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What is missing on the machine that the kit runs on; a named profile has none of this."""
-    launcher = _launcher(planned, environment)
-    own = case["stage"] == "ppo"
-    packages = _of_ppo(case, workspace.ppo) if own else _packages(case)
-    return [*case.machine.problems, *_installed(), *launcher, *packages, *_disk(case, workspace.runs)]
-
-
-def _installed() -> list[Problem]:
-    if machine.package_version("llamafactory") is not None:
-        return []
-    fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
-    return [Problem("LLaMA-Factory is not installed", fix, kind="missing")]
+    problems = [*case.machine.problems]
+    if machine.package_version("llamafactory") is None:
+        fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
+        problems.append(Problem("LLaMA-Factory is not installed", fix, kind="missing"))
+    problems += _launcher(planned, environment)
+    if case["stage"] == "ppo":
+        problems += _of_ppo(case, workspace.ppo)
+    else:
+        versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
+        problems += rules.check_packages(case, versions)
+    return [*problems, *_disk(case, workspace.runs)]
 
 
 def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
@@ -56,10 +56,6 @@ def _of_ppo(case: Case, environment: Path) -> list[Problem]:
     versions = {name: machine.package_version(name, paths) for name in rules.packages_of(case)}
     pip = f"{environment / 'bin' / 'pip'} install"
     return [replace(each, fix=each.fix.replace("pip install", pip)) for each in rules.check_needs(case, versions)]
-
-
-def _packages(case: Case) -> list[Problem]:
-    return rules.check_packages(case, {name: machine.package_version(name) for name in rules.packages_of(case)})
 
 
 def quantization_problems(case: Case) -> list[Problem]:

@@ -16,11 +16,7 @@ EVALUATED_AFTER = "kit.evaluate_after"
 
 @dataclass(frozen=True)
 class Asked:
-    """A recipe's data, the settings they are read with, the model whose tokenizer counts, the data folder.
-
-    `limit` is how many rows are read at most (None: all), `progress` is told how far the reading is, `readings` has
-    what was read before.
-    """
+    """A recipe's data and how they are read; `limit`, `progress` and `readings` are those of the Question."""
 
     recipe: Recipe
     settings: Settings

@@ -11,7 +11,9 @@ import datetime
 import json
 import re
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,22 @@ def lora(case: dict[str, Any]) -> list[float]:
     for rank, size in ((rank, size) for rank in RANKS for size in SIZES):
         shapes = ((MATRIX, size), (rank, size), (size, rank), (MATRIX, size))
         inputs = [torch.randn(shape, generator=made).to(precision) for shape in shapes]
-        expected = lora_gradients([each.double() for each in inputs])
-        pairs = zip(lora_gradients([each.to(case["device"]) for each in inputs]), expected, strict=True)
+        expected = gradients(two_products, [each.double() for each in inputs])
+        pairs = zip(gradients(two_products, [each.to(case["device"]) for each in inputs]), expected, strict=True)
         found.append([difference(one, other) for one, other in pairs])
     return [max(each[0] for each in found), max(error for each in found for error in each[1:])]
 
 
-def lora_gradients(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    rows, down, up = (each.detach().requires_grad_() for each in inputs[:3])
-    output = rows @ down.T @ up.T
-    output.backward(inputs[3])
-    return [output.detach(), *(each.grad for each in (rows, down, up) if each.grad is not None)]
+def two_products(rows: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return rows @ down.T @ up.T
+
+
+def gradients(compute: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The output and the gradients of all inputs but the last, which is the gradient of the output."""
+    given = [each.detach().requires_grad_() for each in inputs[:-1]]
+    output = compute(*given)
+    output.backward(inputs[-1])
+    return [output.detach(), *(each.grad for each in given if each.grad is not None)]
 
 
 def memory(case: dict[str, Any]) -> list[float]:
@@ -82,16 +89,9 @@ def attention(case: dict[str, Any]) -> list[float]:
 
 
 def forward_and_backward(path: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The output and the gradients of query, key and value; the last input is the gradient of the output."""
-    query, key, value = (each.detach().requires_grad_() for each in inputs[:3])
-    if path == "eager":
-        output = eager(query, key, value)
-        output.backward(inputs[3])
-    else:
-        with sdpa_kernel(BACKENDS[path]) if path in BACKENDS else nullcontext():  # sdpa: whatever torch picks
-            output = scaled_dot_product_attention(query, key, value, is_causal=True)
-            output.backward(inputs[3])
-    return [output.detach(), *(each.grad for each in (query, key, value) if each.grad is not None)]
+    compute = eager if path == "eager" else partial(scaled_dot_product_attention, is_causal=True)
+    with sdpa_kernel(BACKENDS[path]) if path in BACKENDS else nullcontext():  # sdpa: whatever torch picks
+        return gradients(compute, inputs)
 
 
 def eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

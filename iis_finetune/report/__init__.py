@@ -1,6 +1,7 @@
 """One page about one or several runs: a single HTML file that needs no network."""
 
 import difflib
+import io
 import json
 import math
 import re
@@ -14,13 +15,17 @@ from ..arguments import trained_with
 from ..launch import KIT
 from ..observe import number
 from ..runs import Run, attempts, events, read_decided, read_json, read_lines, state
-from .curves import Points, svg
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 500
 WORDS = re.compile(r"[A-Za-z0-9]+|\s+|.", re.DOTALL)
 MARKS = re.compile(r"<\|?[a-zA-Z_]+\|?>")
 NOT_TOLD = ("time", "event")
+INK, GRID = "#010203", "#040506"  # stand-ins that become the page's CSS variables
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+WIDTH, HEIGHT = 5.2, 2.6  # inches; at 390 pixels its letters still are 7 pixels high
+MOST_POINTS = 2000
+Points = Sequence[tuple[float, float]]
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -170,3 +175,49 @@ def marked(text: str, expected: str) -> list[tuple[str, bool]]:
     matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
     pieces = [("".join(ours[start:end]), kind != "equal") for kind, start, end, _, _ in matcher.get_opcodes()]
     return [piece for piece in pieces if piece[0]]
+
+
+def svg(title: str, runs: Mapping[str, Points]) -> str:
+    """A quantity over steps, a line a run, as an SVG element without fixed size; empty where there is nothing."""
+    lines = {name: _thinned(points) for name, points in runs.items() if points}
+    if not lines:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
+    settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK)
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(lines.items()):
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.4, label=name)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _themed(buffer.getvalue(), title)
+
+
+def _thinned(points: Points) -> list[tuple[float, float]]:
+    step = -(-len(points) // MOST_POINTS)
+    return [*points[::step], *(points[-1:] if (len(points) - 1) % step else [])]
+
+
+def _themed(text: str, title: str) -> str:
+    """The bare element with the page's variables for colours; ids made unique by the title."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
+    prefix = re.sub(r"\W", "-", title)
+    text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    for stand_in, variable in [(INK, "ink"), (GRID, "line"), *((each, f"series-{n}") for n, each in enumerate(SERIES))]:
+        text = text.replace(stand_in, f"var(--{variable})")
+    return text

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from types import ModuleType
 from typing import NoReturn
 
@@ -30,6 +32,12 @@ def refuse(module: str, name: str) -> NoReturn:
 
 def __getattr__(name: str) -> NoReturn:
     refuse(__name__, name)
+
+
+for _part in (f"{__name__}.functional", f"{__name__}.transforms"):  # can be imported, not used
+    _module = module_from_spec(ModuleSpec(_part, None))
+    _module.__getattr__ = partial(refuse, _part)  # type: ignore[method-assign]
+    sys.modules[_part] = globals()[_part.rpartition(".")[2]] = _module
 
 
 class _NoOtherParts:
