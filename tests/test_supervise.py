@@ -68,9 +68,10 @@ def starts(run: Run) -> list[str | None]:
 
 
 def test_an_undisturbed_run_is_one_attempt(run: Run) -> None:
-    assert supervise(task(run), Stop()) == "finished"
+    with runs.claimed(run, "trained"):
+        assert supervise(task(run), Stop()) == "finished"
+        assert runs.state(run) == "running", "its supervisor, this process, lives"
     assert seen(run) == ["started", "finished"] and starts(run) == [None]
-    assert runs.state(run) == "running", "its supervisor, this process, lives"
     assert (run.folder / "starts").read_text() == "arguments.yaml\n"
 
 

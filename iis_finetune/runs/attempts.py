@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ..process import Identity
+from ..process import Identity, tree
+from .claim import mark
 from .documents import append, read_lines, write
 from .run import Run
 
@@ -28,6 +29,7 @@ class Attempt:
     ending: Ending | None = None
     returncode: int | None = None
     why: str | None = None
+    folder: str | None = None  # which one it serves: a copy of a run has no process of its own
 
 
 def attempts(run: Run) -> list[Attempt]:
@@ -44,9 +46,17 @@ def _attempt(line: Mapping[str, Any]) -> Attempt:
 
 def record(run: Run, attempt: Attempt) -> None:
     """Write an attempt's line: a new one, or over the earlier line of the same attempt."""
+    attempt = replace(attempt, folder=mark(run.folder))
     lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
     text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
     write(run.attempts, text)
+
+
+def living(run: Run) -> list[Identity]:
+    """The training processes of this very folder that live, those without a supervisor too."""
+    mine = [each for each in attempts(run) if each.folder in (None, mark(run.folder))]
+    known = [who for each in mine for who in (each.process, *each.workers) if who]
+    return list({each.pid: each for who in known for each in tree(who)}.values())
 
 
 def note(run: Run, event: str, **details: Any) -> None:

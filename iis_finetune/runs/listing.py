@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from ..process import alive
-from .attempts import Attempt, attempts
+from .attempts import attempts
+from .claim import holder
 from .decided import read_decided
 from .documents import read_json, write
 from .run import NAME, SMOKE, Request, Run, Workspace
@@ -86,22 +86,11 @@ def finished_run(workspace: Workspace, text: str) -> Run:
 
 
 def state(run: Run) -> State:
-    """Derived from the files and the supervisor's process, so it is right after a reboot too."""
-    tried = attempts(run)
-    if not tried:
-        return "interrupted"
-    if alive(tried[-1].supervisor) and not _moved_on(run, tried[-1]):
+    """Derived from the files and the process that has the folder, so it is right after a reboot, and of a copy, too."""
+    held = holder(run)
+    if held and held.work in ("prepared", "trained"):
         return "running" if run.trainer_log.is_file() else "starting"
     return state_after_end(run)
-
-
-def _moved_on(run: Run, last: Attempt) -> bool:
-    """Whether the supervisor has gone on to a later run: the base is done when the run that stands on it begins."""
-    if last.ending is None:
-        return False
-    siblings = [Run(path) for path in run.folder.parent.iterdir() if NAME.fullmatch(path.name)]
-    later = [attempts(other) for other in siblings if other.number > run.number]
-    return any(tried and tried[-1].supervisor == last.supervisor for tried in later)
 
 
 def state_after_end(run: Run) -> State:
@@ -152,5 +141,6 @@ def weights(folder: Path) -> list[Path]:
 def delete(run: Run) -> None:
     """Remove a run that is not running, after renaming it so that a half-removed one is no run."""
     gone = run.folder.with_name(f".deleted-{run.name}")
+    shutil.rmtree(gone, ignore_errors=True)  # left by one that was broken off
     run.folder.replace(gone)
     shutil.rmtree(gone)

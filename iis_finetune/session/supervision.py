@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import launch, notify, process, rules, runs
+from .. import launch, notify, rules, runs
 from .. import recipe as recipes
 from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem, exit_code
 from ..launch import Prepared
@@ -64,13 +64,6 @@ def _notify(target: str, log: Path, environment: Mapping[str, str], told: tuple[
     now = signs(run)
     notice = notify.Notice(run.name, event, why, step=now.step, total_steps=now.total_steps)
     notify.send(target, notice, environment, log)
-
-
-def end_orphans(run: Run) -> None:
-    """End what an attempt without a supervisor left running."""
-    for attempt in runs.attempts(run):
-        left = [each for who in (attempt.process, *attempt.workers) if who for each in process.tree(who)]
-        process.end(left, 0)
 
 
 def tell_ending(request: Request, made: Run, stop: Stop) -> int:
