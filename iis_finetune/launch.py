@@ -45,7 +45,8 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
         write(run.folder / name, json.dumps(content, indent=2) + "\n")
     environment = fill(plan.environment, run, workspace)
     write(run.command, command_text(plan, environment, run))
-    run.command.chmod(0o755)
+    mode = run.command.stat().st_mode
+    run.command.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may start it
     write_decided(run, fill(plan.decided(), run, workspace))
     write(run.machine, _json(prepared.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))

@@ -33,6 +33,9 @@ def runs_(as_json: AsJson = False, delete: Delete = None) -> None:
     if not rows:
         show.line("no runs yet\nnext: iis-finetune train RECIPE")
         return
+    for row in rows:
+        if row["damaged"]:
+            show.aside(f"warning: {row['damaged']}")
     show.table(
         ("run", "state", "step", "of", "loss", "started"),
         [(r["run"], r["state"], r["step"], r["total_steps"], r["loss"], _when(r["started"])) for r in rows],
@@ -45,7 +48,7 @@ runs_.__name__ = "runs"
 def _delete(run: Run) -> None:
     """Refuses a run that somebody works on, or that still trains without its supervisor."""
     with runs.claimed(run, "deleted"):
-        if runs.living(run):
+        if not runs.damage(run) and runs.living(run):
             fix = f"iis-finetune stop {run.number:04d}"
             raise ProblemsFound([Problem(f"{run.name} is running", fix, Place(COMMAND_LINE))])
         runs.delete(run)
@@ -53,11 +56,13 @@ def _delete(run: Run) -> None:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    now, tried = signs(run), runs.attempts(run)
+    now, damaged = signs(run), runs.damage(run)
+    tried = [] if damaged else runs.attempts(run)
     return {
         "run": run.name,
         "recipe": run.recipe_name,
-        "state": runs.state(run),
+        "state": None if damaged else runs.state(run),
+        "damaged": damaged.what if damaged else None,
         "started": tried[0].started if tried else None,
         "step": now.step,
         "total_steps": now.total_steps,
@@ -66,7 +71,10 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _when(seconds: float | None) -> str | None:
-    return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    try:
+        return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def status(run: RunName, as_json: AsJson = False) -> None:

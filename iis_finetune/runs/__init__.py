@@ -4,9 +4,10 @@ from .attempts import Attempt, Ending, attempts, events, living, note, record
 from .checkpoint import Skipped, faults, newest_good, weight_faults
 from .claim import Claim, Holder, Work, claimed, held, holder, turn
 from .decided import Decided, Nodes, read_decided, write_decided
-from .documents import json_object, read_json, read_lines, write
+from .documents import json_object, read_json, read_lines, typed, write
 from .listing import (
     create,
+    damage,
     delete,
     find,
     finished_run,

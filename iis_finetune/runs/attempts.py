@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..process import Identity, tree
 from .claim import mark
-from .documents import append, read_lines, write
+from .documents import append, read_lines, typed, write
 from .run import Run
 
 # `interrupted` is an attempt that another one is to follow; if none does, so is the run.
@@ -33,15 +33,8 @@ class Attempt:
 
 
 def attempts(run: Run) -> list[Attempt]:
-    return [_attempt(line) for line in read_lines(run.attempts)]
-
-
-def _attempt(line: Mapping[str, Any]) -> Attempt:
-    known = {key: value for key, value in line.items() if key in Attempt.__dataclass_fields__}
-    known["supervisor"] = Identity(**line["supervisor"])
-    known["process"] = Identity(**line["process"]) if line.get("process") else None
-    known["workers"] = tuple(Identity(**worker) for worker in line.get("workers", ()))
-    return Attempt(**known)
+    """Every attempt, in order; raises ProblemsFound for a damaged file."""
+    return list(typed(run.attempts, tuple[Attempt, ...], list(read_lines(run.attempts))))
 
 
 def record(run: Run, attempt: Attempt) -> None:
@@ -65,4 +58,6 @@ def note(run: Run, event: str, **details: Any) -> None:
 
 
 def events(run: Run) -> list[dict[str, Any]]:
-    return list(read_lines(run.events))
+    """What was seen and done; a line that is none is left out."""
+    lines = read_lines(run.events)
+    return [line for line in lines if isinstance(line.get("time"), int | float) and isinstance(line.get("event"), str)]

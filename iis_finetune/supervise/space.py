@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs import Run, note, read_json
+from ..runs import Run, note
+from .task import loaded_by
 
 LOOK_SECONDS = 10.0
 SPARE_BYTES = 16 * 2**20  # logs, pictures and the final weights' small files
@@ -47,7 +48,7 @@ class DiskSpace:
         kept = self.run.checkpoints()
         if len(kept) > 1:
             return _bytes(kept[-2])  # the newest one may be half written
-        trained = ((read_json(self.run.loaded) or {}).get("parameters") or {}).get("trainable") or {}
+        trained = loaded_by(self.run).parameters.get("trainable", {})
         return int(sum(trained.values())) * ADAM_BYTES
 
 
