@@ -19,7 +19,7 @@ from iis_finetune.runs import Run
 OF_0_1_0 = ROOT / "tests" / "fixtures" / "runs" / "0001-tiny"
 FILES = ("attempts.jsonl", "events.jsonl", "decisions.json", "machine.json", "provenance.json", "loaded.json")
 IN_OUTPUT = ("output/trainer_state.json", "output/trainer_log.jsonl", "output/all_results.json")
-VALUES: tuple[object, ...] = (None, [], {}, "x", -1, 1e300, True, [[]], {"a": []}, "\ud800")
+VALUES: tuple[object, ...] = (None, [], {}, "x", -1, 1e300, True, [[]], {"a": []}, "\x1b[31m")
 
 
 @pytest.fixture

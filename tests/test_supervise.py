@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision
 from iis_finetune.errors import Problem, ProblemsFound
 from iis_finetune.runs import Decided, Run, write_decided
-from iis_finetune.supervise import StallLimits, Stop, Task, attempt, supervise
+from iis_finetune.supervise import StallLimits, Stop, Task, attempt, sealing, supervise
 
 FAKE = Path(__file__).parent / "fake_training.py"
 DECIDED = Decided(
@@ -114,6 +115,59 @@ def test_a_half_written_checkpoint_is_passed_over_and_moved_out_of_the_way(run: 
     rejected = next(event for event in runs.events(run) if event["event"] == "checkpoint rejected")
     assert rejected["checkpoint"] == "checkpoint-6" and "optimizer.pt cannot be read" in rejected["why"]
     assert (run.rejected / "checkpoint-6").is_dir()
+
+
+def test_a_checkpoint_that_fails_to_load_is_set_aside_for_the_next_older_one(run: Run) -> None:
+    assert supervise(task(run, at(7, "kill"), at(0, "unloadable"), at(0, "unloadable")), Stop()) == "finished"
+    assert starts(run) == [None, "checkpoint-6", "checkpoint-4", "checkpoint-2"]
+    rejected = [event for event in runs.events(run) if event["event"] == "checkpoint rejected"]
+    assert [event["checkpoint"] for event in rejected] == ["checkpoint-6", "checkpoint-4"]
+    assert "cannot be loaded: _pickle.UnpicklingError: invalid load key" in rejected[0]["why"]
+    assert sorted(path.name for path in run.rejected.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_checkpoints_that_all_fail_to_load_are_kept_and_the_training_does_not_begin_anew(run: Run) -> None:
+    assert supervise(task(run, at(5, "kill"), *[at(0, "unloadable")] * 9), Stop()) == "failed"
+    assert starts(run) == [None, "checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-2", "checkpoint-4"]
+    assert "none of the checkpoints can be loaded" in str(runs.attempts(run)[-1].why)
+
+
+def flip(path: Path) -> None:
+    """Change one bit: the value stays finite."""
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("ending", ["stopped", "killed"])
+def test_a_flipped_byte_in_a_checkpoint_is_found_before_a_resume(run: Run, ending: str) -> None:
+    if ending == "stopped":
+        stop = Stop()
+        threading.Timer(1.2, lambda: setattr(stop, "asked", "SIGTERM")).start()
+        assert supervise(task(run, FAKE_STEP_SECONDS="0.3"), stop) == "stopped"
+    else:
+        assert supervise(replace(task(run, at(5, "kill")), may_recover=False), Stop()) == "failed"
+    *_, older, newest = run.checkpoints()
+    flip(newest / "adapter_model.safetensors")
+    assert runs.faults(newest) == [], "it looks good"
+    assert supervise(task(run), Stop()) == "finished"
+    assert starts(run) == [None, older.name]
+    assert "adapter_model.safetensors is not what was saved" in runs.events(run)[-3]["why"]
+
+
+def test_a_checkpoint_is_sealed_beside_the_training_once_nothing_in_it_changes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "LOOK_SECONDS", 0.05)
+    assert supervise(task(run, FAKE_STEP_SECONDS="0.2"), Stop()) == "finished"
+    assert {path.stem for path in run.checksums.iterdir()} >= {"checkpoint-4", "checkpoint-6"}
+    older, newest = run.checkpoints()[2:4]
+    checkpoint(newest, 8, 3.0)
+    assert runs.sealed(run, newest) is None, "saved anew"
+    shutil.rmtree(older)
+    runs.seal(run, newest)
+    assert runs.sealed(run, newest) and not (run.checksums / f"{older.name}.json").exists()
 
 
 def test_a_broken_first_checkpoint_means_the_beginning_not_whatever_lies_there(run: Run) -> None:

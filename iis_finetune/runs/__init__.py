@@ -20,3 +20,4 @@ from .listing import (
     weights,
 )
 from .run import Request, Run, Workspace, step_of
+from .seal import Listing, listing, seal, sealed

@@ -73,6 +73,7 @@ class Run:
     claim = Named("claim.json")  # who works on the run now; locked by that process
     stop_requested = Named("stop-requested")  # asks the hook in the training for a checkpoint and an end
     stop_at_step = Named("stop-at-step")  # the step at whose end every process stops; the hook writes it
+    checksums = Named("checksums")  # of the checkpoints, one file each
     rejected = Named("rejected")  # broken checkpoints, out of LLaMA-Factory's way: it takes the highest number
 
     @property

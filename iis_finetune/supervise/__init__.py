@@ -26,10 +26,12 @@ class _Course:
     best: int
     attempts: int = 0
     failures: tuple[Failure, ...] = ()
+    unloadable: tuple[str, ...] = ()
 
     def count(self, failure: Failure, reached: int) -> None:
         """Attempts count only while no new good checkpoint appears."""
-        self.attempts = 1 if reached > self.best else self.attempts + 1
+        # One that only failed to load a checkpoint is none: there are as many of those as checkpoints.
+        self.attempts = 1 if reached > self.best else self.attempts + (failure.cause != "checkpoint")
         self.best = max(self.best, reached)
         self.failures = (*self.failures, failure)
 
@@ -47,9 +49,9 @@ def supervise(task: Task, stop: Stop) -> Ending:
         if outcome.ending:
             return _end(task, outcome, outcome.ending, outcome.why)
         failure = outcome.failure or Failure("crash", None, "no reason is known")
-        checkpoint = _good_checkpoint(task.run, facts, spare_disk=failure.cause == "disk full")
+        checkpoint = _after(task.run, facts, course, failure)
         course.count(failure, _reached(checkpoint))
-        action = _decide(task, facts, course)
+        action = _decide(task, facts, course, checkpoint)
         if not action.resume or stop.asked:
             return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
         _go_on(task, outcome, action, checkpoint)
@@ -62,7 +64,20 @@ def supervise(task: Task, stop: Stop) -> Ending:
         facts = facts_of(task.run)
 
 
-def _decide(task: Task, facts: Facts, course: _Course) -> Action:
+def _after(run: Run, facts: Facts, course: _Course, failure: Failure) -> Path | None:
+    """From which checkpoint it could go on after a failure; one that cannot be loaded is put aside for an older one."""
+    if failure.cause != "checkpoint":
+        return _good_checkpoint(run, facts, spare_disk=failure.cause == "disk full")
+    bad = run.output / str(runs.attempts(run)[-1].from_checkpoint)
+    _set_aside(run, Skipped(bad, (failure.what,)), keep_it=True)
+    course.unloadable = (*course.unloadable, bad.name)
+    older = _good_checkpoint(run, facts, spare_disk=False)
+    for name in course.unloadable if older is None else ():  # not the files are at fault, then: keep them for a resume
+        (run.rejected / name).replace(run.output / name)
+    return older
+
+
+def _decide(task: Task, facts: Facts, course: _Course, older: Path | None) -> Action:
     action = recover.decide(
         Situation(
             failure=course.failures[-1],
@@ -74,6 +89,7 @@ def _decide(task: Task, facts: Facts, course: _Course) -> Action:
             arch=facts.arch,
             may_recover=task.may_recover,
             may_change=facts.nodes == 1,
+            nothing_older=older is None,
         )
     )
     if action.change:
@@ -97,6 +113,8 @@ def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
         for each in run.checkpoints():
             _set_aside(run, Skipped(each, (facts.begins_anew,)), keep_it=True)
         return None
+    if good:
+        runs.seal(run, good)
     return good
 
 
@@ -136,6 +154,8 @@ def _pause(seconds: float, stop: Stop) -> None:
 def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
     run, attempt = task.run, outcome.attempt
     keep(run, replace(attempt, ended=time.time(), ending=ending, why=why))
+    for checkpoint in run.checkpoints() if ending != "finished" else ():
+        runs.seal(run, checkpoint)
     kept = run.checkpoints()[-1].name if ending == "stopped" and run.checkpoints() else None
     tell(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
     task.tell(ending, why or "")

@@ -13,8 +13,9 @@ from typing import Any
 
 from .. import launch, process, runs
 from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
-from ..recover import Cause, Failure, cause_in
+from ..recover import Cause, Failure, cause_in, in_loading
 from ..runs import Attempt, Ending, Run
+from .sealing import Sealing
 from .space import DiskSpace
 from .task import Facts, Stop, Task
 
@@ -52,6 +53,7 @@ class LiveAttempt:
     attempt: Attempt
     watcher: Watcher
     space: DiskSpace
+    sealing: Sealing
     requested: str | None = None
     seen: Seen | None = None
     looked_at: float = float("-inf")
@@ -116,10 +118,11 @@ def try_once(task: Task, facts: Facts, start: Start, stop: Stop) -> Outcome:
         return Outcome(attempt, "stopped", f"asked to stop ({stop.asked}) before it began")
     tell(run, "started", attempt=attempt.attempt, from_checkpoint=named, change=dict(start.change) or None)
     watcher = Watcher(run, time.monotonic(), facts.decided.precision == "fp16", task.stall)
-    live = LiveAttempt(task, stop, attempt, watcher, DiskSpace(run, facts.decided.arguments))
+    live = LiveAttempt(task, stop, attempt, watcher, DiskSpace(run, facts.decided.arguments), Sealing(run))
     child = _launch(live, start)
     _watch(live, child)
     live.kill()
+    live.sealing.end()
     live.attempt = replace(live.attempt, returncode=process.ended(child, EXIT_SECONDS))
     return _judge(live)
 
@@ -140,6 +143,7 @@ def _watch(live: LiveAttempt, child: process.Child) -> None:
         time.sleep(live.task.poll_seconds)
         now = time.monotonic()
         live.know_workers(now)
+        live.sealing.look(now)
         if live.stop.now:
             return
         why = f"asked to stop ({live.stop.asked})" if live.stop.asked else live.space.look(now)
@@ -202,6 +206,8 @@ def _failure(live: LiveAttempt) -> Failure:
     if cause:
         return Failure(_memory(live) if cause == "out of memory" else cause, step, line)
     why = raised(run.log, live.watcher.begin) or _code(code)
+    if live.attempt.from_checkpoint and in_loading(log):
+        return Failure("checkpoint", step, f"{live.attempt.from_checkpoint} cannot be loaded: {why}")
     return Failure("crash" if began(run) else "refused", step, why)
 
 
