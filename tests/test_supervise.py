@@ -17,7 +17,7 @@ from fake_training import checkpoint, safetensors
 
 from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision
-from iis_finetune.errors import Problem, ProblemsFound
+from iis_finetune.errors import Problem, ProblemsFound, RunFailed
 from iis_finetune.runs import Decided, Run, write_decided
 from iis_finetune.supervise import StallLimits, Stop, Task, attempt, sealing, supervise
 
@@ -115,6 +115,19 @@ def test_a_half_written_checkpoint_is_passed_over_and_moved_out_of_the_way(run: 
     rejected = next(event for event in runs.events(run) if event["event"] == "checkpoint rejected")
     assert rejected["checkpoint"] == "checkpoint-6" and "optimizer.pt cannot be read" in rejected["why"]
     assert (run.rejected / "checkpoint-6").is_dir()
+
+
+def test_a_run_whose_folder_is_removed_ends_in_one_sentence(run: Run) -> None:
+    left: list[process.Identity] = []
+
+    def remove() -> None:
+        left.extend(runs.living(run))
+        shutil.rmtree(run.folder)
+
+    threading.Timer(1.2, remove).start()
+    with pytest.raises(RunFailed, match="the folder of 0001-a was removed while it ran"):
+        supervise(task(run, FAKE_STEP_SECONDS="0.4"), Stop())
+    assert left and process.wait_gone(left, 5) == []
 
 
 def test_a_checkpoint_that_fails_to_load_is_set_aside_for_the_next_older_one(run: Run) -> None:
@@ -298,8 +311,8 @@ def test_sigterm_to_the_training_alone_is_a_stop_not_a_crash(run: Run) -> None:
 
 
 def test_a_full_disk_gives_up_and_says_so(run: Run) -> None:
-    assert supervise(task(run, at(5, "full")), Stop()) == "failed"
-    assert "free some space" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 1
+    assert supervise(task(run, *[at(5, "full")] * 9), Stop()) == "failed"
+    assert "free some space" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 3
 
 
 def test_nothing_is_left_running_when_an_attempt_is_over(run: Run) -> None:
@@ -346,35 +359,58 @@ def test_the_final_weights_are_read_even_when_everything_else_is_well(run: Run) 
 
 
 ON_A_SMALL_DISK = """
-import json, sys
+import json, sys, threading, time
 from pathlib import Path
 sys.path[:0] = {paths!r}
 from iis_finetune import supervise
 from iis_finetune.runs import Run, write_decided
 from iis_finetune.supervise import Stop, space
 import test_supervise as t
-space.LOOK_SECONDS = 0
+space.LOOK_SECONDS, supervise.ROOM_LOOK_SECONDS = {look}, 0.1
 run = Run(Path({folder!r}) / "0001-a")
 run.folder.mkdir()
 run.arguments.write_text("stage: sft\\n")
 write_decided(run, t.DECIDED)
-print(supervise.supervise(t.task(run, FAKE_BYTES="2000000", FAKE_STEP_SECONDS="0.2"), Stop()))
+def fill():
+    time.sleep(1)
+    while True:
+        try:
+            (run.folder.parent / "filler").write_bytes(bytes(shutil.disk_usage(run.folder).free))
+            break
+        except OSError:
+            pass
+    threading.Timer(2, (run.folder.parent / "filler").unlink).start()
+if {filled}:
+    import shutil
+    threading.Thread(target=fill).start()
+print(supervise.supervise(t.task(run, FAKE_BYTES="{size}", FAKE_STEP_SECONDS="0.2"), Stop()))
 print(run.events.read_text())
 """
 
 
-def test_a_disk_that_fills_up_is_warned_of_then_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+def on_a_small_disk(tmp_path: Path, **words: object) -> tuple[str, list[dict[str, Any]]]:
+    """The ending and the events of a run on a file system of 44 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     paths = [str(FAKE.parent.parent), str(FAKE.parent)]
     script = tmp_path / "script.py"
-    script.write_text(ON_A_SMALL_DISK.format(paths=paths, folder=str(folder)))
+    script.write_text(ON_A_SMALL_DISK.format(paths=paths, folder=str(folder), **words))
     mount = f"mount -t tmpfs -o size=44m none '{folder}' && exec '{sys.executable}' '{script}'"
     done = process.capture(["unshare", "-rm", "sh", "-c", mount], 60, dict(os.environ))
     if done is None or "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("this computer lets nobody make a file system of their own")
     ending, *lines = done.stdout.splitlines()
-    events = [json.loads(line) for line in lines if line]
-    assert ending == "stopped", done.stderr
+    return ending, [json.loads(line) for line in lines if line]
+
+
+def test_a_disk_that_fills_up_is_warned_of_then_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    ending, events = on_a_small_disk(tmp_path, look=0, filled=False, size=2_000_000)
+    assert ending == "stopped"
     assert [each["event"] for each in events] == ["started", "disk low", "stop requested", "stopped"]
     assert "nearly full" in events[-1]["why"] and events[-1]["checkpoint"].startswith("checkpoint-")
+
+
+def test_a_disk_that_somebody_else_fills_is_waited_for(tmp_path: Path) -> None:
+    ending, events = on_a_small_disk(tmp_path, look=1000, filled=True, size=200_000)
+    assert ending == "finished"
+    assert next(each for each in events if each["event"] == "recovering")["cause"] == "disk full"

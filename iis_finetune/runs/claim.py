@@ -1,7 +1,6 @@
 """One hand on a run folder at a time: a lock that ends with the process that holds it, and who that is."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -12,7 +11,7 @@ from typing import Literal, get_args
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..process import Identity, alive, identity
-from .documents import json_object
+from .documents import even_on_a_full_disk, json_object
 from .run import Run, Workspace
 
 Work = Literal["prepared", "trained", "evaluated", "exported", "stopped", "deleted"]
@@ -38,12 +37,9 @@ class Claim:
         """Say what is done with the run from now on."""
         who = identity(os.getpid())
         line = json.dumps(asdict(Holder(work, who, mark(self.run.folder)))) + "\n" if who else ""
-        try:
+        with even_on_a_full_disk():  # the lock holds without its text, and `--delete` makes room
             os.pwrite(self.handle, line.encode(), 0)  # in one go: a reader takes the first line
             os.ftruncate(self.handle, len(line))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:  # the lock holds without its text, and `--delete` makes room
-                raise
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Read and write the small files of a run: whole or not at all, one JSON object a line."""
 
+import errno
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,16 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import Place, Problem, ProblemsFound
 
 T = TypeVar("T")
+
+
+@contextmanager
+def even_on_a_full_disk() -> Iterator[None]:
+    """What is told must not end the one who tells it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:

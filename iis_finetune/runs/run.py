@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import append
+from .documents import append, even_on_a_full_disk
 
 NAME = re.compile(r"(\d{4,})-(.+)")
 SMOKE = "-smoke"
@@ -120,7 +121,8 @@ class Request:
     log = Named("supervisor.log")
 
     def tell(self, **line: Any) -> None:
-        append(self.progress, line)
+        with even_on_a_full_disk(), suppress(FileNotFoundError):  # removed, with the runs beside it
+            append(self.progress, line)
 
 
 def step_of(checkpoint: Path) -> int:

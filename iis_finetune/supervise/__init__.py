@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import recover, runs
-from ..errors import ProblemsFound
+from ..errors import ProblemsFound, RunFailed
 from ..observe import StallLimits
 from ..recover import Action, Failure, Situation
 from ..runs import Ending, Run, Skipped, step_of
 from .attempt import Outcome, Start, keep, tell, try_once
+from .space import DiskSpace
 from .task import Facts, Stop, Task, facts_of, loaded_precision
+
+ROOM_SECONDS, ROOM_LOOK_SECONDS = 6 * 3600.0, 10.0  # a night's sleep of whoever can make room
 
 
 @dataclass
@@ -37,7 +40,17 @@ class _Course:
 
 
 def supervise(task: Task, stop: Stop) -> Ending:
-    """Run the training of a prepared folder to its end; a new attempt follows a failure while that makes sense."""
+    """Run the training of a prepared folder to its end; raises RunFailed when the folder is removed meanwhile."""
+    try:
+        return _supervise(task, stop)
+    except FileNotFoundError:
+        if task.run.arguments.is_file():
+            raise
+        raise RunFailed(f"the folder of {task.run.name} was removed while it ran: the training is ended") from None
+
+
+def _supervise(task: Task, stop: Stop) -> Ending:
+    """A new attempt follows a failure while that makes sense."""
     facts = facts_of(task.run)
     checkpoint = _good_checkpoint(task.run, facts, spare_disk=False)
     course = _Course(_reached(checkpoint))
@@ -56,6 +69,8 @@ def supervise(task: Task, stop: Stop) -> Ending:
             return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
         _go_on(task, outcome, action, checkpoint)
         _pause(action.pause_seconds, stop)
+        if failure.cause == "disk full" and not _room_came(task.run, facts, stop):
+            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
         change = dict(action.change)
         try:
             task = replace(task, environment=task.replan(change)) if change and task.replan else task
@@ -73,7 +88,8 @@ def _after(run: Run, facts: Facts, course: _Course, failure: Failure) -> Path | 
     course.unloadable = (*course.unloadable, bad.name)
     older = _good_checkpoint(run, facts, spare_disk=False)
     for name in course.unloadable if older is None else ():  # not the files are at fault, then: keep them for a resume
-        (run.rejected / name).replace(run.output / name)
+        if (run.rejected / name).is_dir():
+            (run.rejected / name).replace(run.output / name)
     return older
 
 
@@ -149,6 +165,14 @@ def _pause(seconds: float, stop: Stop) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and not stop.asked:
         time.sleep(0.1)
+
+
+def _room_came(run: Run, facts: Facts, stop: Stop) -> bool:
+    """Wait for somebody to make room on the disk."""
+    space, until = DiskSpace(run, facts.decided.arguments), time.monotonic() + ROOM_SECONDS
+    while not space.room() and not stop.asked and time.monotonic() < until:
+        _pause(ROOM_LOOK_SECONDS, stop)
+    return space.room() and not stop.asked
 
 
 def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:

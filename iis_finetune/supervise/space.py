@@ -29,8 +29,7 @@ class DiskSpace:
         if now - self.looked_at < LOOK_SECONDS:
             return None
         self.looked_at = now
-        free, need = shutil.disk_usage(self.run.folder).free, self._checkpoint_bytes()
-        reserve = need * (2.1 if self._grows() else 1.1) + SPARE_BYTES
+        free, need, reserve = self._measured()
         told = f"{free / GIB:.2f} GiB are free, a checkpoint takes {need / GIB:.2f} GiB"
         if free < reserve:
             return f"the disk is nearly full: {told}"
@@ -38,6 +37,16 @@ class DiskSpace:
             self.warned = True
             note(self.run, "disk low", why=told)
         return None
+
+    def room(self) -> bool:
+        """Whether a checkpoint fits now."""
+        free, _, reserve = self._measured()
+        return free >= reserve
+
+    def _measured(self) -> tuple[int, int, float]:
+        """Free bytes, those of a checkpoint, those that have to stay free."""
+        free, need = shutil.disk_usage(self.run.folder).free, self._checkpoint_bytes()
+        return free, need, need * (2.1 if self._grows() else 1.1) + SPARE_BYTES
 
     def _grows(self) -> bool:
         """Whether the next checkpoint comes on top of the others instead of in an old one's place."""
