@@ -179,12 +179,12 @@ def test_a_webhook_gets_json_and_its_address_is_written_nowhere(kit: Kit, projec
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/secret-token"
-    done = kit("train", "tiny", "kit.notify=env:MY_HOOK", told=[at(0, "crash")], MY_HOOK=address)
+    done = kit("train", "tiny", "kit.notify=env:MY_HOOK", told=[at(5, "crash")] * 2, MY_HOOK=address)
     assert done.returncode == 1
-    wait(lambda: bool(bodies))
+    wait(lambda: len(bodies) == 2)
     server.shutdown()
     server.server_close()
-    assert bodies[0]["event"] == "failed" and "before the first step" in bodies[0]["why"]
+    assert bodies[-1]["event"] == "failed" and "twice at the same step" in bodies[-1]["why"]
     written = [path for path in (project / "runs").rglob("*") if path.is_file()]
     assert [path for path in written if b"secret-token" in path.read_bytes()] == []
 

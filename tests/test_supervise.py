@@ -117,6 +117,49 @@ def test_a_half_written_checkpoint_is_passed_over_and_moved_out_of_the_way(run: 
     assert (run.rejected / "checkpoint-6").is_dir()
 
 
+def send_at(run: Run, step: int, *numbers: signal.Signals) -> threading.Thread:
+    """Signals to the training once it is at a step, half a second between them."""
+
+    def send() -> None:
+        while not run.trainer_log.is_file() or len(list(runs.read_lines(run.trainer_log))) < step:
+            time.sleep(0.02)
+        for number in numbers:
+            process.send(runs.living(run), number)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def test_a_training_that_is_frozen_counts_as_stalled_and_goes_on_from_its_checkpoint(run: Run) -> None:
+    frozen = send_at(run, 5, signal.SIGSTOP)
+    given = replace(task(run, FAKE_STEP_SECONDS="0.1"), stall=StallLimits(5, 1.0, 5))
+    assert supervise(given, Stop()) == "finished"
+    frozen.join()
+    assert len(starts(run)) == 2 and "stall" in seen(run)
+
+
+def test_a_training_that_is_frozen_for_a_while_goes_on_by_itself(run: Run) -> None:
+    thawed = send_at(run, 3, signal.SIGSTOP, signal.SIGCONT)
+    given = replace(task(run, FAKE_STEP_SECONDS="0.1"), stall=StallLimits(5, 3.0, 5))
+    assert supervise(given, Stop()) == "finished" and starts(run) == [None]
+    thawed.join()
+
+
+def test_a_clock_that_is_set_back_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, hours = time.time, iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
+    assert supervise(task(run, at(5, "kill")), Stop()) == "finished"
+    assert starts(run) == [None, "checkpoint-4"] and runs.state_after_end(run) == "finished"
+
+
+def test_data_that_was_edited_meanwhile_is_not_gone_on_with(run: Run) -> None:
+    given = replace(task(run, at(5, "kill")), edited=lambda: ["little.json"])
+    assert supervise(given, Stop()) == "failed" and len(starts(run)) == 1
+    assert "little.json changed since the run began: put it back, or resume with" in str(runs.attempts(run)[-1].why)
+
+
 def test_a_run_whose_folder_is_removed_ends_in_one_sentence(run: Run) -> None:
     left: list[process.Identity] = []
 

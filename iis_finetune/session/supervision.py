@@ -16,7 +16,7 @@ from ..plan.recovery import safer_overrides
 from ..preflight import Examined, Question
 from ..runs import Decided, Request, Run
 from ..supervise import Stop, Task
-from .footing import examine_run
+from .footing import data_hashes, examine_run
 from .making import make_view
 
 LOG_LINES = 15
@@ -30,11 +30,19 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
         environment=environment_of(run, examined.machine, question.environment),
         replan=partial(_replan, run, request, question),
         may_recover=kit.on_failure == "recover",
+        edited=partial(_edited, run, examined, question),
     )
     if not kit.notify:
         return task
     send = partial(_notify, kit.notify, request.log, question.environment)
     return replace(task, tell=lambda event, why: send((run, event, why)))
+
+
+def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
+    """The data files that are not, or no longer, what the run began with."""
+    before = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
+    now = data_hashes(examined, question)
+    return [name for name, sha256 in before.items() if now.get(name) != sha256]
 
 
 def environment_of(run: Run, machine: Machine, environment: Mapping[str, str]) -> dict[str, str]:

@@ -110,6 +110,10 @@ def _decide(task: Task, facts: Facts, course: _Course, older: Path | None) -> Ac
     )
     if action.change:
         course.attempts = 0
+    edited = ", ".join(task.edited()) if action.resume else ""
+    if edited:  # an attempt reads its data anew: it would go on with other rows than it began with
+        told = f"{edited} changed since the run began: put it back, or resume with --accept-changes"
+        return Action(False, f"{action.why}; {told}")
     return action
 
 

@@ -1,7 +1,7 @@
 """What is supervised, what is known of it, and what the supervisor was asked by signal."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -24,12 +24,14 @@ class Task:
 
     `replan` makes a change (precision, attention, micro_batch) in the run's folder and returns the new environment;
     it raises ProblemsFound when the change cannot be made. `tell` passes a notice on: the event and its reason.
+    `edited` names the data files that are not what they were when the run began.
     """
 
     run: Run
     environment: Mapping[str, str]
     replan: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     tell: Callable[[str, str], None] = _untold
+    edited: Callable[[], Sequence[str]] = tuple
     stall: StallLimits = field(default_factory=StallLimits)
     poll_seconds: float = 0.5
     may_recover: bool = True
