@@ -18,7 +18,7 @@ from .models import fingerprint
 from .plan import Plan
 from .plan.after import VISIBLE
 from .recipe import Recipe
-from .runs import Run, Workspace, create, listed, read_decided, state, write, write_decided
+from .runs import Run, Workspace, holder, listed, read_decided, write, write_decided
 
 KIT = Path(__file__).parent
 SBATCH = KIT / "tables" / "job.sbatch"
@@ -34,18 +34,10 @@ class Prepared:
     plan: Plan
     machine: Machine
     data: Mapping[str, str]
-    smoke: bool = False
-
-
-def prepare(prepared: Prepared, workspace: Workspace) -> Run:
-    """Make the run folder with everything a reader, a resume or a rerun by hand needs."""
-    run = create(workspace, prepared.recipe.name, prepared.smoke)
-    rewrite(run, prepared, workspace)
-    return run
 
 
 def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
-    """Write a run's plan over an earlier one; what was trained so far is left alone."""
+    """Write a run's plan, over an earlier one too: everything a reader, a resume or a rerun by hand needs."""
     plan = prepared.plan
     write(run.recipe, yaml_text(document_of(prepared.recipe)))
     write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
@@ -53,7 +45,8 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
         write(run.folder / name, json.dumps(content, indent=2) + "\n")
     environment = fill(plan.environment, run, workspace)
     write(run.command, command_text(plan, environment, run))
-    run.command.chmod(0o755)
+    mode = run.command.stat().st_mode
+    run.command.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may start it
     write_decided(run, fill(plan.decided(), run, workspace))
     write(run.machine, _json(prepared.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
@@ -187,7 +180,8 @@ def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | No
     """The living run that has one of the devices this environment names; a CPU is shared and never occupied."""
     wanted = _devices(environment)
     for run in listed(workspace):
-        if run != but and state(run) in ("starting", "running"):
+        held = holder(run)
+        if run != but and held and held.work == "trained":
             decided = read_decided(run)
             if decided and wanted & _devices(decided.environment):
                 return run

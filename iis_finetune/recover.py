@@ -16,6 +16,7 @@ Cause = Literal[
     "stall",
     "killed",
     "crash",
+    "checkpoint",
     "disk full",
     "refused",
     "stuck",
@@ -56,6 +57,7 @@ class Situation:
     arch: str = "cpu"
     may_recover: bool = True
     may_change: bool = True
+    nothing_older: bool = False  # no good checkpoint is left
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def decide(now: Situation) -> Action:
     failure, row = now.failure, _row(now.failure.cause)
     if not now.may_recover:
         return Action(False, f"{failure.what}; kit.on_failure is `stop`")
-    if not row["resume"]:
+    if not row["resume"] or (failure.cause == "checkpoint" and now.nothing_older):
         return _give_up(failure, row["advice"])
     change = next(filter(None, (CHANGES[name](now) for name in row["change"])), {})
     if change and not now.may_change:
@@ -155,6 +157,11 @@ def cause_in(log: str) -> tuple[Cause, str] | None:
             line = log[log.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0].strip()
             return row["cause"], line[:300]
     return None
+
+
+def in_loading(log: str) -> bool:
+    """Whether a log's trace passes through one of the functions that load a checkpoint."""
+    return any(f", in {name}\n" in log for name in _table()["loading"]["functions"])
 
 
 def _row(cause: str) -> Mapping[str, Any]:

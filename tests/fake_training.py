@@ -76,6 +76,9 @@ def do(what: str, folder: Path, step: int) -> None:  # noqa: C901 - one branch a
         whole = folder / f"checkpoint-{step}" / "optimizer.pt"
         whole.write_bytes(whole.read_bytes()[:-900])
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "unloadable":
+        trace = 'File "trainer.py", line 1646, in _load_optimizer_and_scheduler'
+        sys.exit(f"Traceback (most recent call last):\n  {trace}\n_pickle.UnpicklingError: invalid load key, 'x'.")
     if what == "exit":
         sys.exit(0)
     if what == "full":

@@ -13,10 +13,10 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from iis_finetune import launch, preflight, process, runs
+from iis_finetune import launch, preflight, runs
 from iis_finetune.launch import Prepared
 from iis_finetune.preflight import Examined, Question
-from iis_finetune.runs import Attempt, Run, Workspace
+from iis_finetune.runs import Run, Workspace
 
 OF_0_1_0 = ROOT / "tests" / "fixtures" / "runs" / "0001-tiny"
 
@@ -36,7 +36,9 @@ def examined(workspace: Workspace) -> Examined:
 @pytest.fixture
 def made(examined: Examined, workspace: Workspace) -> Run:
     data = {str(workspace.data / "little.json"): "0" * 64}
-    return launch.prepare(Prepared(examined.recipe, examined.plan, examined.machine, data), workspace)
+    run = runs.create(workspace, examined.recipe.name)
+    launch.rewrite(run, Prepared(examined.recipe, examined.plan, examined.machine, data), workspace)
+    return run
 
 
 def test_what_was_decided_is_read_back_as_it_was_written_with_real_paths(made: Run, examined: Examined) -> None:
@@ -90,17 +92,16 @@ def test_a_child_gets_the_users_environment_without_what_would_change_the_run(ex
 
 
 def test_a_device_that_a_living_run_has_is_occupied_and_a_cpu_never_is(made: Run, workspace: Workspace) -> None:
-    me = process.identity(os.getpid())
-    assert me is not None
-    runs.record(made, Attempt(1, 0.0, me))
     decided = runs.read_decided(made)
     assert decided is not None
     runs.write_decided(made, replace(decided, environment={"CUDA_VISIBLE_DEVICES": "0,1"}))
-    assert launch.occupant({"CUDA_VISIBLE_DEVICES": "1"}, workspace) == made
-    assert launch.occupant({"CUDA_VISIBLE_DEVICES": "1"}, workspace, but=made) is None
-    assert launch.occupant({"CUDA_VISIBLE_DEVICES": "2"}, workspace) is None
-    assert launch.occupant({"HIP_VISIBLE_DEVICES": "1"}, workspace) is None
-    assert launch.occupant({"CUDA_VISIBLE_DEVICES": "-1"}, workspace) is None
+    with runs.claimed(made, "trained"):
+        assert launch.occupant({"CUDA_VISIBLE_DEVICES": "1"}, workspace) == made
+        assert launch.occupant({"CUDA_VISIBLE_DEVICES": "1"}, workspace, but=made) is None
+        assert launch.occupant({"CUDA_VISIBLE_DEVICES": "2"}, workspace) is None
+        assert launch.occupant({"HIP_VISIBLE_DEVICES": "1"}, workspace) is None
+        assert launch.occupant({"CUDA_VISIBLE_DEVICES": "-1"}, workspace) is None
+    assert launch.occupant({"CUDA_VISIBLE_DEVICES": "1"}, workspace) is None
 
 
 def test_a_run_folder_of_version_0_1_0_still_opens(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ GIVES_UP: dict[str, tuple[Situation, str]] = {
     "a second stall": (case(STALL, before=(STALL,), attempts=2), "IOMMU"),
     "killed three times without progress": (case(KILLED, before=(KILLED, KILLED), attempts=3), "3 attempts in a row"),
     "the same crash twice": (case(CRASH, before=(CRASH,), attempts=1), "twice at the same step"),
-    "a full disk": (case(FULL), "free some space"),
+    "a full disk": (case(FULL, attempts=3), "free some space"),
     "refused before the first step": (case(REFUSED), "before the first step"),
     "one of several nodes changes nothing alone": (case(OOM, micro_batch=8, may_change=False), "with micro-batch 4"),
     "the other nodes did not come": (case(ALONE), "resume the run on every node"),

@@ -85,7 +85,7 @@ def test_a_running_run_is_neither_deleted_nor_resumed_and_a_stopped_one_can_be(k
     run = running(kit, project)
     for words in (("runs", "--delete", "1"), ("resume", "1")):
         refused = kit(*words)
-        assert refused.returncode == 2 and "is running" in refused.stderr
+        assert refused.returncode == 2 and "0001-tiny is being trained by process" in refused.stderr
     assert kit("stop", "1", "--now").returncode == 0
     assert kit("runs", "--delete", "1").returncode == 0 and not run.folder.exists()
 
@@ -122,7 +122,18 @@ def test_status_is_strict_json_with_every_key(kit: Kit, project: Path) -> None:
     run = running(kit, project)
     told = json.loads(kit("status", "last", "--json").stdout, parse_constant=pytest.fail)
     assert list(told) == [
-        *("run", "recipe", "state", "step", "total_steps", "loss", "grad_norm", "eta_seconds", "tokens_per_second"),
+        *(
+            "run",
+            "recipe",
+            "state",
+            "held",
+            "step",
+            "total_steps",
+            "loss",
+            "grad_norm",
+            "eta_seconds",
+            "tokens_per_second",
+        ),
         *("pids", "supervisor_pid", "attempts", "events", "device"),
     ]
     assert told["state"] == "running" and len(told["pids"]) == 1 and told["supervisor_pid"] and told["device"] is None
@@ -168,12 +179,12 @@ def test_a_webhook_gets_json_and_its_address_is_written_nowhere(kit: Kit, projec
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/secret-token"
-    done = kit("train", "tiny", "kit.notify=env:MY_HOOK", told=[at(5, "full")], MY_HOOK=address)
+    done = kit("train", "tiny", "kit.notify=env:MY_HOOK", told=[at(5, "crash")] * 2, MY_HOOK=address)
     assert done.returncode == 1
-    wait(lambda: bool(bodies))
+    wait(lambda: len(bodies) == 2)
     server.shutdown()
     server.server_close()
-    assert bodies[0]["event"] == "failed" and "free some space" in bodies[0]["why"]
+    assert bodies[-1]["event"] == "failed" and "twice at the same step" in bodies[-1]["why"]
     written = [path for path in (project / "runs").rglob("*") if path.is_file()]
     assert [path for path in written if b"secret-token" in path.read_bytes()] == []
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,19 +88,64 @@ def test_early_stopping_counts_as_the_end(workspace: Workspace) -> None:
 def test_the_state_follows_the_supervisor_not_a_word_in_a_file(workspace: Workspace) -> None:
     run = runs.create(workspace, "a")
     assert runs.state(run) == "interrupted"
-    with subprocess.Popen(["sleep", "60"]) as child:
-        supervisor = process.identity(child.pid)
-        assert supervisor is not None
-        runs.record(run, Attempt(1, 0.0, supervisor))
+    with another(run) as child:
         assert runs.state(run) == "starting"
         run.output.mkdir()
         run.trainer_log.write_text("{}\n")
         assert runs.state(run) == "running"
         child.kill()
         child.wait()
-    assert runs.state(run) == "interrupted"
-    runs.record(run, Attempt(1, 0.0, replace(supervisor, pid=os.getpid())))
+    assert runs.state(run) == "interrupted" and run.claim.read_text()
+    told = json.loads(run.claim.read_text())
+    told["process"]["pid"] = os.getpid()
+    run.claim.write_text(json.dumps(told) + "\n")
     assert runs.state(run) == "interrupted", "another process with the same number is not the supervisor"
+
+
+def test_only_one_process_has_a_run_and_the_other_is_told_which(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    with another(run) as child:
+        with pytest.raises(ProblemsFound, match=f"0001-a is being trained by process {child.pid}") as found:
+            claim(run)
+        assert found.value.exit_code == 2
+        child.kill()
+        child.wait()
+    claim(run)
+    assert runs.holder(run) is None, "a claim that is given back"
+    shutil.rmtree(run.folder)
+    with pytest.raises(ProblemsFound, match="0001-a is gone"):
+        claim(run)
+
+
+def claim(run: Run) -> None:
+    with runs.claimed(run, "evaluated"):
+        pass
+
+
+def test_a_copy_of_a_living_run_has_no_process(workspace: Workspace) -> None:
+    run, copy = runs.create(workspace, "a"), Run(workspace.runs / "0007-copy")
+    me = process.identity(os.getpid())
+    assert me is not None
+    with runs.claimed(run, "trained"):
+        runs.record(run, Attempt(1, 0.0, me, process=me))
+        shutil.copytree(run.folder, copy.folder)
+        assert runs.state(run) == "starting" and runs.living(run)
+        assert runs.state(copy) == "interrupted" and not runs.living(copy) and runs.holder(copy) is None
+        claim(copy)
+        run.folder.rename(run.folder.with_name("0001-b"))
+        assert runs.state(Run(run.folder.with_name("0001-b"))) == "starting", "the same folder under another name"
+
+
+@contextlib.contextmanager
+def another(run: Run) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that has a run."""
+    words = (
+        "import sys, time; from pathlib import Path; from iis_finetune import runs\n"
+        "with runs.claimed(runs.Run(Path(sys.argv[1])), 'trained'): print('has it', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", words, str(run.folder)], stdout=subprocess.PIPE) as child:
+        assert child.stdout and child.stdout.readline() == b"has it\n"
+        yield child
 
 
 def test_an_attempt_is_one_line_that_is_completed_not_repeated(workspace: Workspace) -> None:

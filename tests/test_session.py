@@ -66,6 +66,21 @@ def test_an_order_is_carried_out_and_its_end_is_told(staged: Workspace) -> None:
     assert [run.name for run in runs.listed(staged)] == ["0001-tiny"]
 
 
+def test_a_run_whose_data_are_edited_does_not_recover_onto_other_rows(
+    staged: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runs.record
+
+    def edit(run: Run, attempt: runs.Attempt) -> None:
+        (staged.data / "little.json").write_text("[]")
+        real(run, attempt)
+
+    monkeypatch.setattr(runs, "record", edit)
+    code, _ = carried_out(Order("tiny"), staged, FAKE=json.dumps([{"at": 5, "do": "kill"}]))
+    (run,) = runs.listed(staged)
+    assert code == 1 and "little.json changed since the run began" in str(runs.attempts(run)[-1].why)
+
+
 def test_problems_and_bugs_are_told_with_their_exit_codes(staged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     code, request = carried_out(Order("tiny", ("lora_rnak=8",)), staged)
     assert code == 2 and "did you mean 'lora_rank'" in str(told(request)[0]["problems"])
@@ -138,7 +153,7 @@ def test_one_train_with_an_unmade_base_looks_three_times_and_reads_the_rows_twic
     with monkeypatch.context() as patched:
         patched.setattr(process, "start", foreground_only)
         patched.setattr(sys, "argv", ["iis-finetune", "train", "after", "--background"])
-        assert cli.run() == 0
+        assert cli.run() == 1, "the process in the background ended without a word"
         started[0].wait()
     data = str(staged.data / "little.json")
     assert 1 <= counts["examined"] <= 3 and 1 <= counts[data] <= 2 and counts["detected"] == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -16,9 +17,9 @@ from fake_training import checkpoint, safetensors
 
 from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision
-from iis_finetune.errors import Problem, ProblemsFound
+from iis_finetune.errors import Problem, ProblemsFound, RunFailed
 from iis_finetune.runs import Decided, Run, write_decided
-from iis_finetune.supervise import StallLimits, Stop, Task, attempt, supervise
+from iis_finetune.supervise import StallLimits, Stop, Task, attempt, sealing, supervise
 
 FAKE = Path(__file__).parent / "fake_training.py"
 DECIDED = Decided(
@@ -68,9 +69,10 @@ def starts(run: Run) -> list[str | None]:
 
 
 def test_an_undisturbed_run_is_one_attempt(run: Run) -> None:
-    assert supervise(task(run), Stop()) == "finished"
+    with runs.claimed(run, "trained"):
+        assert supervise(task(run), Stop()) == "finished"
+        assert runs.state(run) == "running", "its supervisor, this process, lives"
     assert seen(run) == ["started", "finished"] and starts(run) == [None]
-    assert runs.state(run) == "running", "its supervisor, this process, lives"
     assert (run.folder / "starts").read_text() == "arguments.yaml\n"
 
 
@@ -113,6 +115,115 @@ def test_a_half_written_checkpoint_is_passed_over_and_moved_out_of_the_way(run: 
     rejected = next(event for event in runs.events(run) if event["event"] == "checkpoint rejected")
     assert rejected["checkpoint"] == "checkpoint-6" and "optimizer.pt cannot be read" in rejected["why"]
     assert (run.rejected / "checkpoint-6").is_dir()
+
+
+def send_at(run: Run, step: int, *numbers: signal.Signals) -> threading.Thread:
+    """Signals to the training once it is at a step, half a second between them."""
+
+    def send() -> None:
+        while not run.trainer_log.is_file() or len(list(runs.read_lines(run.trainer_log))) < step:
+            time.sleep(0.02)
+        for number in numbers:
+            process.send(runs.living(run), number)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def test_a_training_that_is_frozen_counts_as_stalled_and_goes_on_from_its_checkpoint(run: Run) -> None:
+    frozen = send_at(run, 5, signal.SIGSTOP)
+    given = replace(task(run, FAKE_STEP_SECONDS="0.1"), stall=StallLimits(5, 1.0, 5))
+    assert supervise(given, Stop()) == "finished"
+    frozen.join()
+    assert len(starts(run)) == 2 and "stall" in seen(run)
+
+
+def test_a_training_that_is_frozen_for_a_while_goes_on_by_itself(run: Run) -> None:
+    thawed = send_at(run, 3, signal.SIGSTOP, signal.SIGCONT)
+    given = replace(task(run, FAKE_STEP_SECONDS="0.1"), stall=StallLimits(5, 3.0, 5))
+    assert supervise(given, Stop()) == "finished" and starts(run) == [None]
+    thawed.join()
+
+
+def test_a_clock_that_is_set_back_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, hours = time.time, iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
+    assert supervise(task(run, at(5, "kill")), Stop()) == "finished"
+    assert starts(run) == [None, "checkpoint-4"] and runs.state_after_end(run) == "finished"
+
+
+def test_data_that_was_edited_meanwhile_is_not_gone_on_with(run: Run) -> None:
+    given = replace(task(run, at(5, "kill")), edited=lambda: ["little.json"])
+    assert supervise(given, Stop()) == "failed" and len(starts(run)) == 1
+    assert "little.json changed since the run began: put it back, or resume with" in str(runs.attempts(run)[-1].why)
+
+
+def test_a_run_whose_folder_is_removed_ends_in_one_sentence(run: Run) -> None:
+    left: list[process.Identity] = []
+
+    def remove() -> None:
+        left.extend(runs.living(run))
+        shutil.rmtree(run.folder)
+
+    threading.Timer(1.2, remove).start()
+    with pytest.raises(RunFailed, match="the folder of 0001-a was removed while it ran"):
+        supervise(task(run, FAKE_STEP_SECONDS="0.4"), Stop())
+    assert left and process.wait_gone(left, 5) == []
+
+
+def test_a_checkpoint_that_fails_to_load_is_set_aside_for_the_next_older_one(run: Run) -> None:
+    assert supervise(task(run, at(7, "kill"), at(0, "unloadable"), at(0, "unloadable")), Stop()) == "finished"
+    assert starts(run) == [None, "checkpoint-6", "checkpoint-4", "checkpoint-2"]
+    rejected = [event for event in runs.events(run) if event["event"] == "checkpoint rejected"]
+    assert [event["checkpoint"] for event in rejected] == ["checkpoint-6", "checkpoint-4"]
+    assert "cannot be loaded: _pickle.UnpicklingError: invalid load key" in rejected[0]["why"]
+    assert sorted(path.name for path in run.rejected.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_checkpoints_that_all_fail_to_load_are_kept_and_the_training_does_not_begin_anew(run: Run) -> None:
+    assert supervise(task(run, at(5, "kill"), *[at(0, "unloadable")] * 9), Stop()) == "failed"
+    assert starts(run) == [None, "checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-2", "checkpoint-4"]
+    assert "none of the checkpoints can be loaded" in str(runs.attempts(run)[-1].why)
+
+
+def flip(path: Path) -> None:
+    """Change one bit: the value stays finite."""
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("ending", ["stopped", "killed"])
+def test_a_flipped_byte_in_a_checkpoint_is_found_before_a_resume(run: Run, ending: str) -> None:
+    if ending == "stopped":
+        stop = Stop()
+        threading.Timer(1.2, lambda: setattr(stop, "asked", "SIGTERM")).start()
+        assert supervise(task(run, FAKE_STEP_SECONDS="0.3"), stop) == "stopped"
+    else:
+        assert supervise(replace(task(run, at(5, "kill")), may_recover=False), Stop()) == "failed"
+    *_, older, newest = run.checkpoints()
+    flip(newest / "adapter_model.safetensors")
+    assert runs.faults(newest) == [], "it looks good"
+    assert supervise(task(run), Stop()) == "finished"
+    assert starts(run) == [None, older.name]
+    assert "adapter_model.safetensors is not what was saved" in runs.events(run)[-3]["why"]
+
+
+def test_a_checkpoint_is_sealed_beside_the_training_once_nothing_in_it_changes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "LOOK_SECONDS", 0.05)
+    assert supervise(task(run, FAKE_STEP_SECONDS="0.2"), Stop()) == "finished"
+    assert {path.stem for path in run.checksums.iterdir()} >= {"checkpoint-4", "checkpoint-6"}
+    older, newest = run.checkpoints()[2:4]
+    checkpoint(newest, 8, 3.0)
+    assert runs.sealed(run, newest) is None, "saved anew"
+    shutil.rmtree(older)
+    runs.seal(run, newest)
+    assert runs.sealed(run, newest) and not (run.checksums / f"{older.name}.json").exists()
 
 
 def test_a_broken_first_checkpoint_means_the_beginning_not_whatever_lies_there(run: Run) -> None:
@@ -243,8 +354,8 @@ def test_sigterm_to_the_training_alone_is_a_stop_not_a_crash(run: Run) -> None:
 
 
 def test_a_full_disk_gives_up_and_says_so(run: Run) -> None:
-    assert supervise(task(run, at(5, "full")), Stop()) == "failed"
-    assert "free some space" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 1
+    assert supervise(task(run, *[at(5, "full")] * 9), Stop()) == "failed"
+    assert "free some space" in str(runs.attempts(run)[-1].why) and len(starts(run)) == 3
 
 
 def test_nothing_is_left_running_when_an_attempt_is_over(run: Run) -> None:
@@ -291,35 +402,58 @@ def test_the_final_weights_are_read_even_when_everything_else_is_well(run: Run) 
 
 
 ON_A_SMALL_DISK = """
-import json, sys
+import json, sys, threading, time
 from pathlib import Path
 sys.path[:0] = {paths!r}
 from iis_finetune import supervise
 from iis_finetune.runs import Run, write_decided
 from iis_finetune.supervise import Stop, space
 import test_supervise as t
-space.LOOK_SECONDS = 0
+space.LOOK_SECONDS, supervise.ROOM_LOOK_SECONDS = {look}, 0.1
 run = Run(Path({folder!r}) / "0001-a")
 run.folder.mkdir()
 run.arguments.write_text("stage: sft\\n")
 write_decided(run, t.DECIDED)
-print(supervise.supervise(t.task(run, FAKE_BYTES="2000000", FAKE_STEP_SECONDS="0.2"), Stop()))
+def fill():
+    time.sleep(1)
+    while True:
+        try:
+            (run.folder.parent / "filler").write_bytes(bytes(shutil.disk_usage(run.folder).free))
+            break
+        except OSError:
+            pass
+    threading.Timer(2, (run.folder.parent / "filler").unlink).start()
+if {filled}:
+    import shutil
+    threading.Thread(target=fill).start()
+print(supervise.supervise(t.task(run, FAKE_BYTES="{size}", FAKE_STEP_SECONDS="0.2"), Stop()))
 print(run.events.read_text())
 """
 
 
-def test_a_disk_that_fills_up_is_warned_of_then_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+def on_a_small_disk(tmp_path: Path, **words: object) -> tuple[str, list[dict[str, Any]]]:
+    """The ending and the events of a run on a file system of 44 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     paths = [str(FAKE.parent.parent), str(FAKE.parent)]
     script = tmp_path / "script.py"
-    script.write_text(ON_A_SMALL_DISK.format(paths=paths, folder=str(folder)))
+    script.write_text(ON_A_SMALL_DISK.format(paths=paths, folder=str(folder), **words))
     mount = f"mount -t tmpfs -o size=44m none '{folder}' && exec '{sys.executable}' '{script}'"
     done = process.capture(["unshare", "-rm", "sh", "-c", mount], 60, dict(os.environ))
     if done is None or "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("this computer lets nobody make a file system of their own")
     ending, *lines = done.stdout.splitlines()
-    events = [json.loads(line) for line in lines if line]
-    assert ending == "stopped", done.stderr
+    return ending, [json.loads(line) for line in lines if line]
+
+
+def test_a_disk_that_fills_up_is_warned_of_then_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    ending, events = on_a_small_disk(tmp_path, look=0, filled=False, size=2_000_000)
+    assert ending == "stopped"
     assert [each["event"] for each in events] == ["started", "disk low", "stop requested", "stopped"]
     assert "nearly full" in events[-1]["why"] and events[-1]["checkpoint"].startswith("checkpoint-")
+
+
+def test_a_disk_that_somebody_else_fills_is_waited_for(tmp_path: Path) -> None:
+    ending, events = on_a_small_disk(tmp_path, look=1000, filled=True, size=200_000)
+    assert ending == "finished"
+    assert next(each for each in events if each["event"] == "recovering")["cause"] == "disk full"

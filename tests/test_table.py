@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY
 
-from iis_finetune import export, launch, models, plan, preflight
+from iis_finetune import export, launch, models, plan, preflight, runs
 from iis_finetune.errors import errors_of
 from iis_finetune.export.checks import check_files, check_sources, judge
 from iis_finetune.machine import package_version
@@ -169,7 +169,8 @@ def prepared(
         base = models.Base(sft[1], str(found.model.folder), (sft[0].result.resolve(),), ready=True)
         planned = plan.make(plan.Inputs(found.recipe, found.machine, found.model, workspace_of(folder), base))
         found = replace(found, plan=planned)
-    run = launch.prepare(launch.Prepared(found.recipe, found.plan, found.machine, {}), workspace_of(folder))
+    run = runs.create(workspace_of(folder), found.recipe.name)
+    launch.rewrite(run, launch.Prepared(found.recipe, found.plan, found.machine, {}), workspace_of(folder))
     arguments = after.read_arguments(run)
     ours = after.Trained(
         run.name, arguments, after.tuned_weights(arguments, run.output.resolve()), found.plan.precision

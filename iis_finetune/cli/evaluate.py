@@ -40,7 +40,8 @@ def evaluate(
     named, environment = _data(found, data), environment_of(found)
     against = _baseline(baseline)
     asked = evaluation.Evaluation(found, named, environment, stop, checkpoint, against, declared, part_rows=part)
-    scores = _evaluated(asked)
+    with runs.claimed(found, "evaluated"):
+        scores = _evaluated(asked)
     if as_json:
         show.document(scores)
         return

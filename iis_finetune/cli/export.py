@@ -1,11 +1,13 @@
 """The verb export."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from .. import export as exporting
+from .. import runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from . import show
 from .tuned import Checkpoint, RunOrRecipe, tuned
@@ -27,7 +29,8 @@ def export(
     replaced = to is None and subject.run is not None
     wanted = exporting.Export(target.absolute(), subject.environment, dtype, subject.run, replaced)
     show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
-    made = exporting.export(subject.trained, wanted)
+    with runs.claimed(subject.run, "exported") if subject.run else nullcontext():
+        made = exporting.export(subject.trained, wanted)
     show.problems(made.problems, nothing_started=False)
     if as_json:
         show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found})

@@ -33,6 +33,9 @@ def runs_(as_json: AsJson = False, delete: Delete = None) -> None:
     if not rows:
         show.line("no runs yet\nnext: iis-finetune train RECIPE")
         return
+    for row in rows:
+        if row["damaged"]:
+            show.aside(f"warning: {row['damaged']}")
     show.table(
         ("run", "state", "step", "of", "loss", "started"),
         [(r["run"], r["state"], r["step"], r["total_steps"], r["loss"], _when(r["started"])) for r in rows],
@@ -43,28 +46,23 @@ runs_.__name__ = "runs"
 
 
 def _delete(run: Run) -> None:
-    """Refuses a run that still trains, with or without its supervisor."""
-    if runs.state(run) in ("starting", "running") or _living(run):
-        raise ProblemsFound(
-            [Problem(f"{run.name} is running", f"iis-finetune stop {run.number:04d}", Place(COMMAND_LINE))]
-        )
-    runs.delete(run)
+    """Refuses a run that somebody works on, or that still trains without its supervisor."""
+    with runs.claimed(run, "deleted"):
+        if not runs.damage(run) and runs.living(run):
+            fix = f"iis-finetune stop {run.number:04d}"
+            raise ProblemsFound([Problem(f"{run.name} is running", fix, Place(COMMAND_LINE))])
+        runs.delete(run)
     show.line(f"{run.name} is deleted")
 
 
-def _living(run: Run) -> list[process.Identity]:
-    """The training processes that live: launcher and workers of the last attempt, orphans too."""
-    last = runs.attempts(run)[-1:]
-    known = [who for attempt in last for who in (attempt.process, *attempt.workers) if who]
-    return list({each.pid: each for who in known for each in process.tree(who)}.values())
-
-
 def _row(run: Run) -> dict[str, Any]:
-    now, tried = signs(run), runs.attempts(run)
+    now, damaged = signs(run), runs.damage(run)
+    tried = [] if damaged else runs.attempts(run)
     return {
         "run": run.name,
         "recipe": run.recipe_name,
-        "state": runs.state(run),
+        "state": None if damaged else runs.state(run),
+        "damaged": damaged.what if damaged else None,
         "started": tried[0].started if tried else None,
         "step": now.step,
         "total_steps": now.total_steps,
@@ -73,7 +71,10 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _when(seconds: float | None) -> str | None:
-    return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    try:
+        return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def status(run: RunName, as_json: AsJson = False) -> None:
@@ -97,22 +98,21 @@ def status(run: RunName, as_json: AsJson = False) -> None:
 
 
 def _status(run: Run) -> dict[str, Any]:
-    now, tried = signs(run), runs.attempts(run)
-    last = tried[-1] if tried else None
-    state = runs.state(run)
+    now, held, state = signs(run), runs.holder(run), runs.state(run)
     active = state in ("starting", "running")
     return {
         "run": run.name,
         "recipe": run.recipe_name,
         "state": state,
+        "held": held.work if held else None,
         "step": now.step,
         "total_steps": now.total_steps,
         "loss": _finite(now.loss),
         "grad_norm": _finite(now.grad_norm),
         "eta_seconds": now.eta_seconds if active else None,
         "tokens_per_second": now.tokens_per_second,
-        "pids": [who.pid for who in _living(run)],
-        "supervisor_pid": last.supervisor.pid if last and process.alive(last.supervisor) else None,
+        "pids": [who.pid for who in runs.living(run)],
+        "supervisor_pid": held.process.pid if held else None,
         "attempts": list(runs.read_lines(run.attempts)),
         "events": runs.events(run),
         "device": devices() if active else None,
@@ -145,14 +145,17 @@ def logs(run: RunName, following: Follow = False, lines: Lines = 40) -> None:
 def stop(run: RunName, now: Now = False) -> None:
     """Ask a run for a checkpoint and an end, and wait for both; Ctrl-C stops the waiting, not the run."""
     found = runs.find(workspace(), run)
-    tried = runs.attempts(found)
-    if not tried or not process.alive(tried[-1].supervisor):
-        _stop_orphans(found, now)
+    held = runs.holder(found)
+    if held is None or held.work in ("stopped", "deleted"):
+        with runs.claimed(found, "stopped"):
+            _stop_orphans(found, now)
         return
-    supervisor = tried[-1].supervisor
+    supervisor = held.process
     process.send([supervisor], signal.SIGQUIT if now else signal.SIGTERM)
-    show.line(f"{found.name} is asked to stop{'' if now else '; ' + attach.waiting_for(found)} ...")
-    while process.alive(supervisor):
+    show.line(
+        f"{found.name} is asked to stop{'' if now or held.work != 'trained' else '; ' + attach.waiting_for(found)} ..."
+    )
+    while (held := runs.holder(found)) and held.process == supervisor:
         time.sleep(attach.POLL_SECONDS)
     kept = found.checkpoints()
     show.line(f"{found.name}: {runs.state(found)}" + (f" with {kept[-1].name}" if kept else ""))
@@ -162,7 +165,7 @@ def stop(run: RunName, now: Now = False) -> None:
 
 def _stop_orphans(run: Run, now: bool) -> None:
     """Stop training processes that have lost their supervisor."""
-    left = _living(run)
+    left = runs.living(run)
     if not left:
         what = f"{run.name} is not running: it is {runs.state(run)}"
         raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE), code=2)])
@@ -171,6 +174,6 @@ def _stop_orphans(run: Run, now: bool) -> None:
     else:
         run.stop_requested.touch()
         show.line(f"{run.name} has lost its supervisor and is asked to stop; {attach.waiting_for(run)} ...")
-        while _living(run):
+        while runs.living(run):
             time.sleep(attach.POLL_SECONDS)
     show.line(f"{run.name}: {runs.state(run)}")

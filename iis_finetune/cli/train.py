@@ -20,7 +20,7 @@ from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_o
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Try everything in a minute or two, on a very small model.")]
 Accept = Annotated[bool, typer.Option("--accept-changes", help="Go on although data or arguments have changed.")]
-NAMED_SECONDS = 10.0
+NAMED_SECONDS = 60.0
 
 
 def train(
@@ -63,9 +63,10 @@ def resume(
     """Go on with a run from its newest good checkpoint; refused when its data or arguments have changed."""
     found = runs.find(workspace(), run)
     now = runs.state(found)
-    if now in ("starting", "running", "finished"):
-        fix = "nothing is left to do" if now == "finished" else f"iis-finetune watch {found.number:04d}"
-        raise ProblemsFound([Problem(f"{found.name} is {now}", fix, Place(COMMAND_LINE))])
+    if runs.holder(found):
+        raise runs.held(found)
+    if now == "finished":
+        raise ProblemsFound([Problem(f"{found.name} is finished", "nothing is left to do", Place(COMMAND_LINE))])
     asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master))
     examined = session.examine_run(found, asking)
     show.problems(examined.problems)
@@ -94,6 +95,8 @@ def _start(order: Order, readings: Readings, background: bool) -> None:
     if not background:
         raise typer.Exit(attach.to_request(request, supervisor))
     run = _run_of(request, supervisor)
+    if run is None and not process.alive(supervisor):
+        raise typer.Exit(attach.to_request(request, supervisor))  # refused: another start was first
     show.line(f"started in the background, process {supervisor.pid}; log: {run.log if run else request.log}")
     show.line(f"next: iis-finetune watch {run.number:04d}" if run else "next: iis-finetune runs")
 
@@ -102,9 +105,11 @@ def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
     """The run that a start makes, if it is there within moments; a base or a download comes first."""
     until = time.monotonic() + NAMED_SECONDS
     while time.monotonic() < until and process.alive(supervisor):
-        told = [line for line in runs.read_lines(request.progress) if "run" in line or "phase" in line]
-        if told:
-            return Run(workspace().runs / told[0]["run"]) if "phase" not in told[0] else None
+        for line in runs.read_lines(request.progress):
+            if "phase" in line:
+                return None
+            if named := line.get("run", line.get("claimed")):
+                return Run(workspace().runs / named)
         time.sleep(0.1)
     return None
 

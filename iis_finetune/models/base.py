@@ -13,7 +13,7 @@ from .. import recipe as recipes
 from ..arguments import WHOLE, settings_of, trained_with
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
-from ..runs import Run, Workspace, listed, reached_the_end, read_decided
+from ..runs import Run, Workspace, damage, listed, reached_the_end, read_decided
 from .facts import CONFIG
 
 LONGEST_CHAIN = 5
@@ -81,7 +81,7 @@ def _finished(name: str, workspace: Workspace) -> list[Run]:
     others = listed(usual) if usual.runs.resolve() != workspace.runs.resolve() else []
     # Not the state: a run that this very process has just supervised counts as running until the process is gone.
     real = [run for run in (*others, *own) if run.recipe_name == name and not run.smoke]
-    return [run for run in real if reached_the_end(run)]
+    return [run for run in real if damage(run) is None and reached_the_end(run)]
 
 
 def adapters_of(run: Run) -> tuple[Path, ...]:

@@ -1,14 +1,33 @@
 """What a run last said of itself: step, loss, rates, and a time left that is right after a resume too."""
 
 import ast
-import json
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ..runs import Run
 from .text import TAIL_BYTES, tail
 
+
+@dataclass(frozen=True)
+class Logged:
+    """A line of LLaMA-Factory's trainer_log.jsonl."""
+
+    current_steps: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    lr: float | None = None
+    epoch: float | None = None
+    throughput: float | None = None
+    total_tokens: float | None = None
+    elapsed_time: str | None = None
+    remaining_time: str | None = None
+
+
+LINE = TypeAdapter(Logged)
 LOGGED = re.compile(r"\{'loss':[^{}]*\}")
 FIRST_STEP = "***** Running training *****"
 WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
@@ -57,10 +76,9 @@ def _logged(run: Run) -> list[dict[str, Any]]:
     """The newest lines of the trainer's log; one that is still being written is left out."""
     found = []
     for line in tail(run.trainer_log).splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            logged = LINE.validate_json(line)
+            found.append({name: value for name, value in vars(logged).items() if value is not None})
     return found
 
 

@@ -1,11 +1,13 @@
 """The run folder: its files by name, its state, its attempts and events, its checkpoints."""
 
-from .attempts import Attempt, Ending, attempts, events, note, record
+from .attempts import Attempt, Ending, attempts, events, living, note, record
 from .checkpoint import Skipped, faults, newest_good, weight_faults
+from .claim import Claim, Holder, Work, claimed, held, holder, turn
 from .decided import Decided, Nodes, read_decided, write_decided
-from .documents import json_object, read_json, read_lines, write
+from .documents import even_on_a_full_disk, json_object, read_json, read_lines, typed, write
 from .listing import (
     create,
+    damage,
     delete,
     find,
     finished_run,
@@ -18,3 +20,4 @@ from .listing import (
     weights,
 )
 from .run import Request, Run, Workspace, step_of
+from .seal import Listing, listing, seal, sealed

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ..process import Identity
-from .documents import append, read_lines, write
+from ..process import Identity, tree
+from .claim import mark
+from .documents import append, read_lines, typed, write
 from .run import Run
 
 # `interrupted` is an attempt that another one is to follow; if none does, so is the run.
@@ -28,25 +29,27 @@ class Attempt:
     ending: Ending | None = None
     returncode: int | None = None
     why: str | None = None
+    folder: str | None = None  # which one it serves: a copy of a run has no process of its own
 
 
 def attempts(run: Run) -> list[Attempt]:
-    return [_attempt(line) for line in read_lines(run.attempts)]
-
-
-def _attempt(line: Mapping[str, Any]) -> Attempt:
-    known = {key: value for key, value in line.items() if key in Attempt.__dataclass_fields__}
-    known["supervisor"] = Identity(**line["supervisor"])
-    known["process"] = Identity(**line["process"]) if line.get("process") else None
-    known["workers"] = tuple(Identity(**worker) for worker in line.get("workers", ()))
-    return Attempt(**known)
+    """Every attempt, in order; raises ProblemsFound for a damaged file."""
+    return list(typed(run.attempts, tuple[Attempt, ...], list(read_lines(run.attempts))))
 
 
 def record(run: Run, attempt: Attempt) -> None:
     """Write an attempt's line: a new one, or over the earlier line of the same attempt."""
+    attempt = replace(attempt, folder=mark(run.folder))
     lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
     text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
     write(run.attempts, text)
+
+
+def living(run: Run) -> list[Identity]:
+    """The training processes of this very folder that live, those without a supervisor too."""
+    mine = [each for each in attempts(run) if each.folder in (None, mark(run.folder))]
+    known = [who for each in mine for who in (each.process, *each.workers) if who]
+    return list({each.pid: each for who in known for each in tree(who)}.values())
 
 
 def note(run: Run, event: str, **details: Any) -> None:
@@ -55,4 +58,6 @@ def note(run: Run, event: str, **details: Any) -> None:
 
 
 def events(run: Run) -> list[dict[str, Any]]:
-    return list(read_lines(run.events))
+    """What was seen and done; a line that is none is left out."""
+    lines = read_lines(run.events)
+    return [line for line in lines if isinstance(line.get("time"), int | float) and isinstance(line.get("event"), str)]

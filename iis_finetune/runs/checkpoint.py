@@ -9,6 +9,7 @@ from pathlib import Path
 from ..tensors import FLOATING, Header, read_header
 from .documents import read_json
 from .run import Run, step_of
+from .seal import changed
 
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # transformers 5.6, enable_jit_checkpoint; nothing there reads it
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -37,7 +38,7 @@ def newest_good(run: Run, processes: int = 1, ranks: range | None = None) -> tup
     """
     skipped: list[Skipped] = []
     for folder in reversed(run.checkpoints()):
-        why = faults(folder, processes, ranks)
+        why = faults(folder, processes, ranks) or changed(run, folder)
         if not why:
             return folder, skipped
         skipped.append(Skipped(folder, tuple(why)))

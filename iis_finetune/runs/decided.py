@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..decision import Decision
-from .documents import read_json, write
+from .documents import read_json, typed, write
 from .run import Run
 
 
@@ -59,17 +59,13 @@ def write_decided(run: Run, decided: Decided) -> None:
 
 
 def read_decided(run: Run) -> Decided | None:
-    """None where the file is missing or damaged; a folder of version 0.1.0 names its launcher among the decisions."""
+    """None where the file is not there; raises ProblemsFound for a damaged one.
+
+    A folder of version 0.1.0 names its launcher among the decisions.
+    """
     read = read_json(run.decisions)
     if read is None:
         return None
-    try:
-        known = {each.name: read[each.name] for each in fields(Decided) if each.name in read}
-        known["decisions"] = tuple(Decision(**each) for each in known.get("decisions", ()))
-        known |= {name: tuple(known.get(name, ())) for name in ("command", "problems")}
-        known["nodes"] = Nodes(**known["nodes"]) if known.get("nodes") else None
-        found = Decided(**known)
-    except TypeError:
-        return None
+    found = typed(run.decisions, Decided, read)
     launcher = found.decision("launcher")
     return replace(found, launcher=str(launcher.value)) if launcher and "launcher" not in read else found

@@ -1,24 +1,46 @@
 """Read and write the small files of a run: whole or not at all, one JSON object a line."""
 
+import errno
 import json
 import os
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import Place, Problem, ProblemsFound
+
+T = TypeVar("T")
+
+
+@contextmanager
+def even_on_a_full_disk() -> Iterator[None]:
+    """What is told must not end the one who tells it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
     """Add a JSON line with the time (seconds since the epoch)."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"time": time.time(), **line}, ensure_ascii=False) + "\n")
+    text = json.dumps({"time": time.time(), **line}, ensure_ascii=False) + "\n"
+    with path.open("a+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(end - 1, 0))
+        half = end > 0 and stream.read() != b"\n"  # the computer went down, or the disk was full, in mid-line
+        stream.write(("\n" * half + text).encode())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line; a last line that is still being written is left out."""
+    """The JSON objects of a file, one a line; one that is half written is left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return
     yield from filter(None, map(json_object, lines))
@@ -28,29 +50,40 @@ def json_object(text: str) -> dict[str, Any]:
     """A line as a JSON object; empty when it is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def typed(path: Path, kind: type[T], value: Any) -> T:
+    """What was read from a file as its record; raises ProblemsFound that names the file."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as wrong:
+        first = wrong.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        what = f"{path.parent.name}/{path.name} is damaged: {key}: {first['msg']}"
+        fix = "mend that line, or put the file back from a copy; the other runs are not touched by it"
+        raise ProblemsFound([Problem(what, fix, Place(str(path), key=key))]) from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def write(path: Path, text: str) -> None:
     """Whole or not at all: a temporary file beside it, fsync, rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")  # open() keeps to the umask
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -6,15 +6,49 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from ..process import alive
-from .attempts import Attempt, attempts
+from .attempts import attempts
+from .claim import holder
 from .decided import read_decided
-from .documents import read_json, write
+from .documents import read_json, typed, write
 from .run import NAME, SMOKE, Request, Run, Workspace
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """transformers' callback of that name, as its trainer saves it."""
+
+    args: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """The callbacks in trainer_state.json that count here."""
+
+    EarlyStoppingCallback: EarlyStopping | None = None
+
+    @property
+    def stopped_early(self) -> bool:
+        if self.EarlyStoppingCallback is None:
+            return False
+        patience = self.EarlyStoppingCallback.args.get("early_stopping_patience", 1)
+        waited = self.EarlyStoppingCallback.attributes.get("early_stopping_patience_counter", 0)
+        return isinstance(waited, int) and isinstance(patience, int) and waited >= patience
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What trainer_state.json says of a training."""
+
+    global_step: int | None = None
+    max_steps: int | None = None
+    stateful_callbacks: Callbacks | None = None
+
 
 State = Literal["starting", "running", "finished", "failed", "stopped", "interrupted"]
 
@@ -80,28 +114,27 @@ def finished_run(workspace: Workspace, text: str) -> Run:
     run = find(workspace, text)
     if state(run) == "finished":
         return run
-    done = [other.name for other in listed(workspace) if state(other) == "finished" and not other.smoke]
+    others = [other for other in listed(workspace) if not other.smoke and damage(other) is None]
+    done = [other.name for other in others if state(other) == "finished"]
     fix = f"the newest finished run is {done[-1]}" if done else "no run has finished yet"
     raise _no_run(f"run {run.name} is {state(run)}, not finished", fix)
 
 
 def state(run: Run) -> State:
-    """Derived from the files and the supervisor's process, so it is right after a reboot too."""
-    tried = attempts(run)
-    if not tried:
-        return "interrupted"
-    if alive(tried[-1].supervisor) and not _moved_on(run, tried[-1]):
+    """Derived from the files and the process that has the folder, so it is right after a reboot, and of a copy, too."""
+    held = holder(run)
+    if held and held.work in ("prepared", "trained"):
         return "running" if run.trainer_log.is_file() else "starting"
     return state_after_end(run)
 
 
-def _moved_on(run: Run, last: Attempt) -> bool:
-    """Whether the supervisor has gone on to a later run: the base is done when the run that stands on it begins."""
-    if last.ending is None:
-        return False
-    siblings = [Run(path) for path in run.folder.parent.iterdir() if NAME.fullmatch(path.name)]
-    later = [attempts(other) for other in siblings if other.number > run.number]
-    return any(tried and tried[-1].supervisor == last.supervisor for tried in later)
+def damage(run: Run) -> Problem | None:
+    """What keeps a run's state from being told: a file of it that cannot be understood."""
+    try:
+        state(run)
+    except ProblemsFound as found:
+        return found.problems[0]
+    return None
 
 
 def state_after_end(run: Run) -> State:
@@ -121,26 +154,17 @@ def reached_the_end(run: Run) -> bool:
 
 def reached_last_step(run: Run) -> bool:
     """Whether the files hold a result of the whole training, by all steps done or by early stopping."""
-    progress = read_json(run.trainer_state) or {}
-    step, planned = progress.get("global_step"), progress.get("max_steps")
+    progress = typed(run.trainer_state, Progress, read_json(run.trainer_state) or {})
+    step, planned = progress.global_step, progress.max_steps
     if not step or not planned or not (weights(run.output) or _kept_elsewhere(run)):
         return False
-    return bool(step >= planned) or _stopped_early(progress)
+    return step >= planned or (progress.stateful_callbacks or Callbacks()).stopped_early
 
 
 def _kept_elsewhere(run: Run) -> bool:
     """Whether this is not the first of several nodes: with ZeRO-3 only that one is given the whole weights."""
     decided = read_decided(run)
     return bool(decided and decided.nodes and decided.nodes.rank)
-
-
-def _stopped_early(progress: Mapping[str, Any]) -> bool:
-    early = (progress.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
-    if not early:
-        return False
-    attributes = early.get("attributes") or {}
-    patience = (early.get("args") or {}).get("early_stopping_patience", 1)
-    return int(attributes.get("early_stopping_patience_counter", 0)) >= int(patience)
 
 
 def weights(folder: Path) -> list[Path]:
@@ -152,5 +176,6 @@ def weights(folder: Path) -> list[Path]:
 def delete(run: Run) -> None:
     """Remove a run that is not running, after renaming it so that a half-removed one is no run."""
     gone = run.folder.with_name(f".deleted-{run.name}")
+    shutil.rmtree(gone, ignore_errors=True)  # left by one that was broken off
     run.folder.replace(gone)
     shutil.rmtree(gone)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import append
+from .documents import append, even_on_a_full_disk
 
 NAME = re.compile(r"(\d{4,})-(.+)")
 SMOKE = "-smoke"
@@ -70,8 +71,10 @@ class Run:
     evaluation = Named("evaluation")
     export = Named("export")
     report = Named("report.html")
+    claim = Named("claim.json")  # who works on the run now; locked by that process
     stop_requested = Named("stop-requested")  # asks the hook in the training for a checkpoint and an end
     stop_at_step = Named("stop-at-step")  # the step at whose end every process stops; the hook writes it
+    checksums = Named("checksums")  # of the checkpoints, one file each
     rejected = Named("rejected")  # broken checkpoints, out of LLaMA-Factory's way: it takes the highest number
 
     @property
@@ -118,7 +121,8 @@ class Request:
     log = Named("supervisor.log")
 
     def tell(self, **line: Any) -> None:
-        append(self.progress, line)
+        with even_on_a_full_disk(), suppress(FileNotFoundError):  # removed, with the runs beside it
+            append(self.progress, line)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import evaluate, launch, models, preflight, runs, supervise
+from .. import evaluate, models, preflight, process, runs, supervise
 from ..errors import FINE, ProblemsFound
 from ..preflight import Examined, Question
 from ..recipe import Recipe
@@ -15,7 +17,7 @@ from ..runs import Request, Run
 from ..supervise import Stop
 from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name, without_errors
 from .making import make_model, make_view, publish
-from .supervision import end_orphans, environment_of, failure, rewrite, task_of, tell_ending
+from .supervision import environment_of, failure, rewrite, task_of, tell_ending
 
 Named = Literal["base", "reward"]  # the kit keys that name a recipe which is run first
 NAMED: tuple[Named, ...] = ("base", "reward")
@@ -39,34 +41,44 @@ class Session:
 
 def train(session: Session) -> int:
     """Train, then evaluate if the recipe says so; the exit code."""
-    made, examined = bring_up(session)
-    return _finish(session, made, examined)
+    with brought_up(session) as (made, examined):
+        return _finish(session, made, examined)
 
 
 def resume(session: Session, made: Run, accepted: bool) -> int:
     """Resume a run from its newest good checkpoint, then evaluate; the exit code."""
-    workspace = replace(session.question.workspace, before=made.number)
-    examined = under_its_own_name(made, _made_ready(session.about(workspace=workspace)))
-    changed = refuse_changes(made, examined, session.question, accepted)
-    check_devices(examined, session.question.workspace, made)
-    end_orphans(made)
-    rewrite(made, examined, session.question, data_hashes(examined, session.question))
-    session.tell(run=made.name)
-    runs.note(made, "resumed", changed=changed)
-    supervise.supervise(task_of(made, examined, session.request, session.question), session.stop)
-    return _finish(session, made, examined)
+    with runs.claimed(made, "prepared") as claim:
+        session.tell(claimed=made.name)
+        workspace = replace(session.question.workspace, before=made.number)
+        examined = under_its_own_name(made, _made_ready(session.about(workspace=workspace)))
+        changed = refuse_changes(made, examined, session.question, accepted)
+        data = data_hashes(examined, session.question)
+        with runs.turn(workspace):
+            check_devices(examined, workspace, made)
+            process.end(runs.living(made), 0)  # what an attempt without a supervisor left
+            rewrite(made, examined, session.question, data)
+            claim.tell("trained")
+        session.tell(run=made.name)
+        runs.note(made, "resumed", changed=changed)
+        supervise.supervise(task_of(made, examined, session.request, session.question), session.stop)
+        return _finish(session, made, examined)
 
 
-def bring_up(session: Session) -> tuple[Run, Examined]:
-    """Train a new run of the recipe after making what it needs; also returns what was examined."""
-    examined = _made_ready(session)
-    check_devices(examined, session.question.workspace)
-    data = data_hashes(examined, session.question)
-    prepared = launch.Prepared(examined.recipe, examined.plan, examined.machine, data, session.question.smoke)
-    made = launch.prepare(prepared, session.question.workspace)
-    session.tell(run=made.name)
-    supervise.supervise(task_of(made, examined, session.request, session.question), session.stop)
-    return made, examined
+@contextmanager
+def brought_up(session: Session) -> Iterator[tuple[Run, Examined]]:
+    """Train a new run of the recipe after making what it needs; the run is held, and what was examined."""
+    examined, question = _made_ready(session), session.question
+    data = data_hashes(examined, question)
+    with ExitStack() as held:
+        with runs.turn(question.workspace):
+            check_devices(examined, question.workspace)
+            made = runs.create(question.workspace, examined.recipe.name, question.smoke)
+            claim = held.enter_context(runs.claimed(made, "prepared"))
+            rewrite(made, examined, question, data)
+            claim.tell("trained")
+        session.tell(run=made.name)
+        supervise.supervise(task_of(made, examined, session.request, question), session.stop)
+        yield made, examined
 
 
 def _finish(session: Session, made: Run, examined: Examined) -> int:
@@ -109,8 +121,8 @@ def _make_base(session: Session, recipe: Recipe, key: Named) -> None:
         session.tell(phase=f"making the {key} model: recipe {base.recipe.name}")
         workspace = replace(workspace, before=None)
         of_base = session.about(recipe=str(base.recipe.path), overrides=(), nodes=None, workspace=workspace)
-        made, _ = bring_up(of_base)
-        if runs.state_after_end(made) != "finished":
-            raise ProblemsFound([failure(made)])
-        if base.whole:
-            publish(made, Path(base.model))
+        with brought_up(of_base) as (made, _):
+            if runs.state_after_end(made) != "finished":
+                raise ProblemsFound([failure(made)])
+            if base.whole:
+                publish(made, Path(base.model))

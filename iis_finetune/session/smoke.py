@@ -9,7 +9,7 @@ from ..plan import after
 from ..preflight import Examined
 from ..recipe import Recipe
 from ..runs import Run
-from .bringup import Session, bring_up
+from .bringup import Session, brought_up
 from .footing import sources_of
 from .making import make_scratch
 from .supervision import environment_of, tell_ending
@@ -59,19 +59,19 @@ def run(session: Session) -> int:
     if examined.reward:
         recipe = examined.reward.recipe
         first = session.about(recipe=str(recipe.path), overrides=())
-        reward, _ = bring_up(_shrunken(first, recipe, folder))
-        code = tell_ending(session.request, reward, session.stop)
+        with brought_up(_shrunken(first, recipe, folder)) as (reward, _):
+            code = tell_ending(session.request, reward, session.stop)
         if code != FINE:
             return code
         kind = "full" if examined.reward.whole else "lora"
         scored = (f"reward_model={reward.result.resolve()}", f"reward_model_type={kind}")
     small = _shrunken(session, examined.recipe, folder, scored)
-    made, of_small = bring_up(small)
-    code = tell_ending(session.request, made, session.stop)
-    if code == FINE:
-        environment = environment_of(made, of_small.machine, small.question.environment)
-        _evaluate(session, made, examined, environment)
-        _export(session, made, environment)
+    with brought_up(small) as (made, of_small):
+        code = tell_ending(session.request, made, session.stop)
+        if code == FINE:
+            environment = environment_of(made, of_small.machine, small.question.environment)
+            _evaluate(session, made, examined, environment)
+            _export(session, made, environment)
     return code
 
 

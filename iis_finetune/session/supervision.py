@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import launch, notify, process, rules, runs
+from .. import launch, notify, rules, runs
 from .. import recipe as recipes
 from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem, exit_code
 from ..launch import Prepared
@@ -16,7 +16,7 @@ from ..plan.recovery import safer_overrides
 from ..preflight import Examined, Question
 from ..runs import Decided, Request, Run
 from ..supervise import Stop, Task
-from .footing import examine_run
+from .footing import data_hashes, examine_run
 from .making import make_view
 
 LOG_LINES = 15
@@ -30,11 +30,19 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
         environment=environment_of(run, examined.machine, question.environment),
         replan=partial(_replan, run, request, question),
         may_recover=kit.on_failure == "recover",
+        edited=partial(_edited, run, examined, question),
     )
     if not kit.notify:
         return task
     send = partial(_notify, kit.notify, request.log, question.environment)
     return replace(task, tell=lambda event, why: send((run, event, why)))
+
+
+def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
+    """The data files that are not, or no longer, what the run began with."""
+    before = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
+    now = data_hashes(examined, question)
+    return [name for name, sha256 in before.items() if now.get(name) != sha256]
 
 
 def environment_of(run: Run, machine: Machine, environment: Mapping[str, str]) -> dict[str, str]:
@@ -64,13 +72,6 @@ def _notify(target: str, log: Path, environment: Mapping[str, str], told: tuple[
     now = signs(run)
     notice = notify.Notice(run.name, event, why, step=now.step, total_steps=now.total_steps)
     notify.send(target, notice, environment, log)
-
-
-def end_orphans(run: Run) -> None:
-    """End what an attempt without a supervisor left running."""
-    for attempt in runs.attempts(run):
-        left = [each for who in (attempt.process, *attempt.workers) if who for each in process.tree(who)]
-        process.end(left, 0)
 
 
 def tell_ending(request: Request, made: Run, stop: Stop) -> int:

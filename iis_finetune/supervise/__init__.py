@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import recover, runs
-from ..errors import ProblemsFound
+from ..errors import ProblemsFound, RunFailed
 from ..observe import StallLimits
 from ..recover import Action, Failure, Situation
 from ..runs import Ending, Run, Skipped, step_of
 from .attempt import Outcome, Start, keep, tell, try_once
+from .space import DiskSpace
 from .task import Facts, Stop, Task, facts_of, loaded_precision
+
+ROOM_SECONDS, ROOM_LOOK_SECONDS = 6 * 3600.0, 10.0  # a night's sleep of whoever can make room
 
 
 @dataclass
@@ -26,16 +29,28 @@ class _Course:
     best: int
     attempts: int = 0
     failures: tuple[Failure, ...] = ()
+    unloadable: tuple[str, ...] = ()
 
     def count(self, failure: Failure, reached: int) -> None:
         """Attempts count only while no new good checkpoint appears."""
-        self.attempts = 1 if reached > self.best else self.attempts + 1
+        # One that only failed to load a checkpoint is none: there are as many of those as checkpoints.
+        self.attempts = 1 if reached > self.best else self.attempts + (failure.cause != "checkpoint")
         self.best = max(self.best, reached)
         self.failures = (*self.failures, failure)
 
 
 def supervise(task: Task, stop: Stop) -> Ending:
-    """Run the training of a prepared folder to its end; a new attempt follows a failure while that makes sense."""
+    """Run the training of a prepared folder to its end; raises RunFailed when the folder is removed meanwhile."""
+    try:
+        return _supervise(task, stop)
+    except FileNotFoundError:
+        if task.run.arguments.is_file():
+            raise
+        raise RunFailed(f"the folder of {task.run.name} was removed while it ran: the training is ended") from None
+
+
+def _supervise(task: Task, stop: Stop) -> Ending:
+    """A new attempt follows a failure while that makes sense."""
     facts = facts_of(task.run)
     checkpoint = _good_checkpoint(task.run, facts, spare_disk=False)
     course = _Course(_reached(checkpoint))
@@ -47,13 +62,15 @@ def supervise(task: Task, stop: Stop) -> Ending:
         if outcome.ending:
             return _end(task, outcome, outcome.ending, outcome.why)
         failure = outcome.failure or Failure("crash", None, "no reason is known")
-        checkpoint = _good_checkpoint(task.run, facts, spare_disk=failure.cause == "disk full")
+        checkpoint = _after(task.run, facts, course, failure)
         course.count(failure, _reached(checkpoint))
-        action = _decide(task, facts, course)
+        action = _decide(task, facts, course, checkpoint)
         if not action.resume or stop.asked:
             return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
         _go_on(task, outcome, action, checkpoint)
         _pause(action.pause_seconds, stop)
+        if failure.cause == "disk full" and not _room_came(task.run, facts, stop):
+            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
         change = dict(action.change)
         try:
             task = replace(task, environment=task.replan(change)) if change and task.replan else task
@@ -62,7 +79,21 @@ def supervise(task: Task, stop: Stop) -> Ending:
         facts = facts_of(task.run)
 
 
-def _decide(task: Task, facts: Facts, course: _Course) -> Action:
+def _after(run: Run, facts: Facts, course: _Course, failure: Failure) -> Path | None:
+    """From which checkpoint it could go on after a failure; one that cannot be loaded is put aside for an older one."""
+    if failure.cause != "checkpoint":
+        return _good_checkpoint(run, facts, spare_disk=failure.cause == "disk full")
+    bad = run.output / str(runs.attempts(run)[-1].from_checkpoint)
+    _set_aside(run, Skipped(bad, (failure.what,)), keep_it=True)
+    course.unloadable = (*course.unloadable, bad.name)
+    older = _good_checkpoint(run, facts, spare_disk=False)
+    for name in course.unloadable if older is None else ():  # not the files are at fault, then: keep them for a resume
+        if (run.rejected / name).is_dir():
+            (run.rejected / name).replace(run.output / name)
+    return older
+
+
+def _decide(task: Task, facts: Facts, course: _Course, older: Path | None) -> Action:
     action = recover.decide(
         Situation(
             failure=course.failures[-1],
@@ -74,10 +105,15 @@ def _decide(task: Task, facts: Facts, course: _Course) -> Action:
             arch=facts.arch,
             may_recover=task.may_recover,
             may_change=facts.nodes == 1,
+            nothing_older=older is None,
         )
     )
     if action.change:
         course.attempts = 0
+    edited = ", ".join(task.edited()) if action.resume else ""
+    if edited:  # an attempt reads its data anew: it would go on with other rows than it began with
+        told = f"{edited} changed since the run began: put it back, or resume with --accept-changes"
+        return Action(False, f"{action.why}; {told}")
     return action
 
 
@@ -97,6 +133,8 @@ def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
         for each in run.checkpoints():
             _set_aside(run, Skipped(each, (facts.begins_anew,)), keep_it=True)
         return None
+    if good:
+        runs.seal(run, good)
     return good
 
 
@@ -133,9 +171,19 @@ def _pause(seconds: float, stop: Stop) -> None:
         time.sleep(0.1)
 
 
+def _room_came(run: Run, facts: Facts, stop: Stop) -> bool:
+    """Wait for somebody to make room on the disk."""
+    space, until = DiskSpace(run, facts.decided.arguments), time.monotonic() + ROOM_SECONDS
+    while not space.room() and not stop.asked and time.monotonic() < until:
+        _pause(ROOM_LOOK_SECONDS, stop)
+    return space.room() and not stop.asked
+
+
 def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
     run, attempt = task.run, outcome.attempt
     keep(run, replace(attempt, ended=time.time(), ending=ending, why=why))
+    for checkpoint in run.checkpoints() if ending != "finished" else ():
+        runs.seal(run, checkpoint)
     kept = run.checkpoints()[-1].name if ending == "stopped" and run.checkpoints() else None
     tell(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
     task.tell(ending, why or "")

@@ -1,20 +1,19 @@
 """One attempt: start the training, watch it, end it, say how it ended."""
 
-import errno
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .. import launch, process, runs
 from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
-from ..recover import Cause, Failure, cause_in
+from ..recover import Cause, Failure, cause_in, in_loading
 from ..runs import Attempt, Ending, Run
+from .sealing import Sealing
 from .space import DiskSpace
 from .task import Facts, Stop, Task
 
@@ -52,6 +51,7 @@ class LiveAttempt:
     attempt: Attempt
     watcher: Watcher
     space: DiskSpace
+    sealing: Sealing
     requested: str | None = None
     seen: Seen | None = None
     looked_at: float = float("-inf")
@@ -116,11 +116,15 @@ def try_once(task: Task, facts: Facts, start: Start, stop: Stop) -> Outcome:
         return Outcome(attempt, "stopped", f"asked to stop ({stop.asked}) before it began")
     tell(run, "started", attempt=attempt.attempt, from_checkpoint=named, change=dict(start.change) or None)
     watcher = Watcher(run, time.monotonic(), facts.decided.precision == "fp16", task.stall)
-    live = LiveAttempt(task, stop, attempt, watcher, DiskSpace(run, facts.decided.arguments))
+    live = LiveAttempt(task, stop, attempt, watcher, DiskSpace(run, facts.decided.arguments), Sealing(run))
     child = _launch(live, start)
-    _watch(live, child)
-    live.kill()
-    live.attempt = replace(live.attempt, returncode=process.ended(child, EXIT_SECONDS))
+    try:
+        _watch(live, child)
+    finally:
+        live.kill()
+        live.sealing.end()
+        code = process.ended(child, EXIT_SECONDS)
+    live.attempt = replace(live.attempt, returncode=code)
     return _judge(live)
 
 
@@ -138,8 +142,10 @@ def _watch(live: LiveAttempt, child: process.Child) -> None:
     """Look until nothing is left to wait for, or until something is wrong."""
     while child.poll() is None or (_saving(live, child) and live.alive()):
         time.sleep(live.task.poll_seconds)
+        live.run.arguments.stat()  # FileNotFoundError: somebody has removed the folder
         now = time.monotonic()
         live.know_workers(now)
+        live.sealing.look(now)
         if live.stop.now:
             return
         why = f"asked to stop ({live.stop.asked})" if live.stop.asked else live.space.look(now)
@@ -201,7 +207,18 @@ def _failure(live: LiveAttempt) -> Failure:
         return _killed(live, step)
     if cause:
         return Failure(_memory(live) if cause == "out of memory" else cause, step, line)
-    why = raised(run.log, live.watcher.begin) or _code(code)
+    return _unnamed(live, log)
+
+
+def _unnamed(live: LiveAttempt, log: str) -> Failure:
+    """A failure that no known words in the log name."""
+    run, step, begun = live.run, live.watcher.step, live.attempt.from_checkpoint
+    why = raised(run.log, live.watcher.begin)
+    if why is None and not live.space.room():  # nor was there room for the trace
+        return Failure("disk full", step, "the disk is full")
+    why = why or _code(live.attempt.returncode)
+    if begun and in_loading(log):
+        return Failure("checkpoint", step, f"{begun} cannot be loaded: {why}")
     return Failure("crash" if began(run) else "refused", step, why)
 
 
@@ -227,21 +244,11 @@ def _code(code: int | None) -> str:
 
 def tell(run: Run, event: str, **details: Any) -> None:
     """A line in events.jsonl."""
-    with _even_on_a_full_disk():
+    with runs.even_on_a_full_disk():
         runs.note(run, event, **{key: value for key, value in details.items() if value is not None})
 
 
 def keep(run: Run, attempt: Attempt) -> None:
     """An attempt's line in attempts.jsonl."""
-    with _even_on_a_full_disk():
+    with runs.even_on_a_full_disk():
         runs.record(run, attempt)
-
-
-@contextmanager
-def _even_on_a_full_disk() -> Iterator[None]:
-    """A full disk must not end the supervisor."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs import Run, note, read_json
+from ..runs import Run, note
+from .task import loaded_by
 
 LOOK_SECONDS = 10.0
 SPARE_BYTES = 16 * 2**20  # logs, pictures and the final weights' small files
@@ -28,8 +29,7 @@ class DiskSpace:
         if now - self.looked_at < LOOK_SECONDS:
             return None
         self.looked_at = now
-        free, need = shutil.disk_usage(self.run.folder).free, self._checkpoint_bytes()
-        reserve = need * (2.1 if self._grows() else 1.1) + SPARE_BYTES
+        free, need, reserve = self._measured()
         told = f"{free / GIB:.2f} GiB are free, a checkpoint takes {need / GIB:.2f} GiB"
         if free < reserve:
             return f"the disk is nearly full: {told}"
@@ -37,6 +37,16 @@ class DiskSpace:
             self.warned = True
             note(self.run, "disk low", why=told)
         return None
+
+    def room(self) -> bool:
+        """Whether a checkpoint fits now."""
+        free, _, reserve = self._measured()
+        return free >= reserve
+
+    def _measured(self) -> tuple[int, int, float]:
+        """Free bytes, those of a checkpoint, those that have to stay free."""
+        free, need = shutil.disk_usage(self.run.folder).free, self._checkpoint_bytes()
+        return free, need, need * (2.1 if self._grows() else 1.1) + SPARE_BYTES
 
     def _grows(self) -> bool:
         """Whether the next checkpoint comes on top of the others instead of in an old one's place."""
@@ -47,7 +57,7 @@ class DiskSpace:
         kept = self.run.checkpoints()
         if len(kept) > 1:
             return _bytes(kept[-2])  # the newest one may be half written
-        trained = ((read_json(self.run.loaded) or {}).get("parameters") or {}).get("trainable") or {}
+        trained = loaded_by(self.run).parameters.get("trainable", {})
         return int(sum(trained.values())) * ADAM_BYTES
 
 

@@ -1,14 +1,14 @@
 """What is supervised, what is known of it, and what the supervisor was asked by signal."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 from ..observe import StallLimits
 from ..plan.recovery import micro_batch_of
-from ..runs import Decided, Run, read_decided, read_json
+from ..runs import Decided, Run, read_decided, read_json, typed
 from ..tensors import PRECISIONS
 
 NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory cannot: value heads are not where the trainer looks for weights
@@ -24,12 +24,14 @@ class Task:
 
     `replan` makes a change (precision, attention, micro_batch) in the run's folder and returns the new environment;
     it raises ProblemsFound when the change cannot be made. `tell` passes a notice on: the event and its reason.
+    `edited` names the data files that are not what they were when the run began.
     """
 
     run: Run
     environment: Mapping[str, str]
     replan: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     tell: Callable[[str, str], None] = _untold
+    edited: Callable[[], Sequence[str]] = tuple
     stall: StallLimits = field(default_factory=StallLimits)
     poll_seconds: float = 0.5
     may_recover: bool = True
@@ -72,19 +74,45 @@ class Facts:
         return "pissa_convert is wrong after a resume" if arguments.get("pissa_convert") else None
 
 
+@dataclass(frozen=True)
+class Device:
+    """As machine.json has it."""
+
+    arch: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What machine.json says of the devices."""
+
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the hook found in the training's memory: parameters by `trainable` or `frozen`, then by data type."""
+
+    mixed_precision: str | None = None
+    parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+def loaded_by(run: Run) -> Loaded:
+    return typed(run.loaded, Loaded, read_json(run.loaded) or {})
+
+
 def facts_of(run: Run) -> Facts:
     """Read them anew: a change between two attempts rewrites the plan."""
-    devices = (read_json(run.machine) or {}).get("devices") or [{}]
-    return Facts(read_decided(run) or Decided(), devices[0].get("arch", "cpu"))
+    devices = typed(run.machine, Devices, read_json(run.machine) or {}).devices
+    return Facts(read_decided(run) or Decided(), devices[0].arch if devices else "cpu")
 
 
 def loaded_precision(run: Run) -> str | None:
     """What the training process found in its memory; with `as-saved` nothing else tells."""
-    loaded = read_json(run.loaded) or {}
-    if loaded.get("mixed_precision") in ("fp16", "bf16"):
-        return str(loaded["mixed_precision"])
+    loaded = loaded_by(run)
+    if loaded.mixed_precision in ("fp16", "bf16"):
+        return loaded.mixed_precision
     counts: dict[str, int] = {}
-    for part in loaded.get("parameters", {}).values():
+    for part in loaded.parameters.values():
         for name, count in part.items():
             counts[name] = counts.get(name, 0) + count
     return PRECISIONS.get(max(counts, key=lambda name: counts[name])) if counts else None

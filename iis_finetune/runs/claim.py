@@ -1,0 +1,109 @@
+"""One hand on a run folder at a time: a lock that ends with the process that holds it, and who that is."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..process import Identity, alive, identity
+from .documents import even_on_a_full_disk, json_object
+from .run import Run, Workspace
+
+Work = Literal["prepared", "trained", "evaluated", "exported", "stopped", "deleted"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that has a run folder, what becomes of the run there, and which folder that is."""
+
+    work: Work
+    process: Identity
+    folder: str
+
+
+@dataclass
+class Claim:
+    """A held run folder; whoever opens it writes what is done."""
+
+    run: Run
+    handle: int
+
+    def tell(self, work: Work) -> None:
+        """Say what is done with the run from now on."""
+        who = identity(os.getpid())
+        line = json.dumps(asdict(Holder(work, who, mark(self.run.folder)))) + "\n" if who else ""
+        with even_on_a_full_disk():  # the lock holds without its text, and `--delete` makes room
+            os.pwrite(self.handle, line.encode(), 0)  # in one go: a reader takes the first line
+            os.ftruncate(self.handle, len(line))
+
+
+@contextlib.contextmanager
+def claimed(run: Run, work: Work) -> Iterator[Claim]:
+    """Hold a run's folder, before anything is written into it; raises ProblemsFound with the process that has it."""
+    gone = ProblemsFound([Problem(f"{run.name} is gone", "see `iis-finetune runs`", Place(COMMAND_LINE))])
+    try:
+        stream = os.fdopen(os.open(run.claim, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    except FileNotFoundError:
+        raise gone from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise held(run) from None
+        if os.fstat(stream.fileno()).st_ino != _number(run.claim):
+            raise gone  # deleted between the two lines above
+        claim = Claim(run, stream.fileno())
+        claim.tell(work)
+        try:
+            yield claim
+        finally:
+            stream.truncate(0)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def held(run: Run) -> ProblemsFound:
+    """Why nothing may be done with a run now."""
+    who = holder(run)
+    told = f"{who.work} by process {who.process.pid}" if who else "worked on by another process"
+    fix = f"wait for it, or stop it: iis-finetune stop {run.number:04d}"
+    return ProblemsFound([Problem(f"{run.name} is being {told}", fix, Place(COMMAND_LINE))])
+
+
+def holder(run: Run) -> Holder | None:
+    """Who has a run folder now; None for a copy of it, whose file names somebody else's folder."""
+    try:
+        told = json_object(run.claim.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
+        found = Holder(told["work"], Identity(**told["process"]), told["folder"])
+    except (OSError, KeyError, TypeError):
+        return None
+    mine = found.work in get_args(Work) and found.folder == mark(run.folder)
+    return found if mine and alive(found.process) else None
+
+
+def mark(folder: Path) -> str:
+    """What tells a folder from its copies and still holds when it is renamed; empty when it is gone."""
+    try:
+        there = folder.stat()
+    except OSError:
+        return ""
+    return f"{there.st_dev}:{there.st_ino}"
+
+
+@contextlib.contextmanager
+def turn(workspace: Workspace) -> Iterator[None]:
+    """One start after the other: between the look for a free device and the word that it is taken."""
+    workspace.runs.mkdir(parents=True, exist_ok=True)
+    with (workspace.runs / ".turn").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
