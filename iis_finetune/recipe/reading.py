@@ -15,6 +15,7 @@ from .kit import Kit, build
 REGISTRY = Path("recipes")
 SUFFIXES = (".yaml", ".yml")
 LONGEST_BYTES = 1_000_000  # a recipe is a page; anything larger is some other file
+MOST_KEYS = 600  # LLaMA-Factory has some 350
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,9 @@ def _parse(text: str, path: Path) -> Any:
         raise ProblemsFound(
             [Problem(what, "start from one: iis-finetune recipes --copy NAME FILE", Place(str(path), 1))]
         )
+    if len(document) > MOST_KEYS:
+        what = f"a recipe has at most {MOST_KEYS} keys, this file has {len(document)}"
+        raise ProblemsFound([Problem(what, "give the path of a recipe", Place(str(path)))])
     return node
 
 
