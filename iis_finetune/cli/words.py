@@ -1,6 +1,7 @@
 """The words that several verbs share: arguments, options, the folders they work in."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -39,11 +40,13 @@ def workspace() -> Workspace:
 
 def _folder(variable: str, usual: Path) -> Path:
     """The folder that a variable names, absolute; it need not be there yet."""
-    given = os.environ.get(variable)
+    given, reason = os.environ.get(variable), ""
     try:
         folder = Path(given or usual).expanduser().absolute()
-        there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-        reason = None if there.is_dir() else f"{there} is not a folder"
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            reason = "it is not a folder"
+    except FileNotFoundError:
+        reason = "it is a link that leads nowhere" if folder.is_symlink() else ""
     except (RuntimeError, ValueError, OSError) as error:  # no such user; a name that no file can have
         reason = str(getattr(error, "strerror", None) or error).lower()
     if reason:
