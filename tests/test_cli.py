@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -269,6 +272,118 @@ def test_a_closed_pipe_is_no_error(project: Path) -> None:
         child.stdout.close()
         said = child.stderr.read()
     assert child.returncode == 0 and said == b""
+
+
+STREAMS = {
+    "{0} runs >&-": (0, ""),
+    "{0} runs 2>&-": (0, ""),
+    "{0} runs >/dev/full": (0, "error: not all could be printed: No space left on device\n"),
+    "{0} --help >/dev/full": (0, "error: not all could be printed: No space left on device\n"),
+    "{0} check nosuch 2>/dev/full": (2, ""),
+    "{0} check nosuch --json >/dev/full 2>&1 <&-": (2, ""),
+    "{0} runs >&- 2>&- <&-": (0, ""),
+    "{0} nosuch >&- 2>&- <&-": (2, ""),
+    "set -o pipefail; {0} check nosuch --json 2>&- | true": (2, ""),
+}
+
+
+def test_streams_that_are_closed_full_or_broken_leave_the_work_its_own_code(project: Path) -> None:
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    for words, (code, said) in STREAMS.items():
+        command = ["bash", "-c", words.format(f"{sys.executable} -m iis_finetune")]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, said), words
+
+
+FOLDERS = {
+    "a file": ("/etc/passwd", ("runs",), "/etc/passwd cannot be used: it is not a folder"),
+    "below a file": ("/etc/passwd/x", ("check", "tiny"), "not a directory"),
+    "nobody's": ("~nosuchuser/x", ("runs",), "home directory"),
+    "where nobody can write": ("/proc/x", ("train", "tiny", "--background"), "/proc/x cannot be written"),
+    "too long": ("/" + "x" * 300, ("runs",), "too long"),
+}
+
+
+@pytest.mark.parametrize(("folder", "words", "said"), FOLDERS.values(), ids=FOLDERS.keys())
+@pytest.mark.parametrize("variable", ["IIS_RUNS", "IIS_MODELS"])
+def test_a_folder_that_cannot_be_used_is_named_before_anything_starts(
+    quick: Command, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str, words: tuple[str, ...], said: str
+) -> None:
+    if (variable, folder) == ("IIS_MODELS", "/proc/x"):
+        words = (*words, "model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct")
+    monkeypatch.setenv(variable, folder)
+    done = quick(*words)
+    assert done.returncode == 3 and said in done.stderr and variable in done.stderr, done.stderr
+
+
+def test_models_are_read_from_a_folder_that_cannot_be_written(
+    quick: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IIS_MODELS", "/proc/x")
+    done = quick("check", "tiny", f"model_name_or_path={project / 'models' / 'tiny'}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_what_the_system_refuses_is_the_machines_and_no_bug(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_asked: object) -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr(cli, "application", refused)
+    assert cli.run() == 3
+    assert f"/some/file: {os.strerror(number).lower()}" in capsys.readouterr().err
+
+
+def test_a_current_folder_that_is_gone_is_a_sentence(project: Path) -> None:
+    gone = project / "gone"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    for words in ("recipes", "check tiny", "runs"):
+        gone.mkdir()
+        command = ["bash", "-c", f"rmdir ../gone; {sys.executable} -m iis_finetune {words}"]
+        done = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "the current folder does not exist any more" in done.stderr, done.stderr
+
+
+def test_one_bad_file_is_one_line_of_the_recipes(quick: Command, project: Path) -> None:
+    os.mkfifo(project / "recipes" / "pipe.yaml")
+    (project / "recipes" / "folder.yaml").mkdir()
+    names = "abcdefghi"
+    laughs = "a: &a [" + "x, " * 10 + "]\n"
+    laughs += "".join(f"{n}: &{n} [{f'*{b}, ' * 10}]\n" for b, n in pairwise(names))
+    for name, text in {"laughs": laughs, "self": "&r {kit: *r}", "secret": "kit: {env: {A_KEY: 1}}\na: 1"}.items():
+        (project / "recipes" / f"{name}.yaml").write_text(text)
+    rows = {row["recipe"]: row for row in json.loads(quick("recipes", "--json").stdout)["recipes"]}
+    assert set(rows) == {"folder", "laughs", "pipe", "secret", "self", "tiny"}
+    assert all("cannot be read" in rows[name]["description"] for name in ("folder", "laughs", "pipe", "self"))
+    assert rows["tiny"]["stage"] == "sft"
+
+
+ODD_NAMES = ("\x1b]0;x\x07", "\x9b31m", "\u202e", "\x7f", "\udcff")
+
+
+def test_escape_sequences_are_shown_escaped_in_every_message(quick: Command, project: Path) -> None:
+    for odd in ODD_NAMES:
+        written = f"\\u{ord(odd[0]):04x}"
+        for words in (("check", odd), ("status", odd), ("check", "tiny", f"a{odd}=1"), (odd,), ("data", "check", odd)):
+            for more in ((), ("--json",)):
+                done = quick(*words, *more)
+                assert done.returncode == 2 and odd[0] not in done.stdout + done.stderr, words
+                assert written in done.stdout + done.stderr or repr(odd)[1:-1] in done.stderr, words
+                assert not more or not done.stdout or json.loads(done.stdout)
+    text = RECIPE.replace("a few steps", '"\\e[31m').replace("tiny model", 'tiny"').replace("lora_rank", '"\\e[1m"')
+    (project / "recipes" / "odd\x1b[31m.yaml").write_text(text)
+    listed = quick("recipes")
+    assert "odd\\u001b[31m" in listed.stdout and "\x1b" not in listed.stdout
+    done = quick("check", "odd\x1b[31m")
+    assert "'\\u001b[1m'" in done.stderr and "\x1b" not in done.stderr + done.stdout
+
+
+def test_a_number_of_many_digits_is_no_run(quick: Command) -> None:
+    done = quick("status", "9" * 5000)
+    assert done.returncode == 2 and "no run '999" in done.stderr and len(done.stderr) < 500
+    assert quick("plan", "tiny", "--nodes", "9" * 11).returncode == 2
 
 
 def test_a_relative_path_still_leads_there_from_the_run_folder(quick: Command, project: Path) -> None:

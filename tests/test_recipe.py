@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,110 @@ def test_devices_can_be_written_as_the_vendors_variables_have_them(tmp_path: Pat
     for words in ((), ("kit.devices=0,1",)):
         recipe, problems = recipes.read(str(tmp_path / "a.yaml"), words)
         assert not problems and recipe.kit.devices == [0, 1]
+
+
+MERGED = """\
+kit: &usual
+  precision: fp32
+  env: {OMP_NUM_THREADS: 1}
+<<: &small {lora_rank: 8, lora_alpha: 16}
+lora_alpha: 32
+"""
+
+
+def test_merge_keys_are_ordinary_yaml_with_the_line_of_the_value_they_bring(tmp_path: Path) -> None:
+    recipe, problems = recipes.read(str(write(tmp_path, MERGED)))
+    assert problems == []
+    assert (recipe.value("lora_rank"), recipe.value("lora_alpha")) == (8, 32)
+    assert (recipe.place("lora_rank").line, recipe.place("lora_alpha").line) == (4, 5)
+    text = "x: &x\n  precision: fp32\ny: &y {precision: bf16, attention: sdpa}\nkit:\n  <<: [*x, *y]\n"
+    recipe, _ = recipes.read(str(write(tmp_path, text)))
+    assert (recipe.kit.precision, recipe.kit.attention) == ("fp32", "sdpa")
+    assert recipe.place("kit.precision").line == 2
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BEYOND = {
+    "aliases that expand": (LAUGHS, "aliases counted"),
+    "aliases that nest": ("k0: &k0 [1]\n" + "".join(f"k{n}: &k{n} [*k{n - 1}]\n" for n in range(1, 200)), "nested"),
+    "a list of 200,000": ("a: [" + "x," * 200_000 + "]", "over 10000 values"),
+    "brackets": ("a: " + "[" * 100_000, "nested over 50 deep"),
+    "dashes": ("a:\n" + "- " * 100_000, "nested over 50 deep"),
+    "too many keys": ("".join(f"k{n}: 1\n" for n in range(700)), "at most 600 keys"),
+    "over 1 MB": ("# x\n" * 300_000, "over 1 MB"),
+    "a mapping in itself": ("&r {kit: *r}", "holds itself"),
+    "a list in itself": ("lora_target: &a [*a]", "holds itself"),
+    "a surrogate": ('a: "\\ud800"', "D800"),
+    "a NUL": ('"a\\0": 1', "0000"),
+    "a merged number": ("<<: 3", "`<<` merges mappings"),
+    "a duplicate within": ("kit:\n  env: {a: 1, a: 2}", "duplicate key"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), BEYOND.values(), ids=BEYOND.keys())
+def test_what_goes_beyond_a_page_of_settings_is_refused_at_once(tmp_path: Path, content: str, words: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ProblemsFound, match=words):
+        recipes.read(str(write(tmp_path, content)))
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "value", ["&a [*a]", LAUGHS.replace("\n", "\n  "), '"\\ud800"'], ids=["self", "laughs", "half"]
+)
+def test_an_override_is_held_to_the_same_bounds(tmp_path: Path, value: str) -> None:
+    recipe, problems = recipes.read(str(write(tmp_path, "a: 1\n")), [f"lora_target={value}"])
+    assert len(problems) == 1 and "the value of lora_target" in problems[0].what
+    assert not recipe.states("lora_target")
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1" * 5000, "1:" * 3000 + "1", "0b" + "1" * 9000, "0x_"])
+def test_a_number_that_no_argument_can_take_is_a_text(tmp_path: Path, number: str) -> None:
+    assert recipes.read(str(write(tmp_path, f"lora_rank: {number}\n")))[0].value("lora_rank") == number
+
+
+SECRETS = {
+    "kit: {env: {HF_TOKEN: abc}}": "kit.env.HF_TOKEN",
+    "kit: {env: {wandb_api_key: abc}}": "kit.env.wandb_api_key",
+    "kit: {env: {MY_SECRET: 1, DB_PASSWORD: 2}}": "kit.env.MY_SECRET",
+    f"kit: {{env: {{PLAIN: hf_{'a' * 20}}}}}": "kit.env.PLAIN",
+    f"kit: {{notify: 'curl -H \"key: sk-{'a' * 20}\" x'}}": "kit.notify",
+    "hf_hub_token: abc": "hf_hub_token",
+    "ms_hub_token: abc": "ms_hub_token",
+    "hub_token: abc": "hub_token",
+    f"run_name: ms-{'1a-' * 8}": "run_name",
+    f"init_kwargs: {{a: [sk-proj-{'a' * 20}]}}": "init_kwargs",
+}
+NO_SECRETS = """\
+tokenized_path: x
+add_tokens: <a>,<b>
+skip_special_tokens: true
+hf_hub_token: null
+model_name_or_path: models/hf_abcdefghijklmnopqrstuvwxyz
+run_name: hf_short
+kit: {env: {TOKENIZERS_PARALLELISM: false, TOKENS: 1, KEYS: 2}}
+"""
+
+
+@pytest.mark.parametrize(("text", "key"), SECRETS.items())
+def test_a_secret_in_a_recipe_is_refused_and_not_repeated(tmp_path: Path, text: str, key: str) -> None:
+    recipe, problems = recipes.read(str(write(tmp_path, text)))
+    assert key in problems[0].what and problems[0].fix == "set it in the shell; it is passed on"
+    told = repr(problems) + repr(recipe)
+    assert not re.search("abc|aaaa|1a-1a", told.replace(f"'{key}'", ""))
+    name, _, value = text.partition(": ")
+    overridden, problems = recipes.read(str(write(tmp_path, "a: 1\n")), [f"{name}={value}"] if name != "kit" else [])
+    assert not overridden.states(name) or name == "kit"
+
+
+def test_what_only_sounds_like_a_secret_is_none(tmp_path: Path) -> None:
+    assert recipes.read(str(write(tmp_path, NO_SECRETS)))[1] == []
+
+
+@pytest.mark.parametrize("name", ["A=B", "''", "a b", "a-b", "1A"])
+def test_a_name_that_no_variable_can_have_is_a_problem(tmp_path: Path, name: str) -> None:
+    _, problems = recipes.read(str(write(tmp_path, f"kit:\n  env: {{{name}: 1}}\n")))
+    assert len(problems) == 1 and "cannot be the name of a variable" in problems[0].what
+    assert problems[0].where.line == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECIPE
+from conftest import RECIPE, Command
 
 from iis_finetune import cli, dataset, machine, preflight, process, recover, runs, session
 from iis_finetune.dataset import readings
@@ -79,6 +79,28 @@ def test_a_run_whose_data_are_edited_does_not_recover_onto_other_rows(
     code, _ = carried_out(Order("tiny"), staged, FAKE=json.dumps([{"at": 5, "do": "kill"}]))
     (run,) = runs.listed(staged)
     assert code == 1 and "little.json changed since the run began" in str(runs.attempts(run)[-1].why)
+
+
+def test_a_secret_of_the_shell_reaches_the_training_and_no_file_of_the_run(
+    staged: Workspace, python: Path, quick: Command
+) -> None:
+    secret = "hf_" + "s3cret" * 6
+    program = staged.root / "bin" / "llamafactory-cli"
+    program.parent.mkdir()
+    seen = staged.root / "seen"
+    watched = f'#!/bin/sh\nprintenv HF_TOKEN WANDB_API_KEY > "{seen}"\nexec "{python.parent}/llamafactory-cli" "$@"\n'
+    program.write_text(watched)
+    program.chmod(0o755)
+    (program.parent / "python").symlink_to(python)
+    sys.executable = str(program.parent / "python")  # `staged` puts the real one back
+    given = {"HF_TOKEN": secret, "WANDB_API_KEY": f"w{secret}"}
+    code, request = carried_out(Order("tiny"), staged, **given)
+    assert code == 0, told(request)
+    assert seen.read_text().split() == [secret, f"w{secret}"]
+    assert quick("report", "1").returncode == 0
+    files = [path for path in staged.runs.rglob("*") if path.is_file()]
+    assert {"recipe.yaml", "command.sh", "decisions.json", "report.html", "request.json"} <= {f.name for f in files}
+    assert [str(path) for path in files if secret.encode() in path.read_bytes()] == []
 
 
 def test_problems_and_bugs_are_told_with_their_exit_codes(staged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

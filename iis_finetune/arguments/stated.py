@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from ..errors import Place, Problem
@@ -149,6 +150,7 @@ def _answer(value: str) -> str:
     return f"write '{value}'" if kit_key == value else f"write 'kit: {{{kit_key}: ...}}'"
 
 
+@cache
 def _toml(name: str) -> dict[str, Any]:
     import tomllib  # 10 ms that a recipe without a slip need not pay
 

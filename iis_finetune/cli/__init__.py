@@ -1,6 +1,5 @@
 """The verbs; the only part that prints and exits."""
 
-import contextlib
 import errno
 import gc
 import os
@@ -17,7 +16,7 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..errors import BUG, INPUT, INTERRUPTED, KitError, Place, Problem, ProblemsFound
-from . import show
+from . import show, streams
 
 VERBS = {
     # verb: where its function is, what `--help` says of it. Only the module of the verb that is asked for is imported.
@@ -44,6 +43,12 @@ VERBS = {
     "schema": ("recipes.schema", "The JSON schema of recipes, for editors."),
     "_train": ("train.detached", ""),
     "_notify": ("train.notice", ""),
+}
+
+
+OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.ENOTDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
 }
 
 
@@ -90,9 +95,11 @@ def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
     sys.argv += ["--help"] * (len(sys.argv) == 1)
     gc.set_threshold(200_000, 50, 50)  # Python's own 700 looks for garbage hundreds of times while a verb starts
+    streams.make_lasting()
     code = run()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
+    unsaid = streams.ending()
+    if unsaid:
+        show.aside(unsaid)
     sys.stderr.flush()
     os._exit(code)  # nothing is left to do: taking the interpreter down would cost every verb 40 ms more
 
@@ -107,8 +114,8 @@ def run() -> int:
         return INTERRUPTED
     except TyperException as error:
         return _misused(getattr(error, "format_message", error.__str__)())
-    except (BrokenPipeError, SystemExit) as left:
-        return _left(left)
+    except SystemExit as left:
+        return int(left.code or 0)
     except Exception as error:  # noqa: BLE001 - the last resort: a bug of ours becomes one sentence and a log
         return _last_resort(error)
 
@@ -127,14 +134,6 @@ def _misused(said: str) -> int:
     return INPUT
 
 
-def _left(left: BrokenPipeError | SystemExit) -> int:
-    """The exit code; a closed pipe is no failure (typer exits for that itself)."""
-    gone = isinstance(left, BrokenPipeError) or isinstance(left.__context__, BrokenPipeError)
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0 if gone or not isinstance(left, SystemExit) else int(left.code or 0)
-
-
 def _report(error: KitError) -> int:
     if not isinstance(error, ProblemsFound):
         show.aside(f"error: {error}")
@@ -145,10 +144,21 @@ def _report(error: KitError) -> int:
     return error.exit_code
 
 
-def _last_resort(error: Exception) -> int:
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+def _of_the_machine(error: OSError) -> ProblemsFound | None:
+    """What the system refuses is told in its own words: rights and room are the user's to give."""
+    if error.errno == errno.ENAMETOOLONG:
         what = f"'{str(error.filename)[:40]}...' is too long for the name of a file"
-        return _report(ProblemsFound([Problem(what, "give the path of something that is there", Place())]))
+        return ProblemsFound([Problem(what, "give the path of something that is there", Place())])
+    if error.errno not in OF_THE_MACHINE:
+        return None
+    what = f"{error.filename or 'a file'}: {(error.strerror or '').lower()}"
+    return ProblemsFound([Problem(what, "see to the rights and the room of that folder", Place(), kind="machine")])
+
+
+def _last_resort(error: Exception) -> int:
+    refused = _of_the_machine(error) if isinstance(error, OSError) else None
+    if refused:
+        return _report(refused)
     with NamedTemporaryFile("w", prefix="iis-finetune-", suffix=".log", delete=False) as log:
         log.write(f"iis-finetune {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n{traceback.format_exc()}")
     show.aside(f"error: this is a bug in iis-finetune, not your mistake; please report it with {Path(log.name)}")

@@ -1,6 +1,7 @@
 """Follow a detached start, or a run, from the terminal, and tell how it ends; what is followed is never harmed."""
 
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ..hub import Progress
 from ..observe import follow, last_lines, signs
 from ..process import Identity
 from ..runs import Request, Run, weights
-from . import show
+from . import show, streams
 from .meter import DownloadMeter, StepMeter
 from .words import workspace
 
@@ -99,7 +100,7 @@ def to_run(run: Run) -> int:
     """Follow a run; Ctrl-C ends only the following."""
     meter = StepMeter(run)
     try:
-        while runs.state(run) in ("starting", "running"):
+        while not streams.lost(sys.stdout) and runs.state(run) in ("starting", "running"):
             meter.update()
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
@@ -107,8 +108,9 @@ def to_run(run: Run) -> int:
         show.line(f"\n{run.name} goes on; next: iis-finetune status {run.number:04d}")
         return FINE
     meter.close()
-    show.line(f"{run.name}: {runs.state(run)}")
-    return FINE if runs.state(run) == "finished" else RUN_FAILED
+    state = runs.state(run)
+    show.line(f"{run.name}: {state}")
+    return FINE if state in ("starting", "running", "finished") else RUN_FAILED  # the first two: nobody listens
 
 
 def _tell_ending(told: dict[str, Any], folder: Path) -> None:

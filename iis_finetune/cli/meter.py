@@ -53,8 +53,10 @@ class StepMeter:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bars
 
-            self.bar = Bars(TextColumn(self.run.name), BarColumn(), TextColumn("{task.fields[text]}"))
-            self.task = self.bar.add_task("", total=now.total_steps, text="")
+            self.bar = Bars(
+                TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[text]}")
+            )
+            self.task = self.bar.add_task(show.shown(self.run.name), total=now.total_steps, text="")
             self.bar.start()
         self.bar.update(self.task, completed=now.step, total=now.total_steps, text=sentence(now))
 

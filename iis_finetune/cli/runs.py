@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from .. import process, runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..observe import devices, follow, last_lines, signs
 from ..runs import Run
-from . import attach, show
+from . import attach, show, streams
 from .words import AsJson, RunName, workspace
 
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on printing as the log grows.")]
@@ -135,7 +136,7 @@ def logs(run: RunName, following: Follow = False, lines: Lines = 40) -> None:
     for text in last_lines(found.log, lines):
         show.line(text)
     position = found.log.stat().st_size if found.log.is_file() else 0
-    while following and runs.state(found) in ("starting", "running"):
+    while following and not streams.lost(sys.stdout) and runs.state(found) in ("starting", "running"):
         for text, reached in follow(found.log, position):
             position = reached
             show.line(text)

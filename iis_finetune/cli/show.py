@@ -1,6 +1,7 @@
 """All that is printed: problems, tables, documents; rich on a terminal, plain lines otherwise."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,16 +13,23 @@ import typer
 from ..errors import Problem, errors_of, exit_code
 
 METER_AFTER_SECONDS = 1.0
+# What a terminal obeys or shows in another order than it stands in, and halves of characters, which are no text.
+UNSHOWN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def line(text: str = "") -> None:
     """A line of what was asked for, to stdout."""
-    print(text, flush=True)  # noqa: T201
+    print(shown(text), flush=True)  # noqa: T201
 
 
-def aside(text: str) -> None:
-    """A line beside it, to stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+def aside(text: str, mark: str = "") -> None:
+    """A line beside it, to stderr, behind a mark that is the kit's own."""
+    print(mark + shown(text), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def shown(text: str) -> str:
+    """Text of any origin with its control characters written out, as JSON does: `\\u001b`."""
+    return UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def document(content: Any) -> None:
@@ -32,7 +40,7 @@ def document(content: Any) -> None:
 def problems(found: Sequence[Problem], nothing_started: bool = True) -> None:
     """Every problem with its place and its fix, then the count; to stderr."""
     for problem in found:
-        aside(f"{_coloured(problem.severity)}: {problem.what}")
+        aside(f": {problem.what}", _coloured(problem.severity))
         if str(problem.where):
             aside(f"  where: {problem.where}")
         aside(f"  fix:   {problem.fix}")
@@ -94,7 +102,7 @@ def cell(value: Any) -> str:
     """How a value is printed: `-` when unknown, four digits of a fraction."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else shown(str(value)).replace("\n", " ")
 
 
 def _width(text: str) -> int:

@@ -1,6 +1,7 @@
 """The words that several verbs share: arguments, options, the folders they work in."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,9 @@ Overrides = Annotated[
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`.")]
 On = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Plan for another machine: mi50x2, h200, cpu.")]
-Number = Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="How many machines train together.")]
+Number = Annotated[
+    int, typer.Option("--nodes", min=1, max=10_000, metavar="N", help="How many machines train together.")
+]
 Rank = Annotated[int, typer.Option("--node-rank", min=0, metavar="R", help="Which of them this is; the first is 0.")]
 Master = Annotated[str, typer.Option("--master", metavar="HOST:PORT", help="Where the first of them is reached.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
@@ -26,11 +29,31 @@ Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, 
 
 def workspace() -> Workspace:
     """The current folder's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
-    root = Path.cwd()
-    models = Path(os.environ.get("IIS_MODELS") or root / "models").expanduser()
-    runs = Path(os.environ.get("IIS_RUNS") or root / "runs").expanduser()
-    ppo = Path(os.environ.get("IIS_PPO") or Workspace.ppo).expanduser()
-    return Workspace(root, models.absolute(), runs.absolute(), ppo.absolute())
+    try:
+        root = Path.cwd()
+    except OSError:
+        what = "the current folder does not exist any more"
+        raise ProblemsFound([Problem(what, "cd to the project's folder", Place(COMMAND_LINE))]) from None
+    models, runs = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
+    return Workspace(root, models, runs, _folder("IIS_PPO", Workspace.ppo))
+
+
+def _folder(variable: str, usual: Path) -> Path:
+    """The folder that a variable names, absolute; it need not be there yet."""
+    given, reason = os.environ.get(variable), ""
+    try:
+        folder = Path(given or usual).expanduser().absolute()
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            reason = "it is not a folder"
+    except FileNotFoundError:
+        reason = "it is a link that leads nowhere" if folder.is_symlink() else ""
+    except (RuntimeError, ValueError, OSError) as error:  # no such user; a name that no file can have
+        reason = str(getattr(error, "strerror", None) or error).lower()
+    if reason:
+        what, fix = f"{variable}={given} cannot be used: {reason}", f"export {variable}=FOLDER, or unset {variable}"
+        what = what if given else f"{usual} cannot be used: {reason}"
+        raise ProblemsFound([Problem(what, fix, Place(variable if given else str(usual)), kind="machine")])
+    return folder
 
 
 def question(recipe: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:

@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: 
     else:
         versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
         problems += rules.check_packages(case, versions)
-    return [*problems, *_disk(case, workspace.runs)]
+    return [*problems, *_unwritable(case, workspace), *_disk(case, workspace.runs)]
 
 
 def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:
@@ -75,10 +76,27 @@ def machine_problems(case: Case) -> list[Problem]:
     return [replace(each, where=case.recipe.place(key)) for key, each in found]
 
 
+def _unwritable(case: Case, workspace: Workspace) -> Iterator[Problem]:
+    """The folders that a training writes into and cannot: tried, since neither rights nor mounts tell for certain."""
+    folders = {"IIS_RUNS": workspace.runs, **({} if case.model.folder else {"IIS_MODELS": workspace.models})}
+    for name, folder in folders.items():
+        try:
+            with tempfile.TemporaryDirectory(dir=_nearest(folder), prefix=".iis-finetune-"):
+                pass
+        except OSError as error:
+            what = f"{folder} cannot be written: {(error.strerror or '').lower()}"
+            yield Problem(what, f"export {name}=FOLDER, one that you may write into", kind="machine")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the one above it in which it will be made."""
+    return next(each for each in (folder, *folder.parents) if each.is_dir())
+
+
 def _disk(case: Case, runs: Path) -> list[Problem]:
     """Whether the checkpoints fit: a full disk ends a run at a save, after hours."""
     needed = rules.disk_bytes(case)
-    folder = next(each for each in (runs, *runs.parents) if each.is_dir())
+    folder = _nearest(runs)
     free = shutil.disk_usage(folder).free
     if needed is None or needed <= free:
         return []

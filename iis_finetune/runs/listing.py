@@ -95,14 +95,16 @@ def find(workspace: Workspace, text: str) -> Run:
         raise _no_run("there is no run yet", "start one: iis-finetune train RECIPE")
     matches = [run for run in runs if run.name == text]
     if not matches and text.isdecimal():
-        matches = [run for run in runs if run.number == int(text)]
+        matches = [run for run in runs if str(run.number) == (text.lstrip("0") or "0")]
     matches = matches or [run for run in runs if run.name.startswith(text)]
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise _no_run(f"'{text}' fits {len(matches)} runs", f"one of {', '.join(run.name for run in matches[-5:])}")
     names = ", ".join(run.name for run in runs[-5:])
-    raise _no_run(f"no run '{text}' in {workspace.runs}/", f"newest runs: {names}" if names else "there are none yet")
+    raise _no_run(
+        f"no run '{text[:80]}' in {workspace.runs}/", f"newest runs: {names}" if names else "there are none yet"
+    )
 
 
 def _no_run(what: str, fix: str) -> ProblemsFound:

@@ -1,0 +1,5 @@
+"""Recipes: find one, read it within bounds and with its line numbers, put the command line's overrides on top."""
+
+from .entry import Entry
+from .kit import FromScratch, Kit
+from .reading import REGISTRY, SUFFIXES, Recipe, find, read, registered, unknown
