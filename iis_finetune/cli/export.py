@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from .. import export as exporting
+from .. import process
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from . import show
 from .tuned import Checkpoint, RunOrRecipe, tuned
@@ -19,6 +20,7 @@ def export(
     run: RunOrRecipe, dtype: Dtype = "auto", to: To = None, checkpoint: Checkpoint = None, as_json: AsJson = False
 ) -> None:
     """Merge the adapter into its base, and prove that the result is the same model."""
+    process.ends_alike()
     subject = tuned(run, checkpoint)
     own = subject.trained.arguments.get("export_dir")
     if to is None and subject.run is None and own is None:

@@ -85,7 +85,7 @@ def _merge(trained: Trained, merged: Path, wanted: Export, dtype: str) -> None:
     file, log = merged.with_name("arguments.yaml"), wanted.target.with_name(f"{wanted.target.name}.log")
     write(file, launch.yaml_text(after.export(trained, str(merged.resolve()), dtype)))
     words = launch.program("export", str(file.resolve()))
-    done = process.capture(words, LONGEST_SECONDS, after.one_process(wanted.environment))
+    done = process.capture(process.bound(words), LONGEST_SECONDS, after.one_process(wanted.environment))
     write(log, f"{done.stdout}\n{done.stderr}" if done else "llamafactory-cli is not installed")
     if done is None or done.returncode != 0:
         raise RunFailed(f"LLaMA-Factory could not merge: {' '.join(last_lines(log, 1))}; see {log}")
@@ -103,7 +103,7 @@ def prove(
     child = after.one_process(environment)
     child["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [child["PYTHONPATH"]])])
     words = [sys.executable, "-m", "iis_finetune.probe.parity", str(file)]
-    done = process.capture(words, LONGEST_SECONDS, child)
+    done = process.capture(process.bound(words), LONGEST_SECONDS, child)
     if done is None or done.returncode != 0:
         why = done.stderr.strip().splitlines()[-1:] if done else []
         raise RunFailed(f"the merged folder could not be compared and is not kept: {' '.join(why)}")
