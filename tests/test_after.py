@@ -127,6 +127,11 @@ def test_without_a_key_only_this_machine_and_the_pages_that_were_named_are_answe
     assert (with_key is None) == (why is None or "own address" in why)
 
 
+def test_a_file_that_names_a_model_and_nothing_of_a_training_can_be_talked_to() -> None:
+    made = after.converse(after.Trained("x", {"model_name_or_path": "m", "template": "qwen"}, after.Weights("m")))
+    assert "stage" not in made and made["template"] == "qwen"
+
+
 @pytest.fixture
 def plain(project: Path) -> Path:
     """The project with a file that chat, serve and export take in place of a run."""
@@ -165,6 +170,7 @@ def ended(words: list[str], folder: Path, number: signal.Signals, seconds: float
     until = time.monotonic() + 60
     while len(marked(mark)) < 3 and child.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
+    assert child.poll() is None
     time.sleep(seconds)
     child.send_signal(number)
     left = left_after(mark, 5)
