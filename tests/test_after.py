@@ -127,6 +127,31 @@ def test_without_a_key_only_this_machine_and_the_pages_that_were_named_are_answe
     assert (with_key is None) == (why is None or "own address" in why)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of anyio, through the test client
+def test_an_application_open_to_every_origin_is_closed_but_for_those_that_were_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from starlette.applications import Starlette
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    monkeypatch.setattr(serve, "ORIGINS", ("https://mine.example",))
+    app = Starlette(routes=[Route("/v1", lambda _: PlainTextResponse("yes"))])
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_credentials=True)  # as api/app.py does
+    client = TestClient(serve.closed(app, serve.OURS), base_url="http://127.0.0.1:8000")
+    named = client.get("/v1", headers={"Origin": "https://mine.example"})
+    assert (named.text, named.headers["access-control-allow-origin"]) == ("yes", "https://mine.example")
+    assert "access-control-allow-credentials" not in named.headers
+    assert client.get("/v1").text == "yes"
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        other = client.get("/v1", headers=headers)
+        assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert client.options("/v1", headers=asked).status_code == 403
+
+
 def test_a_file_that_names_a_model_and_nothing_of_a_training_can_be_talked_to() -> None:
     made = after.converse(after.Trained("x", {"model_name_or_path": "m", "template": "qwen"}, after.Weights("m")))
     assert "stage" not in made and made["template"] == "qwen"

@@ -68,6 +68,8 @@ def serve(host: str, port: int) -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            if not self.started:
+                return
             name = f"[{host}]" if ":" in host else host
             sys.stdout.write(f"ready: {os.environ['API_MODEL_NAME']} at http://{name}:{port}/v1 (Ctrl-C ends it)\n")
             sys.stdout.flush()
