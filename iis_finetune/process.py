@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 Child = subprocess.Popen[bytes]
 STATUS, STARTED = 0, 19  # fields of /proc/PID/stat, counted from the one after the name (proc_pid_stat(5))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+GUARD = Path(__file__).parent / "probe" / "guard.py"
+LEAVE_SECONDS = 3.0  # what an ended program gets to leave in order
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,30 @@ def ended(child: Child, seconds: float) -> int | None:
         return None
 
 
-def attached(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
-    """Run a program on this terminal until it ends (chat, serve); its exit code."""
-    with subprocess.Popen(list(command), env=dict(environment), cwd=folder) as child:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue  # the child has the same terminal and got the same Ctrl-C
+def bound(command: Sequence[str]) -> list[str]:
+    """The words that run a program which ends, with all that it started, when this process does, however it does."""
+    return [sys.executable, "-IS", str(GUARD), str(os.getpid()), *command]
+
+
+def ends_alike() -> None:
+    """Let SIGTERM and a hang-up end a verb as Ctrl-C does: what it made halfway is put away; nohup stays in force."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+def attached(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int | None:
+    """Run a program on this terminal until it ends (chat, serve); its exit code, None when this process was to end."""
+    child = subprocess.Popen(bound(command), env=dict(environment), cwd=folder)
+    who = identity(child.pid)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:  # typed at the terminal, the child got it too
+        return None
+    finally:
+        if who and child.returncode is None:
+            end(tree(who), LEAVE_SECONDS)
+            child.wait()
 
 
 def boot() -> str:

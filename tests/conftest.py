@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,27 @@ def run(words: Sequence[str], folder: Path, timeout: float = 300, **extra: str) 
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def marked(mark: Mapping[str, str]) -> list[str]:
+    """The processes, by what /proc says of them, whose environment holds a variable that a test made up."""
+    wanted = {f"{name}={value}".encode() for name, value in mark.items()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                found.append(f"{folder.name} {(folder / 'cmdline').read_bytes().decode(errors='replace')}")
+        except OSError:  # it ended in between
+            continue
+    return found
+
+
+def left_after(mark: Mapping[str, str], seconds: float) -> list[str]:
+    """Those of these processes that are still there when the time is over."""
+    until = time.monotonic() + seconds
+    while (left := marked(mark)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +20,14 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import LONGEST, ROOT, run
+from conftest import LONGEST, ROOT, left_after, marked, run
 
 from iis_finetune.cli.chat import loopback
 from iis_finetune.evaluate.answers import Evaluation, answers, material, run_llamafactory
 from iis_finetune.evaluate.compare import compare
 from iis_finetune.evaluate.metrics import Declared, score
 from iis_finetune.plan import after
+from iis_finetune.probe import serve
 from iis_finetune.runs import Run
 from iis_finetune.supervise import Stop
 
@@ -96,6 +99,142 @@ def test_what_comes_after_training_is_one_process_on_its_first_device() -> None:
     given |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "/kit/hook:/kit/hook/torchaudio_placeholder"}
     expected = {"ROCR_VISIBLE_DEVICES": "GPU-a", "HOME": "/h", "CUDA_VISIBLE_DEVICES": ""}
     assert after.one_process(given) == {**expected, "PYTHONPATH": "/kit/hook/torchaudio_placeholder"}
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "why"),
+    [
+        ("127.0.0.1:8000", "", None),
+        ("LocalHost:8000", "", None),
+        ("[::1]:8000", "", None),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", None),  # its own page, /docs
+        ("127.0.0.1:8000", "https://mine.example", None),  # --allow-origin
+        ("rebound.example:8000", "", "own address alone"),
+        ("", "", "own address alone"),
+        ("127.0.0.1:8000", "https://evil.example", "web pages may not ask"),
+        ("127.0.0.1:8000", "null", "web pages may not ask"),
+        ("rebound.example:8000", "http://rebound.example:8000", "own address alone"),
+    ],
+)
+def test_without_a_key_only_this_machine_and_the_pages_that_were_named_are_answered(
+    host: str, origin: str, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "ORIGINS", ("https://mine.example",))
+    headers = {b"host": host.encode(), **({b"origin": origin.encode()} if origin else {})}
+    found = serve.refusal(headers, serve.OURS)
+    assert (found is None) == (why is None) and (why or "") in (found or "")
+    with_key = serve.refusal(headers, None)
+    assert (with_key is None) == (why is None or "own address" in why)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of anyio, through the test client
+def test_an_application_open_to_every_origin_is_closed_but_for_those_that_were_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from starlette.applications import Starlette
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    monkeypatch.setattr(serve, "ORIGINS", ("https://mine.example",))
+    app = Starlette(routes=[Route("/v1", lambda _: PlainTextResponse("yes"))])
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_credentials=True)  # as api/app.py does
+    client = TestClient(serve.closed(app, serve.OURS), base_url="http://127.0.0.1:8000")
+    named = client.get("/v1", headers={"Origin": "https://mine.example"})
+    assert (named.text, named.headers["access-control-allow-origin"]) == ("yes", "https://mine.example")
+    assert "access-control-allow-credentials" not in named.headers
+    assert client.get("/v1").text == "yes"
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        other = client.get("/v1", headers=headers)
+        assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert client.options("/v1", headers=asked).status_code == 403
+
+
+def test_a_file_that_names_a_model_and_nothing_of_a_training_can_be_talked_to() -> None:
+    made = after.converse(after.Trained("x", {"model_name_or_path": "m", "template": "qwen"}, after.Weights("m")))
+    assert "stage" not in made and made["template"] == "qwen"
+
+
+@pytest.fixture
+def plain(project: Path) -> Path:
+    """The project with a file that chat, serve and export take in place of a run."""
+    text = "model_name_or_path: models/tiny\ntemplate: qwen\nexport_dir: merged\n"
+    (project / "plain.yaml").write_text(text, encoding="utf-8")
+    return project
+
+
+def test_a_port_that_is_taken_is_told_at_once(plain: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run(["serve", "plain.yaml", "--port", str(port)], plain, 60)
+    assert done.returncode == 2
+    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in done.stderr
+    assert f"fix:   --port {port + 1}, or end what listens there" in done.stderr
+    elsewhere = run(["serve", "plain.yaml", "--host", "192.0.2.1"], plain, 60, API_KEY="long")
+    assert elsewhere.returncode == 2 and "Cannot assign requested address" in elsewhere.stderr
+
+
+def ended(words: list[str], folder: Path, number: signal.Signals, seconds: float) -> list[str]:
+    """The processes that are left 5 s after a verb was sent a signal, so long after it began to have children."""
+    mark = {"IIS_TEST_MARK": str(uuid.uuid4())}
+    command = [sys.executable, "-m", "iis_finetune", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **mark}
+    child = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while len(marked(mark)) < 3 and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert child.poll() is None
+    time.sleep(seconds)
+    child.send_signal(number)
+    left = left_after(mark, 5)
+    assert child.stdin is not None
+    child.stdin.close()
+    child.wait(30)
+    return left
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("verb", "number"), list(zip(("serve", "chat", "export", "serve"), SIGNALS, strict=True)))
+def test_nothing_is_left_when_a_verb_is_ended(verb: str, number: signal.Signals, plain: Path) -> None:
+    seconds = random.uniform(0, 1)
+    words = [verb, "plain.yaml", *(["--port", str(free_port())] if verb == "serve" else [])]
+    assert ended(words, plain, number, seconds) == [], seconds
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("verb", ["serve", "chat", "evaluate", "export", "export --dtype bf16"])
+def test_nothing_is_left_of_a_real_run_s_verb_either(
+    verb: str, number: signal.Signals, evaluated_run: Run, evaluated_project: Path, tmp_path: Path
+) -> None:
+    seconds = random.uniform(0, 25)
+    words = [*verb.split(), "last"]
+    words += ["--port", str(free_port())] if verb == "serve" else []
+    words += ["--to", str(tmp_path / "merged")] if "export" in verb else []
+    if verb == "evaluate":
+        shutil.rmtree(evaluated_run.evaluation, ignore_errors=True)
+    assert ended(words, evaluated_project, number, seconds) == [], seconds
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 # On a real run
@@ -192,10 +331,9 @@ def test_chat_answers_in_the_terminal(evaluated_run: Run, evaluated_project: Pat
 @pytest.fixture
 def server(evaluated_run: Run, evaluated_project: Path) -> Iterator[str]:
     """The address of `serve` with a key; ended as Ctrl-C does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-m", "iis_finetune", "serve", "last", "--port", str(port)]
+    words += ["--allow-origin", "https://mine.example"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "API_KEY": "a-key"}
     log = evaluated_project / "serve.log"
     with log.open("wb") as stream:
@@ -208,7 +346,7 @@ def server(evaluated_run: Run, evaluated_project: Path) -> Iterator[str]:
             start_new_session=True,
         )
     deadline = time.monotonic() + 200
-    while "Uvicorn running" not in log.read_text(errors="replace") and time.monotonic() < deadline:
+    while "ready: " not in log.read_text(errors="replace") and time.monotonic() < deadline:
         assert child.poll() is None, log.read_text()
         time.sleep(0.3)
     try:
@@ -239,6 +377,20 @@ def test_the_openai_client_talks_to_the_server(server: str, evaluated_run: Run) 
         client.chat.completions.create(model=evaluated_run.name, messages=picture)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=server, api_key="wrong", timeout=60).models.list()
+
+
+@pytest.mark.slow
+def test_a_ready_server_answers_the_pages_it_was_told_to_and_no_other(server: str) -> None:
+    import requests
+
+    def ask(origin: str, host: str = "") -> requests.Response:
+        headers = {"Authorization": "Bearer a-key", "Origin": origin, **({"Host": host} if host else {})}
+        return requests.get(f"{server}/models", headers=headers, timeout=20)
+
+    named = ask("https://mine.example")
+    assert (named.status_code, named.headers["access-control-allow-origin"]) == (200, "https://mine.example")
+    other = ask("https://evil.example")
+    assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
 
 
 @pytest.mark.slow

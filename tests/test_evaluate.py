@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from iis_finetune.evaluate.answers import slices_of
-from iis_finetune.evaluate.compare import compare, interval, macro_f1, verdict, weighted
+from iis_finetune.evaluate.compare import compare, compare_losses, interval, macro_f1, verdict, weighted
 from iis_finetune.evaluate.metrics import Declared, confusion, kind_of, parse, score
 from iis_finetune.evaluate.summary import example_rows, shortened, summary_lines
 from iis_finetune.runs import Run
@@ -130,6 +130,35 @@ def test_the_interval_is_that_of_a_paired_bootstrap() -> None:
     theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=3).confidence_interval
     assert [low, high] == pytest.approx([theirs.low, theirs.high], abs=0.06)
     assert interval(values) == (low, high)
+
+
+def test_a_perplexity_is_compared_by_its_ratio_with_both_sides_resampled_together() -> None:
+    import math
+
+    import numpy as np
+
+    random = np.random.default_rng(5)
+    hard = random.normal(0, 1, 40)  # how hard a slice is, for both
+    base, tuned = 7.75 + hard, 0.7 + hard / 2 + random.normal(0, 0.1, 40)
+    rows = [5] * 39 + [1]
+    loss, perplexity = compare_losses(list(base), list(tuned), rows)
+    picks = random.integers(0, 40, (4000, 40))
+    weights = np.array(rows)[picks]
+    ratios = [np.exp(np.average(side[picks], axis=1, weights=weights)) for side in (tuned, base)]
+    low, high = np.percentile(ratios[0] / ratios[1], [2.5, 97.5])
+    assert [perplexity.low, perplexity.high] == pytest.approx([low, high], rel=0.05)
+    assert perplexity.base is not None and perplexity.tuned is not None and loss.low is not None
+    assert perplexity.difference == pytest.approx(perplexity.tuned / perplexity.base)
+    assert perplexity.low == pytest.approx(math.exp(loss.low)) and perplexity.change == "ratio"
+    assert (loss.verdict, perplexity.verdict) == ("better", "better")
+    assert loss.difference == pytest.approx(np.average(tuned - base, weights=rows))
+
+
+def test_losses_that_are_missing_or_alone_are_no_comparison() -> None:
+    alone, power = compare_losses(None, [1.0, None], [3, 3])
+    assert (alone.tuned, alone.low, alone.verdict) == (1.0, None, None)
+    assert power.tuned == pytest.approx(2.718, abs=1e-3)
+    assert compare_losses([None, 2.0], [1.0, None], [3, 3])[0].low is None
 
 
 def test_rows_without_a_value_on_either_side_are_left_out_of_the_difference() -> None:

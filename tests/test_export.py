@@ -14,7 +14,7 @@ import pytest
 from conftest import LONGEST, run
 
 from iis_finetune import export, launch
-from iis_finetune.errors import ProblemsFound, RunFailed
+from iis_finetune.errors import Place, Problem, ProblemsFound, RunFailed
 from iis_finetune.export.card import card
 from iis_finetune.export.checks import check_files, check_sources, check_target, judge
 from iis_finetune.plan import after
@@ -46,6 +46,7 @@ PROVEN: dict[str, Any] = {
     "equal_texts": 19,
     "near_ties": 1,
     "weights": {"compared": 26, "largest_difference": 0.0, "tolerance_exceeded": []},
+    "rounding": None,
     "missing": [],
     "unexpected": [],
     "tokenizer": {"prompts_equal": True, "template_equal": True, "stops_equal": True, "modelfile_equal": True},
@@ -58,6 +59,7 @@ PROVEN: dict[str, Any] = {
     [
         ({}, None),
         ({"logit_difference": 0.5}, "logits differ by up to 0.5"),
+        ({"tolerance": float("inf")}, "too large for it"),
         ({"near_ties": 0}, "1 of 20 greedy answers differ"),
         ({"missing": ["lm_head.weight"]}, "lacks tensors: lm_head.weight"),
         ({"weights": {**PROVEN["weights"], "tolerance_exceeded": ["a"]}}, "weights differ from base and adapter"),
@@ -68,6 +70,24 @@ PROVEN: dict[str, Any] = {
 def test_each_difference_is_a_reason_of_its_own(changed: dict[str, Any], reason: str | None) -> None:
     found = [each.what for each in judge({**PROVEN, **changed}, Path("merged"))]
     assert (reason is None and found == []) or (reason is not None and reason in found[0] and len(found) == 1)
+
+
+def test_a_refused_folder_is_kept_where_the_message_says(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_trained: object, model: Path, _wanted: object) -> tuple[dict[str, Any], list[Problem]]:
+        return {}, [Problem("it is another model", "do not use it", Place(str(model)))]
+
+    merge = lambda _trained, model, *_: shutil.copytree(tiny_model, model)  # noqa: E731
+    monkeypatch.setattr(export, "_merge", merge)
+    monkeypatch.setattr(export, "prove", refuse)
+    for _ in range(2):  # the second finds the first one's
+        with pytest.raises(ProblemsFound) as found:
+            export.export(after.Trained("x", {}, after.Weights(str(tiny_model))), export.Export(tmp_path / "to", {}))
+        (problem,) = found.value.problems
+        assert problem.where.file == str(tmp_path / "to.refused")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["to.refused"]
+        assert (tmp_path / "to.refused" / "config.json").is_file()
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_before_it_is(tmp_path: Path, tiny_model: Path) -> None:
@@ -140,20 +160,29 @@ def test_an_export_is_whole_and_loads_with_plain_transformers(merged: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_each_planted_fault_is_refused_with_its_reason(
-    evaluated_run: Run, merged: Path, children_environment: dict[str, str], tmp_path: Path
+    evaluated_run: Run, evaluated_project: Path, children_environment: dict[str, str], tmp_path: Path, dtype: str
 ) -> None:
-    ours = after.trained_by(evaluated_run, evaluated_run.output)
-    cases = {
-        "one_weight": "weights differ from base and adapter",
-        "tokenizer": "tokenizer files are missing: tokenizer.json",
-        "template": "differs from the template of the training",
-        "base": "merged from another base model",
-    }
+    ours, whole = after.trained_by(evaluated_run, evaluated_run.output), tmp_path / "whole"
+    done = run(["export", "last", "--dtype", dtype, "--to", str(whole), "--json"], evaluated_project, LONGEST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["equal_texts"] + found["near_ties"] == 20
+    if dtype != "fp32":
+        cost = found["rounding"]
+        assert 0 < found["logit_difference"] <= found["tolerance"] == pytest.approx(3 * cost["logit_difference"])
+        assert (cost["rows"], cost["rounded_loss"]) == (20, pytest.approx(cost["loss"], rel=0.02))
+        assert "held-out rows" in (whole / "README.md").read_text(encoding="utf-8")
+    cases = {"one_weight": "weights differ from base and adapter", "base": "merged from another base model"}
+    if dtype == "fp32":
+        cases |= {"tokenizer": "tokenizer files are missing: tokenizer.json"}
+        cases |= {"template": "differs from the template of the training"}
     for name, reason in cases.items():
         folder = tmp_path / name / "model"
-        planted(name, ours, merged, (folder, children_environment))
-        _, problems = export.prove(ours, folder, "float32", children_environment)
+        planted(name, ours, whole, (folder, children_environment))
+        wanted = export.Export(folder, children_environment, dtype, evaluated_run)
+        _, problems = export.prove(ours, folder, wanted)
         assert any(reason in problem.what for problem in problems), (name, problems)
 
 
@@ -189,7 +218,8 @@ def change_all_weights(path: Path) -> None:
 
     generator = torch.Generator().manual_seed(7)
     tensors = {
-        name: each + 0.02 * torch.randn(each.shape, generator=generator) for name, each in load_file(path).items()
+        name: (each + 0.02 * torch.randn(each.shape, generator=generator)).to(each.dtype)
+        for name, each in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
 

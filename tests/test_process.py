@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+
+import pytest
+from conftest import left_after, marked
 
 from iis_finetune import process
 
@@ -54,3 +59,40 @@ def test_what_ignores_the_request_is_killed() -> None:
         assert who is not None
         process.end([who], 0.5)
         assert child.wait() == -signal.SIGKILL
+
+
+PARENT = """
+import os, signal, sys
+from iis_finetune import process
+process.ends_alike()
+sleep = "import time; time.sleep(60)"
+code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}], start_new_session=True)"
+code += f"; print('up', flush=True); {sleep}"
+from pathlib import Path
+process.attached([sys.executable, "-c", code], os.environ, Path("/"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_a_bound_program_and_all_it_started_end_with_the_parent_however_it_ends(number: signal.Signals) -> None:
+    mark = {"IIS_TEST_MARK": str(uuid.uuid4())}
+    words = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, **mark}) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"up\n"
+        assert len(marked(mark)) == 4  # parent, guard, program, a child of its own session
+        parent.send_signal(number)
+        parent.wait(5)
+    assert left_after(mark, 5) == []
+
+
+def test_a_bound_program_gives_its_output_its_exit_code_and_its_signal(tmp_path: Path) -> None:
+    done = process.capture(process.bound([sys.executable, "-c", "print('said'); raise SystemExit(7)"]), 20)
+    assert done is not None and (done.returncode, done.stdout) == (7, "said\n")
+    killed = process.capture(process.bound(["sh", "-c", "kill -9 $$"]), 20)
+    assert killed is not None and killed.returncode == -signal.SIGKILL
+    missing = process.capture(process.bound(["no-such-program-here"]), 20)
+    assert missing is not None and (missing.returncode, missing.stderr[:20]) == (127, "no-such-program-here")
+    # whoever asked has ended before the guard began: nothing is started
+    words = process.bound(["touch", str(tmp_path / "started")])
+    words[3] = "1"
+    assert process.capture(words, 20) is not None and not (tmp_path / "started").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import browser
 import pytest
+from conftest import Command
 
 from iis_finetune import report
 from iis_finetune.report import marked, question_of
@@ -159,3 +160,23 @@ def test_the_page_works_in_a_browser_in_every_size_and_scheme(run: Run, tmp_path
             assert page.run(shown) == rows, flag
         assert page.console == []
         assert [address for address in page.requests if not address.startswith(("file:", "data:"))] == []
+
+
+def test_a_report_goes_where_it_is_told_and_a_comparison_leaves_each_run_its_own(quick: Command, project: Path) -> None:
+    for name in ("0001-one", "0003-three"):
+        write_run(project / "runs" / name, [2.0, 1.0])
+    kept = project / "runs" / "0001-one" / "report.html"
+    assert quick("report", "1").returncode == 0
+    before = kept.read_bytes()
+    cases = {
+        ("1", "3"): "runs/report-0001-0003.html",
+        ("1", "3", "--to", "new/folder"): "new/folder/report-0001-0003.html",
+        ("last", "--to", "new"): "new/report.html",
+        ("1", "--to", "deep/page.html"): "deep/page.html",
+    }
+    for words, file in cases.items():
+        assert quick("report", *words).returncode == 0, words
+        assert (project / file).is_file(), words
+    assert kept.read_bytes() == before
+    refused = quick("report", "1", "--to", "recipes/tiny.yaml/x.html")
+    assert refused.returncode == 2 and "'recipes/tiny.yaml/x.html' cannot be written" in refused.stderr

@@ -20,7 +20,7 @@ def for_verb(arguments: Mapping[str, Any], verb: Verb, table: Table) -> dict[str
     row = _row(verb)
     kept = {name: value for name, value in arguments.items() if name in table and _reads(row, table[name])}
     if kept.get("stage") not in row.get("stages", [kept.get("stage")]):
-        del kept["stage"]
+        kept.pop("stage", None)  # an inference file need not have one
     return kept
 
 

@@ -1,5 +1,6 @@
 """The verbs chat and serve."""
 
+import errno
 import ipaddress
 import os
 import sys
@@ -18,26 +19,42 @@ from .tuned import Checkpoint, RunOrRecipe, Tuned, tuned
 
 Host = Annotated[str, typer.Option("--host", help="The address to listen at; another than this machine needs a key.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen at.")]
+Origins = Annotated[
+    list[str] | None, typer.Option("--allow-origin", metavar="URL", help="A web page's origin that may ask it.")
+]
+NOT_LISTENING = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)  # exit codes of the server's program
+FREE = "an address of this machine and a port above 1023, as in --host 127.0.0.1 --port 8000"
 
 
 def chat(run: RunOrRecipe, checkpoint: Checkpoint = None) -> None:
     """Talk to the tuned model in this terminal; `exit` or Ctrl-D ends it."""
-    subject = tuned(run, checkpoint)
-    kit = {"PYTHONPATH": str(launch.KIT.parent), "LLAMAFACTORY_VERBOSITY": "WARN"}
-    words = [sys.executable, "-m", "iis_finetune.probe.chat", "arguments.yaml"]
-    raise typer.Exit(_attached(words, subject, kit))
+    code = _attached("chat", tuned(run, checkpoint), {"LLAMAFACTORY_VERBOSITY": "WARN"})
+    raise typer.Exit(RUN_FAILED if code else 0)
 
 
-def serve(run: RunOrRecipe, host: Host = "127.0.0.1", port: Port = 8000, checkpoint: Checkpoint = None) -> None:
+def serve(
+    run: RunOrRecipe,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    allow_origin: Origins = None,
+    checkpoint: Checkpoint = None,
+) -> None:
     """An OpenAI-style server of the tuned model; the key is taken from $API_KEY."""
     if not loopback(host) and not os.environ.get("API_KEY"):
         what = f"'{host}' can be reached from other machines, and there is no API key"
         fix = "export API_KEY=... (anything long), or --host 127.0.0.1"
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key="--host"))])
     subject = tuned(run, checkpoint)
-    show.line(f"serving {subject.trained.name} at http://{host}:{port}/v1 (Ctrl-C ends it)")
+    show.aside(f"loading {subject.trained.name} ...")
     chosen = after.server_environment(host, port, subject.trained.name)
-    raise typer.Exit(_attached(launch.program("api", "arguments.yaml"), subject, chosen))
+    code = _attached("serve", subject, {**chosen, "IIS_ALLOW_ORIGIN": ",".join(allow_origin or ())})
+    if code in NOT_LISTENING:
+        what = f"cannot listen at {host}, port {port}: {os.strerror(code)}"
+        fix = f"--port {port % 65535 + 1}, or end what listens there"
+        raise ProblemsFound(
+            [Problem(what, fix if code == errno.EADDRINUSE else FREE, Place(COMMAND_LINE, key="--port"))]
+        )
+    raise typer.Exit(RUN_FAILED if code else 0)
 
 
 def loopback(host: str) -> bool:
@@ -50,10 +67,13 @@ def loopback(host: str) -> bool:
         return False
 
 
-def _attached(words: list[str], subject: Tuned, chosen: Mapping[str, str]) -> int:
+def _attached(probe: str, subject: Tuned, chosen: Mapping[str, str]) -> int:
+    """Run LLaMA-Factory's own program on this terminal; its exit code, 0 when a signal ended it."""
+    process.ends_alike()
     with tempfile.TemporaryDirectory(prefix="iis-finetune-") as folder:
         runs.write(Path(folder) / "arguments.yaml", launch.yaml_text(after.converse(subject.trained)))
         own = after.one_process(subject.environment)
-        path = ":".join(filter(None, [chosen.get("PYTHONPATH"), own["PYTHONPATH"]]))
+        path = ":".join(filter(None, [str(launch.KIT.parent), own["PYTHONPATH"]]))
+        words = [sys.executable, "-m", f"iis_finetune.probe.{probe}", "arguments.yaml"]
         code = process.attached(words, {**own, **chosen, "PYTHONPATH": path}, Path(folder))
-    return RUN_FAILED if code > 0 else 0
+    return max(code or 0, 0)

@@ -5,12 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import evaluate as evaluation
+from .. import process, runs, session
 from .. import recipe as recipes
-from .. import runs, session
-from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound, RunFailed
+from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound
 from ..plan import after
 from ..runs import Run
-from ..supervise import Stop
 from . import show
 from .tuned import Checkpoint, environment_of, run_of
 from .words import AsJson, RunName, workspace
@@ -34,14 +33,13 @@ def evaluate(
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = run_of(run, checkpoint)
-    stop = Stop()
-    stop.install()
+    process.ends_alike()
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     named, environment = _data(found, data), environment_of(found)
     against = _baseline(baseline)
-    asked = evaluation.Evaluation(found, named, environment, stop, checkpoint, against, declared, part_rows=part)
+    how: dict[str, Any] = {"checkpoint": checkpoint, "baseline": against, "declared": declared, "part_rows": part}
     with runs.claimed(found, "evaluated"):
-        scores = _evaluated(asked)
+        scores = _evaluated(evaluation.Evaluation(found, named, environment, **how))
     if as_json:
         show.document(scores)
         return
@@ -52,10 +50,8 @@ def evaluate(
 def _evaluated(asked: evaluation.Evaluation) -> dict[str, Any]:
     try:
         return evaluation.evaluate(asked)
-    except RunFailed as failed:
-        if asked.stop.asked != "SIGINT":
-            raise
-        show.aside(str(failed))
+    except KeyboardInterrupt:
+        show.aside("the evaluation was ended; start it again to go on from here")
         raise typer.Exit(INTERRUPTED) from None
 
 

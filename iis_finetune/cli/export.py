@@ -1,5 +1,6 @@
 """The verb export."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from .. import export as exporting
-from .. import runs
+from .. import process, runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from . import show
 from .tuned import Checkpoint, RunOrRecipe, tuned
@@ -21,6 +22,7 @@ def export(
     run: RunOrRecipe, dtype: Dtype = "auto", to: To = None, checkpoint: Checkpoint = None, as_json: AsJson = False
 ) -> None:
     """Merge the adapter into its base, and prove that the result is the same model."""
+    process.ends_alike()
     subject = tuned(run, checkpoint)
     own = subject.trained.arguments.get("export_dir")
     if to is None and subject.run is None and own is None:
@@ -35,11 +37,20 @@ def export(
     if as_json:
         show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found})
         return
-    found = made.found
-    show.line(f"{made.folder}: {made.dtype}")
-    show.line(f"  largest difference of a logit: {found['logit_difference']:.2g} (allowed: {found['tolerance']:.2g})")
+    for text in [*_told(made), *([f"next: iis-finetune report {subject.name}"] if subject.run else [])]:
+        show.line(text)
+
+
+def _told(made: exporting.Exported) -> Iterator[str]:
+    found, cost = made.found, made.found["rounding"]
+    yield f"{made.folder}: {made.dtype}"
+    yield f"  largest difference of a logit: {found['logit_difference']:.2g} (allowed: {found['tolerance']:.2g})"
     ties = f", {found['near_ties']} part at a near tie" if found["near_ties"] else ""
-    show.line(f"  equal greedy answers:          {found['equal_texts']} of {found['texts']}{ties}")
-    show.line(f"  equal tensors:                 {found['weights']['compared']}")
-    if subject.run:
-        show.line(f"next: iis-finetune report {subject.name}")
+    yield f"  equal greedy answers:          {found['equal_texts']} of {found['texts']}{ties}"
+    yield f"  equal tensors:                 {found['weights']['compared']}"
+    if cost:
+        yield f"what rounding to {made.dtype} itself costs, against float32:"
+        yield f"  largest difference of a logit: {cost['logit_difference']:.2g}"
+        yield f"  equal greedy answers:          {cost['equal_texts']} of {cost['texts']}"
+        loss = "not known: evaluate the run first" if cost["loss"] is None else "{loss:.4f} -> {rounded_loss:.4f}"
+        yield f"  loss on {cost['rows']:2} held-out rows:      {loss.format(**cost)}"

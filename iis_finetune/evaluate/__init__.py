@@ -1,7 +1,6 @@
 """Base against tuned on the same rows: answers through LLaMA-Factory, metrics, intervals, a few lines to read."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
-from .compare import Comparison, compare, macro_f1, weighted
+from .compare import Comparison, compare, compare_losses, macro_f1
 from .metrics import Declared, confusion, kind_of, parse, row_values, score
 from .summary import name_of, summary_lines
 
@@ -124,19 +123,6 @@ def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _losses(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> list[Comparison]:
-    """Mean loss with an interval over slices of the rows, and the perplexity that belongs to it."""
+    """The loss of slices of the rows, and the perplexity that belongs to it."""
     base, tuned = (losses(asked, side, given) if side else None for side in sides)
-    ours, rows = tuned or [], list(given.slices.values())
-    found = compare({"loss": base} if base else None, {"loss": ours}, ["loss"])[0]
-    means = [weighted(values, rows) if values else None for values in (base, ours)]
-    return [replace(found, base=means[0], tuned=means[1]), _perplexity(found, means)]
-
-
-def _perplexity(loss: Comparison, means: Sequence[float | None]) -> Comparison:
-    """e to the loss; its interval follows from the loss's, which it grows with."""
-    base, tuned = (None if value is None else math.exp(min(value, 700.0)) for value in means)
-    low, difference, high = (
-        None if base is None or value is None else base * math.expm1(value)
-        for value in (loss.low, loss.difference, loss.high)
-    )
-    return Comparison("perplexity", False, loss.rows, base, tuned, difference, low, high, loss.verdict)
+    return compare_losses(base, tuned or [], list(given.slices.values()))

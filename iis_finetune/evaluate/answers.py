@@ -165,7 +165,7 @@ def run_llamafactory(asked: Evaluation, name: str, arguments: Mapping[str, Any],
     log = asked.folder / f"{name}.log"
     log.unlink(missing_ok=True)
     words, environment = launch.program("train", "arguments.yaml"), after.one_process(asked.environment)
-    child = process.start(process.Launch(words, environment, folder.resolve(), log.resolve()))
+    child = process.start(process.Launch(process.bound(words), environment, folder.resolve(), log.resolve()))
     who = process.identity(child.pid)
     try:
         while child.poll() is None and not asked.stop.asked:

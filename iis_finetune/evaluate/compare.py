@@ -1,7 +1,8 @@
 """Whether one model is better than the other on the same rows: paired bootstrap intervals; pure."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .metrics import Declared, Scores, labels_of
@@ -16,7 +17,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two models: means, mean difference over the rows both have, its 95 % interval, the verdict."""
+    """One metric of two models: means, what changed over the rows both have, its 95 % interval, the verdict.
+
+    A perplexity's change is a ratio, tuned by base: both sides of it are uncertain, and both are in its interval.
+    """
 
     name: str
     higher_is_better: bool
@@ -27,6 +31,7 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     verdict: Verdict | None = None
+    change: Literal["difference", "ratio"] = "difference"
 
 
 def compare(base: Scores | None, tuned: Scores, lower_is_better: Sequence[str] = ()) -> list[Comparison]:
@@ -104,6 +109,32 @@ def macro_f1(
     first, second = f1(theirs, every), f1(ours, every)
     decided = verdict(low, high, count, True)
     return Comparison("macro_f1", True, count, first, second, second - first, low, high, decided)
+
+
+def compare_losses(
+    base: Sequence[float | None] | None, tuned: Sequence[float | None], rows: Sequence[int | None]
+) -> list[Comparison]:
+    """Loss and perplexity over slices of the rows; each slice weighs as much as it has rows, in the interval too."""
+    import numpy as np
+
+    first, second = (weighted(values, rows) if values else None for values in (base, tuned))
+    pairs = zip(base, tuned, strict=True) if base else ()
+    paired = [None if one is None or other is None else other - one for one, other in pairs]
+    known = [(change, count or 1) for change, count in zip(paired, rows, strict=False) if change is not None]
+    changes, weights = np.array(known, dtype=float).reshape(-1, 2).T
+    low, high = _bootstrap(len(known), lambda at: np.average(changes[at], weights=weights[at]), RESAMPLES)
+    count = len(known) if base else sum(value is not None for value in tuned)
+    decided = verdict(low, high, count, False) if base else None
+    change = weighted(paired, rows) if base else None
+    loss = Comparison("loss", False, count, first, second, change, low, high, decided)
+    powers: dict[str, Any] = {
+        name: _exp(getattr(loss, name)) for name in ("base", "tuned", "difference", "low", "high")
+    }
+    return [loss, replace(loss, name="perplexity", change="ratio", **powers)]
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else math.exp(min(value, 700.0))
 
 
 def weighted(losses: Sequence[float | None], rows: Sequence[int | None]) -> float | None:

@@ -77,6 +77,8 @@ def _number(value: float | None) -> str:
 def _interval(metric: Mapping[str, Any]) -> str:
     if metric["low"] is None:
         return "-"
+    if metric.get("change") == "ratio":
+        return f"{metric['low']:.3g} to {metric['high']:.3g} times"
     return f"{metric['low']:+.2f} to {metric['high']:+.2f}"
 
 

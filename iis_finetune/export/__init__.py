@@ -4,23 +4,25 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .. import launch, process
-from ..errors import Problem, ProblemsFound, RunFailed, errors_of
+from ..errors import Place, Problem, ProblemsFound, RunFailed, errors_of
 from ..models import look
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
-from ..runs import Run, read_json, write
+from ..runs import Run, read_json, read_lines, write
 from ..tensors import TORCH_NAMES
 from .card import card
-from .checks import TOLERANCES, check_files, check_sources, check_target, judge
+from .checks import DTYPES, TOLERANCE, check_files, check_sources, check_target, judge
 
 PROMPTS = launch.KIT / "tables" / "prompts.json"
 NEW_TOKENS = 32
+ANSWERED, HELD_OUT_ROWS = "*/tuned.jsonl", 20  # what an evaluation leaves; the rows that rounding's loss is told of
 LONGEST_SECONDS = 12 * 3600.0
 
 
@@ -55,13 +57,15 @@ def export(trained: Trained, wanted: Export) -> Exported:
     dtype = _dtype(trained, wanted.precision)
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     making = wanted.target.with_name(f".{wanted.target.name}.unproven")
-    shutil.rmtree(making, ignore_errors=True)
+    refused = wanted.target.with_name(f"{wanted.target.name}.refused")
+    for earlier in (making, refused):
+        shutil.rmtree(earlier, ignore_errors=True)
     making.mkdir()
     try:
         _merge(trained, making / "model", wanted, dtype)
-        found, problems = prove(trained, making / "model", dtype, wanted.environment)
+        found, problems = prove(trained, making / "model", wanted)
         if errors_of(problems):
-            raise ProblemsFound(problems)
+            raise ProblemsFound(_kept(making / "model", refused, problems))
         finish(making / "model", found)
         write(making / "model" / "README.md", card(trained, wanted.run, dtype, found))
         if wanted.target.exists():
@@ -72,38 +76,43 @@ def export(trained: Trained, wanted: Export) -> Exported:
     return Exported(wanted.target, dtype, found, (*before, *problems))
 
 
+def _kept(model: Path, refused: Path, problems: list[Problem]) -> list[Problem]:
+    """The problems of a merged folder, with where it lies now, for a look; the next export removes it."""
+    model.replace(refused)
+    return [replace(each, where=Place(str(refused))) if each.where.file == str(model) else each for each in problems]
+
+
 def _dtype(trained: Trained, precision: str) -> str:
     named = TORCH_NAMES.get(trained.precision if precision == "auto" else precision)
     if named:
         return named
     folder = Path(trained.weights.model)
     saved = look(str(folder), folder.parent).dtype
-    return saved if saved in TOLERANCES else "float32"
+    return saved if saved in DTYPES else "float32"
 
 
 def _merge(trained: Trained, merged: Path, wanted: Export, dtype: str) -> None:
     file, log = merged.with_name("arguments.yaml"), wanted.target.with_name(f"{wanted.target.name}.log")
     write(file, launch.yaml_text(after.export(trained, str(merged.resolve()), dtype)))
     words = launch.program("export", str(file.resolve()))
-    done = process.capture(words, LONGEST_SECONDS, after.one_process(wanted.environment))
+    done = process.capture(process.bound(words), LONGEST_SECONDS, after.one_process(wanted.environment))
     write(log, f"{done.stdout}\n{done.stderr}" if done else "llamafactory-cli is not installed")
     if done is None or done.returncode != 0:
         raise RunFailed(f"LLaMA-Factory could not merge: {' '.join(last_lines(log, 1))}; see {log}")
 
 
-def prove(
-    trained: Trained, merged: Path, dtype: str, environment: Mapping[str, str]
-) -> tuple[dict[str, Any], list[Problem]]:
+def prove(trained: Trained, merged: Path, wanted: Export) -> tuple[dict[str, Any], list[Problem]]:
     """Compare a merged folder with base and adapter: what was found, and every reason against the folder."""
     missing = check_files(trained, merged)
     if missing:
         return {}, missing
     file = merged.with_name("parity.json")
-    write(file, json.dumps(comparison(trained, merged, dtype), ensure_ascii=False))
-    child = after.one_process(environment)
+    asked = comparison(trained, merged, _dtype(trained, wanted.precision), wanted.run)
+    write(file, json.dumps(asked, ensure_ascii=False))
+    child = after.one_process(wanted.environment)
     child["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [child["PYTHONPATH"]])])
     words = [sys.executable, "-m", "iis_finetune.probe.parity", str(file)]
-    done = process.capture(words, LONGEST_SECONDS, child)
+    done = process.capture(process.bound(words), LONGEST_SECONDS, child)
     if done is None or done.returncode != 0:
         why = done.stderr.strip().splitlines()[-1:] if done else []
         raise RunFailed(f"the merged folder could not be compared and is not kept: {' '.join(why)}")
@@ -111,17 +120,25 @@ def prove(
     return found, judge(found, merged)
 
 
-def comparison(trained: Trained, merged: Path, dtype: str) -> dict[str, Any]:
+def comparison(trained: Trained, merged: Path, dtype: str, run: Run | None = None) -> dict[str, Any]:
     """What the program that compares is asked."""
     return {
         "arguments": after.export(trained, str(merged.resolve()), dtype),
         "adapters": list(trained.weights.adapters),
         "merged": str(merged.resolve()),
         "dtype": dtype,
-        "tolerance": TOLERANCES[dtype],
+        "tolerance": TOLERANCE,
+        "rows": held_out(run) if run else [],
         "prompts": json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"],
         "new_tokens": NEW_TOKENS,
     }
+
+
+def held_out(run: Run) -> list[list[str]]:
+    """Prompts and expected answers of rows that the run was evaluated on; none when it was not."""
+    answered = max(run.evaluation.glob(ANSWERED), key=lambda path: path.stat().st_mtime_ns, default=None)
+    rows = read_lines(answered) if answered else ()
+    return [[row["prompt"], row["label"]] for row in islice(rows, HELD_OUT_ROWS)]
 
 
 def finish(folder: Path, found: Mapping[str, Any]) -> None:
