@@ -4,7 +4,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -106,6 +106,16 @@ class Recipe:
     def value(self, key: str, default: Any = None) -> Any:
         entry = self.entries.get(key)
         return default if entry is None or entry.value is None else entry.value
+
+    def with_line(self, line: str) -> "Recipe":
+        """The same with a line `key: value` written into it, for this plan only."""
+        entry = _override(line.replace(": ", "=", 1))[0]
+        if entry is None:
+            raise ValueError(line)
+        into = {**(self.kit_entries if entry.key.startswith("kit.") else self.entries), entry.key: entry}
+        if entry.key.startswith("kit."):
+            return replace(self, kit=_kit(into)[0], kit_entries=into)
+        return replace(self, entries=into)
 
 
 def registered(registry: Path = REGISTRY) -> dict[str, Path]:
