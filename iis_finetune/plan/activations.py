@@ -47,10 +47,13 @@ class Pass:
         return self.rows * self.length
 
     @property
-    def loss_tokens(self) -> float:
-        """Tokens whose logits are there at once; Liger's chunk is as large as the hidden states (ops, v0.6)."""
-        whole = self.tokens * self.shapes.hidden_size / self.shapes.vocabulary_size
-        return min(self.tokens, 2 ** math.ceil(math.log2(max(whole, 1)))) if self.chunked else self.tokens
+    def loss_tokens(self) -> int:
+        """Tokens whose logits are there at once: Liger makes chunks that are about as large as the hidden states."""
+        if not self.chunked:
+            return self.tokens
+        # liger-kernel ops/fused_linear_cross_entropy.py: chunk_size, the next power of two
+        each = math.ceil(self.tokens / math.ceil(self.shapes.vocabulary_size / self.shapes.hidden_size))
+        return min(self.tokens, 2 ** math.ceil(math.log2(each)))
 
     @property
     def all_scores(self) -> int:
