@@ -49,7 +49,7 @@ def test_the_estimate_is_near_what_torch_allocates() -> None:
         line = f"{row['predicted_gib']:9.4f} {row['measured_gib']:9.4f} {row['error']:+7.1%} {row['case']}"
         sys.stdout.write(line + "\n")  # pytest -s, or a failure, shows the table
     errors = [row["error"] for row in rows]
-    assert len(errors) >= 10
+    assert len(errors) >= 18
     assert statistics.median(map(abs, errors)) <= 0.10
     assert max(map(abs, errors)) <= 0.20
     assert min(errors) >= -0.05

@@ -53,7 +53,7 @@ class Pass:
             return self.tokens
         # liger-kernel ops/fused_linear_cross_entropy.py: chunk_size, the next power of two
         each = math.ceil(self.tokens / math.ceil(self.shapes.vocabulary_size / self.shapes.hidden_size))
-        return min(self.tokens, 2 ** math.ceil(math.log2(each)))
+        return min(self.tokens, int(2 ** math.ceil(math.log2(each))))
 
     @property
     def all_scores(self) -> int:

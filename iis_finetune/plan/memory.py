@@ -179,8 +179,7 @@ def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None)
 def _unknown(facts: ModelFacts, work: Workload) -> tuple[str, ...]:
     """Why nothing can be said: programs and models whose memory the formulas do not describe."""
     settings, config = work.settings, facts.config
-    rows = _table()["unknown"]
-    known = facts.shapes is not None and layers_of(facts.shapes)
+    rows, known = _table()["unknown"], facts.shapes is not None and layers_of(facts.shapes)
     found = [row["what"] for row in rows if row.get("argument") and settings[row["argument"]]]
     found += [row["what"] for row in rows if not known and any(config.get(key) for key in row.get("config", ()))]
     if work.sharing.stage is None:
@@ -192,15 +191,11 @@ def _left_out(facts: ModelFacts, settings: Settings) -> tuple[str, ...]:
     """What a training holds beside the items."""
     possible = {
         "the reward model and the answers that are written": settings["stage"] == "ppo",
-        "images, sound and the parts that read them": any(name.endswith("_config") for name in _parts(facts)),
+        "images, sound and the parts that read them": {"vision_config", "audio_config"} & set(facts.config),
         "the modules of additional_target": settings["additional_target"],
         "the sizes of ref_model, taken for those of the model": settings["ref_model"],
     }
     return tuple(what for what, there in possible.items() if there)
-
-
-def _parts(facts: ModelFacts) -> list[str]:
-    return [name for name in ("vision_config", "audio_config") if facts.config.get(name)]
 
 
 def _weights(sizes: _Sizes) -> Items:
@@ -263,9 +258,12 @@ def _zero_buffers(sizes: _Sizes) -> tuple[float, float]:
     if sizes.work.launcher != "deepspeed" or own is None:
         return defaults["kit_bucket_elements"], defaults["live_parameters"]
     bucket = own.get("reduce_bucket_size", defaults["reduce_bucket_elements"])
-    live = own.get("stage3_max_live_parameters", defaults["live_parameters"])
-    automatic = sizes.shapes.hidden_size**2  # transformers 5.6 integrations/deepspeed.py
-    return tuple(float(size) if isinstance(size, int | float) else automatic for size in (bucket, live))  # type: ignore[return-value]
+    live = own.get("stage3_max_live_parameters")
+    automatic = sizes.shapes.hidden_size**2  # what transformers 5.6 integrations/deepspeed.py writes for "auto"
+    return (
+        bucket if isinstance(bucket, int | float) else automatic,
+        live if isinstance(live, int | float) else defaults["live_parameters"],
+    )
 
 
 def _moments(sizes: _Sizes) -> Iterator[Items]:
