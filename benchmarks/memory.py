@@ -39,11 +39,23 @@ DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": True,
     "attention": "sdpa",
     "optimizer": "adamw_torch_fused",
+    "use_dora": False,
+    "pure_bf16": False,
+    "eval_batch_size": 0,
 }
 BF16 = {"saved": "bfloat16", "precision": "bf16"}
 ALL_KEPT = {"gradient_checkpointing": False}
-KEYS = ("config", "saved", "accumulation", "precision", "attention", "gradient_checkpointing")  # no arguments' names
+KEYS = (
+    "config",
+    "saved",
+    "accumulation",
+    "precision",
+    "attention",
+    "gradient_checkpointing",
+    "eval_batch_size",
+)  # no arguments' names
 NAMES = {"method": "finetuning_type", "micro_batch_size": "per_device_train_batch_size", "optimizer": "optim"}
+PURE = {"saved": "bfloat16", "precision": "bf16", "pure_bf16": True, "optimizer": "adamw_torch"}
 
 
 def config(model_type: str, sizes: str, tied: bool = True, **more: Any) -> dict[str, Any]:
@@ -75,6 +87,12 @@ def small_cases() -> list[dict[str, Any]]:
         (llama, {"lora_target": "q_proj,v_proj", "micro_batch_size": 3}),
         (llama, {"method": "freeze"}),
         (mistral, {"method": "full", "accumulation": 1}),
+        (llama, {"use_dora": True, **ALL_KEPT}),
+        (qwen2, {**BF16, "use_dora": True, "lora_target": "q_proj,v_proj", "lora_rank": 32, **ALL_KEPT}),
+        (llama, {**PURE, "method": "full"}),
+        (mistral, {**PURE, "method": "full", "accumulation": 1, **ALL_KEPT}),
+        (mistral, {"eval_batch_size": 8}),
+        (qwen3, {**BF16, "eval_batch_size": 8}),
     ]
     return [{**DEFAULTS, "config": shape, **more} for shape, more in cases]
 
@@ -121,8 +139,11 @@ def measured(cases: list[dict[str, Any]], gpu: bool) -> list[dict[str, Any]]:
 def row_of(case: dict[str, Any], seen: dict[str, Any], gpu: bool) -> dict[str, Any]:
     facts = from_config(ModelFacts("random"), {**case["config"], "dtype": case["saved"]})
     stated = {NAMES.get(key, key): value for key, value in case.items() if key not in KEYS}
+    stated["disable_gradient_checkpointing"] = not case["gradient_checkpointing"]
+    if case["eval_batch_size"]:
+        stated |= {"do_eval": True, "per_device_eval_batch_size": case["eval_batch_size"]}
     workload = Workload(
-        settings=trained_with({**stated, "disable_gradient_checkpointing": not case["gradient_checkpointing"]}),
+        settings=trained_with(stated),
         precision=case["precision"],
         attention=case["attention"],
         launcher="single",

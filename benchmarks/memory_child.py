@@ -7,7 +7,8 @@ CASES.json is a list of cases, each holding
     saved       dtype of the base weights (float32)          precision   fp32, bf16, fp16 or as-saved
     method      lora, full or freeze                         lora_rank, lora_target, lora_dropout
     micro_batch_size, cutoff_len, accumulation               tokens are random and fill every row
-    gradient_checkpointing, attention (disabled, sdpa), optimizer
+    gradient_checkpointing, attention (disabled, sdpa), optimizer, use_dora, pure_bf16
+    eval_batch_size                                          rows of an evaluation after the steps; 0 for none
 Prints one line of JSON a case: {"peak_gib", "rss_gib", "context_gib", "parameters", "trainable", "device"}. The peak
 counts torch's own allocations, weights included: those of the accelerator if there is one, else those of the CPU as
 torch's profiler sees them. `rss_gib` is the most that the whole process has held so far.
@@ -51,6 +52,8 @@ def build(case: dict[str, Any]) -> Any:
         lora_rank=case["lora_rank"],
         lora_target=case["lora_target"],
         lora_dropout=case["lora_dropout"],
+        use_dora=case["use_dora"],
+        pure_bf16=case["pure_bf16"],
     )
     prepare_model_for_training(model, model_arguments)
     return init_adapter(config, model, model_arguments, finetuning, is_trainable=True)
@@ -68,7 +71,8 @@ def train(model: Any, case: dict[str, Any], folder: str) -> None:
         per_device_train_batch_size=case["micro_batch_size"],
         gradient_accumulation_steps=case["accumulation"],
         optim=case["optimizer"],
-        bf16=case["precision"] == "bf16",
+        bf16=case["precision"] == "bf16" and not case["pure_bf16"],
+        per_device_eval_batch_size=case["eval_batch_size"] or 1,
         fp16=case["precision"] == "fp16",
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
@@ -77,7 +81,10 @@ def train(model: Any, case: dict[str, Any], folder: str) -> None:
         remove_unused_columns=False,
     )
     data = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in tokens]
-    Trainer(model=model, args=settings, train_dataset=data).train()
+    trainer = Trainer(model=model, args=settings, train_dataset=data)
+    trainer.train()
+    if case["eval_batch_size"]:
+        trainer.evaluate(data[:1] * 2 * case["eval_batch_size"])
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:

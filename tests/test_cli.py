@@ -56,6 +56,15 @@ def test_a_slip_of_the_finger_gets_the_word_that_was_meant(quick: Command, words
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_memory_figure_says_for_which_device_and_whether_it_is_all(quick: Command) -> None:
+    said = quick("plan", "tiny", "additional_target=embed_tokens", "--on", "mi50").stdout
+    assert "memory of each device of 1x AMD Instinct MI50 (gfx906, 31.98 GiB), GiB" in said
+    assert "at least so much; not counted: the modules of additional_target" in said
+    said = quick("plan", "tiny", "use_unsloth=true", "--on", "h200").stdout
+    assert "unknown: Unsloth replaces the layers" in said
+    assert "memory GiB: of each device of CPU" in quick("recipes").stdout
+
+
 def test_spaces_around_an_equals_sign_are_taken_for_what_they_mean(quick: Command) -> None:
     made = json.loads(quick("plan", "tiny", "lora_rank", "=", "4", "max_steps=2", "--json").stdout)
     assert (made["arguments"]["lora_rank"], made["arguments"]["max_steps"]) == (4, 2)

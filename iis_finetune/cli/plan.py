@@ -65,7 +65,7 @@ def plan(
         show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
     else:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
-        _plan_text(examined.plan, machine.advice(examined.machine, examined.plan.processes))
+        _plan_text(examined, machine.advice(examined.machine, examined.plan.processes))
         for rank, told in enumerate(commands):
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
         show.problems(examined.problems)
@@ -78,16 +78,19 @@ def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:
     return launch.node_commands(made, recipe)
 
 
-def _plan_text(made: Plan, advice: Sequence[str]) -> None:
+def _plan_text(examined: preflight.Examined, advice: Sequence[str]) -> None:
+    made = examined.plan
     show.line("\narguments")
     show.line("".join(f"  {key}: {_scalar(value)}\n" for key, value in made.arguments.items()))
     show.line("environment")
     show.line("".join(f"  {name}={value}\n" for name, value in made.environment.items()))
     show.line(f"command\n  {' '.join(made.command)}\n")
-    show.line("memory of each device, GiB")
+    show.line(f"memory of each device of {examined.machine.title}, GiB")
     for item, gib in made.memory.items.items():
         show.line(f"  {item:28} {gib:8.2f}")
-    show.line(f"  {'sum':28} {_gib(made.memory.per_device_gib)} of {_gib(made.memory.limit_gib).strip()}\n")
+    show.line(f"  {'sum':28} {_gib(made.memory.per_device_gib)} of {_gib(made.memory.limit_gib).strip()}")
+    says = "at least so much; not counted:" if made.memory.items else "unknown:"
+    show.line(f"  {says} {'; '.join(made.memory.not_counted)}\n" if made.memory.not_counted else "")
     if advice:
         show.line("advice, not followed by itself")
         show.line("".join(f"  {each}\n" for each in advice))

@@ -28,8 +28,10 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
         what, fix = f"no recipes in {Path.cwd()}/recipes", "go to the project's folder, or give the path of a recipe"
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
     columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
-    show.table(columns, [[row[key] for key in _KEYS] for row in rows])
-    show.line("\nnext: iis-finetune check RECIPE")
+    show.table(columns, [[_cell(row, key) for key in _KEYS] for row in rows])
+    machine = next((row["machine"] for row in rows if row.get("machine")), None)
+    show.line(f"\nmemory GiB: of each device of {machine}; >= where not everything is counted" if machine else "")
+    show.line("next: iis-finetune check RECIPE")
 
 
 _KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
@@ -40,16 +42,24 @@ def _row(path: Path) -> dict[str, Any]:
     try:
         examined = preflight.look(question(str(path), None))
     except ProblemsFound as found:
-        return {**dict.fromkeys(_KEYS), "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
-    recipe, memory = examined.recipe, examined.plan.memory.per_device_gib
+        nothing = dict.fromkeys((*_KEYS, "not_counted", "machine"))
+        return {**nothing, "recipe": path.stem, "description": f"cannot be read: {found.problems[0].what}"}
+    recipe, memory = examined.recipe, examined.plan.memory
     return {
         "recipe": path.stem,
         "model": recipe.value("model_name_or_path") or recipe.kit.base,
         "stage": examined.plan.settings["stage"],
         "method": examined.plan.settings["finetuning_type"],
-        "memory_gib": None if memory is None else round(memory, 1),
+        "memory_gib": None if memory.per_device_gib is None else round(memory.per_device_gib, 1),
+        "not_counted": memory.not_counted,
+        "machine": examined.machine.title,
         "description": recipe.kit.description,
     }
+
+
+def _cell(row: dict[str, Any], key: str) -> Any:
+    lower_bound = key == "memory_gib" and row[key] is not None and row["not_counted"]
+    return f">= {row[key]}" if lower_bound else row[key]
 
 
 def _copy(name: str, file: str) -> None:

@@ -20,7 +20,7 @@ COMMAND = ("llamafactory-cli", "train", "arguments.yaml")
 SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")
 STEPS = (
     *(precision, attention, starting_point, micro_batch, launcher, accumulation, output),
-    *(several_processes, several_nodes, environment, fit),
+    *(several_processes, several_nodes, environment),
 )
 
 
@@ -73,10 +73,7 @@ class Plan:
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    settings, problems = settings_of(inputs.recipe, inputs.workspace.ppo)
-    draft = Draft(inputs, settings, problems=tuple(problems))
-    for step in STEPS:
-        draft = step(draft)
+    draft = fit(_planned(inputs), _planned)
     return Plan(
         recipe=inputs.recipe.name,
         machine=inputs.machine.name,
@@ -94,3 +91,12 @@ def make(inputs: Inputs) -> Plan:
         files=draft.files,
         nodes=inputs.nodes,
     )
+
+
+def _planned(inputs: Inputs) -> Draft:
+    """All that is decided before the memory is looked at."""
+    settings, problems = settings_of(inputs.recipe, inputs.workspace.ppo)
+    draft = Draft(inputs, settings, problems=tuple(problems))
+    for step in STEPS:
+        draft = step(draft)
+    return draft

@@ -4,6 +4,7 @@ The terms follow the graph of transformers 5.6 decoder blocks with PEFT 0.18 ada
 only inside one backward function cannot be read from that code: measured factors, torch 2.13 on CPU, 2026-11-21.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class Pass:
 
     `trained` maps the linear layers of a block that train or carry an adapter to (inputs, outputs); `layers` counts the
     blocks whose activations are kept; `rank` is None without adapters; `dropout` is the bytes of its mask, or None.
-    `keeps_scores` says that the attention holds its scores, in elements of `score` bytes.
+    `keeps_scores` says that the attention holds its scores, in elements of `score` bytes; `decomposes` that adapters
+    are DoRA's; `chunked` that a fused loss never holds all logits.
     """
 
     shapes: Shapes
@@ -37,10 +39,21 @@ class Pass:
     dropout: int | None
     checkpointing: bool
     keeps_scores: bool
+    decomposes: bool = False
+    chunked: bool = False
 
     @property
     def tokens(self) -> int:
         return self.rows * self.length
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens whose logits are there at once: Liger makes chunks that are about as large as the hidden states."""
+        if not self.chunked:
+            return self.tokens
+        # liger-kernel ops/fused_linear_cross_entropy.py: chunk_size, the next power of two
+        each = math.ceil(self.tokens / math.ceil(self.shapes.vocabulary_size / self.shapes.hidden_size))
+        return min(self.tokens, int(2 ** math.ceil(math.log2(each))))
 
     @property
     def all_scores(self) -> int:
@@ -56,6 +69,19 @@ def at_loss(one: Pass) -> Items:
         + _others(one, one.layers) * (_attention(one) + _mlp(one))
         + hidden,
         "attention scores": _others(one, one.layers) * _scores(one),
+        "logits": copies * one.loss_tokens * one.shapes.vocabulary_size,
+    }
+
+
+def without_gradients(one: Pass, beside: Items | None = None) -> Items:
+    """A forward pass that saves nothing: the logits, as they come and in fp32, and their log-softmax.
+
+    `beside` is what a forward pass with gradients left behind: its own logits in fp32 and their log-softmax.
+    """
+    wide = one.compute if one.compute < 4 else 0
+    copies = wide + 8 + (8 if beside else 0)
+    return {
+        "activations": one.tokens * 3 * one.shapes.hidden_size * 4 + (beside or {}).get("activations", 0),
         "logits": copies * one.tokens * one.shapes.vocabulary_size,
     }
 
@@ -131,6 +157,9 @@ def _linear(one: Pass, attention: bool) -> float:
         return one.compute * (sum(sizes.values()) if one.autocast else shared)
     narrow = 2 if one.autocast else 4
     middle = narrow * one.rank * len(sizes)
+    if one.decomposes:  # DoRA scales the layer's own output and the adapter's, for which both are saved
+        outputs = sum(size for name, (_, size) in one.trained.items() if name in sizes)
+        middle += 2 * narrow * outputs
     if one.dropout:
         return (narrow + one.dropout) * sum(sizes.values()) + middle
     return (4 * shared if one.stream == 4 and not one.autocast else narrow * sum(sizes.values())) + middle

@@ -1,15 +1,29 @@
 """Does a training fit into a device's memory, and which single changes would make it fit."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ..errors import Problem, errors_of
 from ..machine import Machine, decide_precision, fused_attention, quantization_problems
-from .draft import Draft, Launcher
-from .memory import Workload, estimate
+from ..rules import Case, check
+from .draft import Draft, Inputs, Launcher
+from .memory import MemoryEstimate, Workload, estimate
 
-Change = tuple[str, Workload]  # the line to write, and the training with it
 LEAST_TOKENS = 256
+Planner = Callable[[Inputs], Draft]  # every step but the fit
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A line to write, the memory of the plan that has it, and what that plan is warned of beside this one's."""
+
+    line: str
+    memory: MemoryEstimate
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        against = f", but {'; '.join(self.warnings)}" if self.warnings else ""
+        return f"{self.line} ({self.memory.per_device_gib:.1f} GiB{against})"
 
 
 def workload(draft: Draft, launcher: Launcher) -> Workload:
@@ -30,68 +44,73 @@ def limit_gib(machine: Machine) -> float | None:
     return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
 
 
-def needed_gib(draft: Draft, launcher: Launcher) -> float | None:
-    """GiB that a device needs; None when the model's shapes are not known."""
-    return estimate(draft.inputs.model, workload(draft, launcher), None).per_device_gib
+def needed(draft: Draft, launcher: Launcher) -> MemoryEstimate:
+    """What a device needs when the training is launched so; nothing is known where the model's shapes are not."""
+    return estimate(draft.inputs.model, workload(draft, launcher), limit_gib(draft.machine))
 
 
-def fit(draft: Draft) -> Draft:
-    """Estimate the memory; what does not fit is an error with the changes that were computed to fit."""
-    work = workload(draft, draft.launcher)
-    memory = estimate(draft.inputs.model, work, limit_gib(draft.machine))
-    need, limit = memory.per_device_gib, memory.limit_gib
+def fit(draft: Draft, planned: Planner) -> Draft:
+    """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
+    memory = needed(draft, draft.launcher)
     draft = replace(draft, memory=memory)
-    if need is None or limit is None or need <= limit:
+    if memory.ready:
         return draft
-    what = f"{need:.1f} GiB a device are needed, {limit:.1f} are there; the largest part is {memory.largest}"
-    place = draft.recipe.place("model_name_or_path")
-    return draft.complain(Problem(what, _remedies(draft, work, limit), place, kind="machine"))
+    need, limit, place = memory.per_device_gib, memory.limit_gib, draft.recipe.place("model_name_or_path")
+    least = "at least " if memory.not_counted else ""
+    what = f"{least}{need:.1f} GiB a device are needed, {limit:.1f} are there"
+    if not memory.fits:
+        what = f"{what}; the largest part is {memory.largest}"
+        return draft.complain(Problem(what, _remedies(draft, planned), place, kind="machine"))
+    what = f"{what}: the estimate is not exact enough to say that it fits"
+    return draft.complain(Problem(what, f"try it, or {_remedies(draft, planned)}", place, "warning", "machine"))
 
 
-def _remedies(draft: Draft, work: Workload, limit: float) -> str:
-    """The single changes after which a device's need is within its limit; else the one that comes nearest."""
-    estimated = (
-        (estimate(draft.inputs.model, changed, None).per_device_gib, text)
-        for text, changed in _changes(work, draft.machine)
-    )
-    tried = [(gib, text) for gib, text in estimated if gib is not None]
-    fitting = [f"{text} ({gib:.1f} GiB)" for gib, text in tried if gib <= limit]
-    if fitting:
-        return " or ".join(fitting)
+def _remedies(draft: Draft, planned: Planner) -> str:
+    """The single changes after which it fits, those first that nothing is said against; else what comes nearest."""
+    tried = [remedy for line in _changes(draft) if (remedy := _try(draft, planned, line))]
+    fitting = sorted((each for each in tried if each.memory.ready), key=lambda each: bool(each.warnings))
     other = "a smaller model" if draft.machine.accelerator == "cpu" else "a smaller model, or more devices"
-    if not tried:
-        return other
-    gib, text = min(tried)
-    return f"{other}; no single change is enough, {text} comes nearest with {gib:.1f} GiB"
+    if fitting:
+        first = [other] if fitting[0].warnings else []
+        return " or ".join([*first, *map(str, fitting)])
+    nearest = min(tried, key=lambda each: each.memory.per_device_gib or 0, default=None)
+    return f"{other}; no single change is enough, {nearest} comes nearest" if nearest else other
 
 
-def _changes(now: Workload, machine: Machine) -> list[Change]:
-    """The changes to try, those first that change the result least."""
-    settings, several, precision = now.settings, now.processes > 1, _lower_precision(now, machine)
+def _try(draft: Draft, planned: Planner, line: str) -> Remedy | None:
+    """The plan with a changed line; None where it cannot be had, or where nothing is known of its memory."""
+    again = planned(replace(draft.inputs, recipe=draft.recipe.with_line(line)))
+    before, found = _problems(draft), _problems(again)
+    new = [each for each in found if each.what not in {known.what for known in before}]
+    memory = needed(again, again.launcher)
+    if errors_of(new) or memory.per_device_gib is None:
+        return None
+    return Remedy(line, memory, tuple(each.what for each in new))
+
+
+def _problems(draft: Draft) -> list[Problem]:
+    chosen = (draft.launcher.processes, draft.launcher.name, draft.precision)
+    case = Case(draft.recipe, draft.settings, draft.machine, draft.inputs.model, *chosen)
+    bits = quantization_problems(draft.machine) if draft.settings["quantization_bit"] else []
+    return [*draft.problems, *check(case), *bits]
+
+
+def _changes(draft: Draft) -> list[str]:
+    """The lines to try, those first that change the result least."""
+    settings, several = draft.settings, draft.launcher.processes > 1
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
-    impossible = any(each.kind == "machine" for each in errors_of(quantization_problems(machine)))
-    quantizable = method == "lora" and not settings["quantization_bit"] and not impossible
-    whole = replace(now, launcher="ddp" if several else "single")
-    possible: tuple[tuple[Any, Change], ...] = (
-        (settings["disable_gradient_checkpointing"], _stating(now, "disable_gradient_checkpointing", False)),
-        (settings["per_device_train_batch_size"] > 1, _stating(now, "per_device_train_batch_size", 1)),
-        (several, ("kit.launcher: zero3", replace(now, launcher="zero3"))),
-        (several, ("kit.launcher: zero3_offload", replace(now, launcher="zero3_offload"))),
-        (half >= LEAST_TOKENS, _stating(now, "cutoff_len", half)),
-        (precision, (f"kit.precision: {precision}", replace(now, precision=precision or now.precision))),
-        (method == "full", _stating(whole, "finetuning_type", "lora")),
-        (quantizable, _stating(now, "quantization_bit", 4)),
+    evaluates = settings["do_eval"] or settings["eval_strategy"] != "no"
+    launchers = ("zero3", "zero3_offload") if several else ()
+    slow = decide_precision(draft.machine, "bf16")[1]
+    precisions = () if draft.precision != "fp32" else ("fp16", "bf16") if slow else ("bf16", "fp16")
+    possible = (
+        (evaluates and settings["per_device_eval_batch_size"] > 1, "per_device_eval_batch_size: 1"),
+        (settings["disable_gradient_checkpointing"], "disable_gradient_checkpointing: false"),
+        (settings["per_device_train_batch_size"] > 1, "per_device_train_batch_size: 1"),
+        *((True, f"kit.launcher: {name}") for name in launchers if name != draft.launcher.name),
+        (half >= LEAST_TOKENS, f"cutoff_len: {half}"),
+        *((True, f"kit.precision: {name}") for name in precisions),
+        (method == "full", "finetuning_type: lora"),
+        (method == "lora" and not settings["quantization_bit"], "quantization_bit: 4"),
     )
-    return [change for wanted, change in possible if wanted]
-
-
-def _stating(now: Workload, name: str, value: Any) -> Change:
-    text = f"{name}: {str(value).lower()}"
-    return text, replace(now, settings=replace(now.settings, stated={**now.settings.stated, name: value}))
-
-
-def _lower_precision(now: Workload, machine: Machine) -> str | None:
-    """The 16-bit precision that the machine has least against; None when it has none, or one is in use."""
-    against = {name: decide_precision(machine, name)[1] for name in ("bf16", "fp16") if now.precision == "fp32"}
-    allowed = [name for name, problems in against.items() if not errors_of(problems)]
-    return min(allowed, key=lambda name: len(against[name]), default=None)
+    return [line for wanted, line in possible if wanted]

@@ -9,15 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import WHOLE, Settings
-from ..models import ModelFacts, Shapes
-from ..rules import block_parameters, needs_reference, trained_blocks, trained_layers, trained_parameters
+from ..models import ModelFacts, Shapes, layers_of
+from ..rules import (
+    Sharing,
+    block_parameters,
+    low_rank_states,
+    needs_reference,
+    trained_at_once,
+    trained_blocks,
+    trained_layers,
+    trained_parameters,
+)
 from ..tensors import BYTES
-from .activations import Items, Pass, at_loss, in_attention, in_mlp
+from .activations import Items, Pass, at_loss, in_attention, in_mlp, without_gradients
 
 TABLE = Path(__file__).parent.parent / "tables" / "memory.toml"
 GIB = 2**30
 HALF = ("bf16", "fp16")
 PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
+NO_SHAPES = "the sizes of the model are not known"
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,16 @@ class Workload:
         return str(self.settings["finetuning_type"])
 
     @property
-    def rows(self) -> int:
+    def sharing(self) -> Sharing:
+        return Sharing(self.launcher, self.settings)
+
+    def rows(self, of: str = "train") -> int:
         """Rows of one forward pass; a pair of answers is two."""
-        return int(self.settings["per_device_train_batch_size"]) * (2 if self.settings["stage"] in PAIRS else 1)
+        return int(self.settings[f"per_device_{of}_batch_size"]) * (2 if self.settings["stage"] in PAIRS else 1)
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.settings["do_eval"]) or self.settings["eval_strategy"] != "no"
 
     @property
     def reference(self) -> bool:
@@ -60,11 +77,29 @@ class Workload:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak of one device in GiB and what it is made of; None and empty when the model's shapes are unknown."""
+    """Peak of one device in GiB and what it is made of; None and empty when it cannot be known.
+
+    `not_counted` makes the peak a lower bound, or says why there is none. Up to `ready_gib` it fits; from there to
+    `limit_gib` it may not, as the estimate is not that exact.
+    """
 
     per_device_gib: float | None = None
     limit_gib: float | None = None
     items: Mapping[str, float] = field(default_factory=dict)
+    not_counted: tuple[str, ...] = ()
+
+    @property
+    def ready_gib(self) -> float | None:
+        return None if self.limit_gib is None else self.limit_gib * (1 - _table()["margin"]["value"])
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is known that speaks against it."""
+        return self.per_device_gib is None or self.ready_gib is None or self.per_device_gib <= self.ready_gib
+
+    @property
+    def fits(self) -> bool:
+        return self.per_device_gib is None or self.limit_gib is None or self.per_device_gib <= self.limit_gib
 
     @property
     def largest(self) -> str | None:
@@ -76,7 +111,10 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Numbers of parameters, and bytes of one of them as it is stored; `trained` are the layers that are trained."""
+    """Numbers of parameters, and bytes of one of them as it is stored.
+
+    `trained` are the layers that are trained; of the `trainable` parameters `active` have gradients at a time.
+    """
 
     shapes: Shapes
     facts: ModelFacts
@@ -84,6 +122,7 @@ class _Sizes:
     stored: int
     trained: Mapping[str, tuple[int, int]]
     trainable: float
+    active: float
 
     @property
     def whole(self) -> bool:
@@ -91,7 +130,24 @@ class _Sizes:
 
     @property
     def autocast(self) -> bool:
-        return self.work.precision in HALF
+        return self.work.precision in HALF and not self.work.settings["pure_bf16"]
+
+    @property
+    def uncast(self) -> bool:
+        """Whether what trains stays in the dtype of the weights: LLaMA-Factory casts it to fp32 otherwise."""
+        settings = self.work.settings
+        return bool(settings["pure_bf16"] or settings["use_badam"]) or (_zero(self.work) and self.autocast)
+
+    @property
+    def gradients(self) -> float:
+        each = 4 if self.work.settings["use_badam"] or not self.uncast else self.stored
+        at_once = self.active if self.work.sharing.stage == 1 else self.active / self.shards
+        return at_once * each
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts the optimizer's states are cut."""
+        return self.work.processes if self.work.sharing.stage else 1
 
     @property
     def parameters(self) -> int:
@@ -104,17 +160,42 @@ class _Sizes:
 
 def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None) -> MemoryEstimate:
     """Estimate the peak of one device: what is always held, and the moment of a step that holds most beside it."""
-    trainable = trained_parameters(facts, work.settings)
-    if facts.shapes is None or facts.parameters is None or not facts.linear_layers or trainable is None:
-        return MemoryEstimate(limit_gib=device_memory_gib)
+    trainable, unknown = trained_parameters(facts, work.settings), _unknown(facts, work)
+    if unknown or facts.shapes is None or facts.parameters is None or not facts.linear_layers or trainable is None:
+        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=unknown or (NO_SHAPES,))
     stored = 4 if work.precision == "fp32" else 2 if work.precision in HALF else BYTES.get(facts.dtype or "", 4)
-    sizes = _Sizes(facts.shapes, facts, work, stored, trained_layers(facts, work.settings), trainable)
+    active = trained_at_once(facts, work.settings, trainable)
+    sizes = _Sizes(facts.shapes, facts, work, stored, trained_layers(facts, work.settings), trainable, active)
     moment = max(_moments(sizes), key=lambda items: sum(items.values()))
     held = {**_weights(sizes), **_optimizer(sizes), **_exchange(sizes)}
     items = {name: size / GIB for name, size in {**held, **moment}.items() if size > 0}
     items["device context"] = _table()["context_gib"][work.accelerator]["value"]
+    if allocator := _table()["allocator"].get(work.accelerator):
+        items["allocator"] = allocator["gib"] + allocator["share"] * sum({**items, "device context": 0}.values())
     items = {name: size for name, size in items.items() if size}
-    return MemoryEstimate(sum(items.values()), device_memory_gib, items)
+    return MemoryEstimate(sum(items.values()), device_memory_gib, items, _left_out(facts, work.settings))
+
+
+def _unknown(facts: ModelFacts, work: Workload) -> tuple[str, ...]:
+    """Why nothing can be said: programs and models whose memory the formulas do not describe."""
+    settings, config = work.settings, facts.config
+    rows, known = _table()["unknown"], facts.shapes is not None and layers_of(facts.shapes)
+    found = [row["what"] for row in rows if row.get("argument") and settings[row["argument"]]]
+    found += [row["what"] for row in rows if not known and any(config.get(key) for key in row.get("config", ()))]
+    if work.sharing.stage is None:
+        found.append(f"the DeepSpeed configuration {settings['deepspeed']} cannot be read")
+    return tuple(found)
+
+
+def _left_out(facts: ModelFacts, settings: Settings) -> tuple[str, ...]:
+    """What a training holds beside the items."""
+    possible = {
+        "the reward model and the answers that are written": settings["stage"] == "ppo",
+        "images, sound and the parts that read them": {"vision_config", "audio_config"} & set(facts.config),
+        "the modules of additional_target": settings["additional_target"],
+        "the sizes of ref_model, taken for those of the model": settings["ref_model"],
+    }
+    return tuple(what for what, there in possible.items() if there)
 
 
 def _weights(sizes: _Sizes) -> Items:
@@ -128,8 +209,8 @@ def _weights(sizes: _Sizes) -> Items:
         linear = sizes.shapes.layers * sum(inputs * outputs for inputs, outputs in facts.linear_layers.values())
         each = _table()["quantised_bytes"].get(str(bits), sizes.stored)
         base = linear * each + (sizes.parameters - linear) * sizes.stored
-    trained = sizes.trainable * (sizes.stored if _zero(work) and sizes.autocast else 4)
-    share = 1 / work.processes if work.launcher in ("zero3", "fsdp") else 0 if work.launcher == "zero3_offload" else 1
+    trained = sizes.trainable * (sizes.stored if sizes.uncast else 4)
+    share = 0 if work.sharing.offloads_weights else 1 / work.processes if work.sharing.stage == 3 else 1
     # bitsandbytes unpacks one layer at a time for the multiplication
     unpacked = 2 * max(inputs * outputs for inputs, outputs in facts.linear_layers.values())
     reference = base if bits else sizes.parameters * sizes.stored
@@ -142,63 +223,96 @@ def _weights(sizes: _Sizes) -> Items:
 
 
 def _optimizer(sizes: _Sizes) -> Items:
-    work = sizes.work
-    if work.launcher.endswith("offload"):
+    """States follow the dtype of what trains where the optimizer is torch's own; BAdam and ZeRO hold fp32 masters."""
+    work, settings = sizes.work, sizes.work.settings
+    if work.sharing.offloads:
         return {}
-    optimizer, table = work.settings["optim"], _table()["optimizer"]
-    each = next(row["bytes"] for row in table if any(fnmatch(optimizer, name) for name in row["names"]))
-    masters = 4 if _zero(work) and sizes.autocast else 0
-    return {"optimizer states": sizes.trainable * (each + masters) / _shards(work)}
+    row = next(row for row in _table()["optimizer"] if any(fnmatch(settings["optim"], name) for name in row["names"]))
+    each = row["bytes"] * (sizes.stored / 4 if settings["pure_bf16"] and row.get("follows_weights") else 1)
+    if settings["use_badam"]:
+        return {"optimizer states": sizes.active * (row["bytes"] + 4)}
+    numbers, projection = low_rank_states(sizes.facts, settings, sizes.trainable)
+    masters = 4 * sizes.trainable if _zero(work) and sizes.autocast else 0
+    return {"optimizer states": (numbers * each + projection * sizes.stored + masters) / sizes.shards}
 
 
 def _exchange(sizes: _Sizes) -> Items:
     """What sharing the work needs: buckets for gradients, weights gathered from the other processes."""
-    work, defaults = sizes.work, _table()["deepspeed"]
+    work, stage = sizes.work, sizes.work.sharing.stage
     if work.launcher == "ddp":
         return {"gradient buckets": sizes.trainable * 4}
     if work.launcher == "fsdp":
-        return {"gathered weights": (2 * block_parameters(sizes.facts) + 2 * sizes.embedding) * sizes.stored}
+        return {
+            "gathered weights": (2 * block_parameters(sizes.facts) + 2 * sizes.embedding) * sizes.stored * (stage == 3)
+        }
     if not _zero(work):
         return {}
-    bucket = defaults["reduce_bucket_elements"] * (2 if sizes.autocast else 4)
-    gathered = min(sizes.parameters, defaults["live_parameters"]) * sizes.stored if "zero3" in work.launcher else 0
-    return {"gradient buckets": bucket, "gathered weights": gathered}
+    bucket, live = _zero_buffers(sizes)
+    gathered = min(sizes.parameters, live) * sizes.stored if stage == 3 else 0
+    return {"gradient buckets": bucket * (2 if sizes.autocast else 4), "gathered weights": gathered}
+
+
+def _zero_buffers(sizes: _Sizes) -> tuple[float, float]:
+    """Elements of DeepSpeed's bucket, and how many gathered weights may be alive: its file, or the kit's, says it."""
+    defaults, own = _table()["deepspeed"], sizes.work.sharing.own_zero
+    if sizes.work.launcher != "deepspeed" or own is None:
+        return defaults["kit_bucket_elements"], defaults["live_parameters"]
+    bucket = own.get("reduce_bucket_size", defaults["reduce_bucket_elements"])
+    live = own.get("stage3_max_live_parameters")
+    automatic = sizes.shapes.hidden_size**2  # what transformers 5.6 integrations/deepspeed.py writes for "auto"
+    return (
+        bucket if isinstance(bucket, int | float) else automatic,
+        live if isinstance(live, int | float) else defaults["live_parameters"],
+    )
 
 
 def _moments(sizes: _Sizes) -> Iterator[Items]:
     """The moments of a step that may be its peak, each with the gradients that are there by then."""
     one, work = _pass(sizes), sizes.work
-    all_gradients = sizes.trainable * (sizes.stored if _zero(work) else 4) / _shards(work)
+    layerwise = work.settings["galore_layerwise"] or work.settings["apollo_layerwise"]
+    all_gradients = sizes.gradients / (one.layers if layerwise else 1)
     gradients = all_gradients if work.accumulates else 0
     loss = at_loss(one)
     yield {**loss, "gradients": gradients, "autocast copies": _copies(sizes)}
-    if sizes.whole and sizes.autocast:  # just before it, the forward pass still has a copy of every trained weight
-        loss["logits"] *= 10 / 12
-        yield {**loss, "gradients": gradients, "autocast copies": 2 * sizes.trainable}
-    if work.method == "full":  # the output layer's gradient is a new tensor beside the one that accumulates
-        loss["logits"] = 4 * one.tokens * one.shapes.vocabulary_size + 4 * sizes.embedding
-        yield {**loss, "gradients": gradients}
-        twice = 2 if one.shapes.tie_word_embeddings else 1
-        yield {"gradients": all_gradients + 4 * sizes.embedding * twice}
+    if needs_reference(work.settings):
+        yield {**loss, **without_gradients(one, loss), "gradients": gradients}
+    if work.evaluates:
+        yield without_gradients(_pass(sizes, "eval"))
+    yield from _of_whole(sizes, one, gradients, all_gradients)
     for part in (in_mlp, in_attention):
         yield {**part(one, one.layers), "gradients": gradients or all_gradients / one.layers}
         yield {**part(one, 1), "gradients": all_gradients}
     yield {"gradients": all_gradients, "optimizer step": _step(sizes)}
 
 
-def _pass(sizes: _Sizes) -> Pass:
+def _of_whole(sizes: _Sizes, one: Pass, gradients: float, all_gradients: float) -> Iterator[Items]:
+    """The moments around the output layer where the weights themselves train."""
+    loss, width = at_loss(one), 4 if not sizes.uncast else sizes.stored
+    if sizes.whole and sizes.autocast and not sizes.uncast:  # the forward pass still has a copy of every trained weight
+        copied = {**loss, "logits": loss["logits"] * 10 / 12}
+        yield {**copied, "gradients": gradients, "autocast copies": 2 * sizes.trainable}
+    if sizes.work.method == "full":  # the output layer's gradient is a new tensor beside the one that accumulates
+        logits = 4 * one.loss_tokens * one.shapes.vocabulary_size + width * sizes.embedding
+        yield {**loss, "logits": logits, "gradients": gradients}
+        twice = 2 if one.shapes.tie_word_embeddings else 1
+        yield {"gradients": all_gradients + width * sizes.embedding * twice}
+
+
+def _pass(sizes: _Sizes, of: str = "train") -> Pass:
     work, shapes, settings = sizes.work, sizes.shapes, sizes.work.settings
     layers = trained_blocks(sizes.facts, settings) if work.method == "freeze" else shapes.layers
     eager = work.attention == "disabled"
     compute = 2 if sizes.autocast else sizes.stored
     mask = 4 if work.accelerator == "cpu" else 1  # CUDA and ROCm keep one byte, the CPU a number of the input's dtype
+    liger = _table()["liger"]
+    chunked = of == "train" and settings["enable_liger_kernel"] and settings["stage"] in liger["stages"]
     return Pass(
         shapes=shapes,
         trained=sizes.trained,
-        rows=work.rows,
+        rows=work.rows(of),
         length=settings["cutoff_len"],
         layers=max(layers, 1),
-        stream=4 if work.method == "full" and not _zero(work) else sizes.stored,
+        stream=4 if work.method == "full" and not sizes.uncast else sizes.stored,
         compute=compute,
         score=compute if eager else 4,  # the math form of sdpa works in fp32
         autocast=sizes.autocast,
@@ -206,32 +320,32 @@ def _pass(sizes: _Sizes) -> Pass:
         dropout=mask if settings["lora_dropout"] and not sizes.whole else None,
         checkpointing=work.checkpointing,
         keeps_scores=eager or not work.fused_attention,
+        decomposes=bool(settings["use_dora"]) and not sizes.whole,
+        chunked=bool(chunked) and shapes.model_type in liger["model_types"],
     )
 
 
 def _copies(sizes: _Sizes) -> float:
     """Autocast's half-precision copies of trained fp32 weights that the backward pass still needs."""
-    if not sizes.autocast or not sizes.whole or _zero(sizes.work):
+    if not sizes.autocast or not sizes.whole or sizes.uncast:
         return 0
     return 2 * (sizes.embedding if sizes.work.checkpointing else sizes.trainable)
 
 
 def _step(sizes: _Sizes) -> float:
     """Temporaries of the optimizer: none when fused, one list of all states on a GPU, one tensor at a time on CPU."""
-    if "fused" in sizes.work.settings["optim"] or sizes.work.launcher.endswith("offload"):
+    settings, width = sizes.work.settings, sizes.stored if sizes.work.settings["pure_bf16"] else 4
+    if "fused" in settings["optim"] or sizes.work.sharing.offloads:
         return 0
     if sizes.work.accelerator == "cpu":
-        return 8 * sizes.embedding if sizes.work.method == "full" else 0
-    return 4 * sizes.trainable / _shards(sizes.work)
+        return 2 * width * sizes.embedding if sizes.work.method == "full" else 0
+    if settings["use_galore"] or settings["use_apollo"]:
+        return 2 * width * sizes.embedding  # one tensor after another
+    return width * sizes.active / sizes.shards
 
 
 def _zero(work: Workload) -> bool:
-    return work.launcher.startswith("zero")
-
-
-def _shards(work: Workload) -> int:
-    """Into how many parts gradients and optimizer states are cut."""
-    return work.processes if _zero(work) or work.launcher == "fsdp" else 1
+    return work.sharing.zero_stage is not None
 
 
 @cache

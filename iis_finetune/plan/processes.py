@@ -6,7 +6,7 @@ from typing import Any
 from ..decision import Decision
 from ..errors import Problem
 from .draft import Draft, Launcher
-from .fit import limit_gib, needed_gib
+from .fit import needed
 
 SHARDED = {"zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}  # the ZeRO stage of each
 UNNAMED = "FIRST_NODE"  # stands for an address that is not known yet
@@ -56,15 +56,16 @@ def _decision(draft: Draft, processes: int) -> Decision:
         return Decision("launcher", wanted, entry.source, f"stated as kit.launcher: {wanted}")
     if processes == 1:
         return Decision("launcher", "single", "kit default", "one device, one process")
-    limit = limit_gib(draft.machine) if draft.machine.devices else None
-    need = needed_gib(draft, Launcher("ddp", processes))
-    if need is None or limit is None or need <= limit:
-        fits = f", {need:.1f} GiB of {limit:.1f} GiB each" if need and limit else ""
+    whole = needed(draft, Launcher("ddp", processes))
+    if not draft.machine.devices or whole.ready:
+        known = draft.machine.devices and whole.per_device_gib
+        fits = f", {whole.per_device_gib:.1f} GiB of {whole.limit_gib:.1f} GiB each" if known else ""
         return Decision("launcher", "ddp", "kit default", f"a whole copy of the model on each of {processes}{fits}")
     for name in ("zero2", "zero3", "zero3_offload"):
-        shared = needed_gib(draft, Launcher(name, processes))
-        if shared is not None and shared <= limit:
-            reason = f"a whole copy needs {need:.1f} GiB, a device has {limit:.1f}; {name} needs {shared:.1f}"
+        shared = needed(draft, Launcher(name, processes))
+        if shared.ready:
+            reason = f"a whole copy needs {whole.per_device_gib:.1f} GiB, a device has {whole.limit_gib:.1f}"
+            reason = f"{reason}; {name} needs {shared.per_device_gib:.1f}"
             return Decision("launcher", name, "kit default", reason)
     return Decision("launcher", "zero3", "kit default", "nothing fits; zero3 comes nearest")
 

@@ -40,6 +40,16 @@ class Recipe:
         entry = self.entries.get(key)
         return default if entry is None or entry.value is None else entry.value
 
+    def with_line(self, line: str) -> "Recipe":
+        """The same with a line `key: value` written into it."""
+        entry = _override(line.replace(": ", "=", 1))[0]
+        if entry is None:
+            raise ValueError(line)
+        if not entry.key.startswith("kit."):
+            return replace(self, entries={**self.entries, entry.key: entry})
+        kit_entries = {**self.kit_entries, entry.key: entry}
+        return replace(self, kit=build(kit_entries)[0], kit_entries=kit_entries)
+
 
 def registered(registry: Path = REGISTRY) -> dict[str, Path]:
     """Name -> file of every recipe below the registry folder; the folder is the registry."""

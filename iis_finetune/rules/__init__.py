@@ -7,7 +7,16 @@ from .explain import explain, known_failures
 from .of_methods import needs_reference
 from .packages import ALWAYS, check_always, check_needs, check_packages, packages_of
 from .rule import Rule
-from .sizes import block_parameters, disk_bytes, trained_blocks, trained_layers, trained_parameters
+from .sharing import Sharing
+from .sizes import (
+    block_parameters,
+    disk_bytes,
+    low_rank_states,
+    trained_at_once,
+    trained_blocks,
+    trained_layers,
+    trained_parameters,
+)
 
 ABOUT = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, known_faults)
 RULES: tuple[Rule, ...] = tuple(rule for part in ABOUT for rule in part.RULES)

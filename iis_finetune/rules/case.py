@@ -1,8 +1,6 @@
 """What the rules look at: what a recipe's arguments will be, its model, where it would run, the files it names."""
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +10,7 @@ from ..arguments import Settings
 from ..machine import Machine
 from ..models import ModelFacts
 from ..recipe import Recipe
+from .sharing import Sharing
 
 Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
 
@@ -77,30 +76,18 @@ class Case:
         return self.recipe.kit.launcher == "auto" and not self.states("deepspeed", "fsdp")
 
     @cached_property
-    def own_zero(self) -> Mapping[str, Any]:
-        """What a DeepSpeed configuration of the user's own says of ZeRO; empty where it does not, or there is none."""
-        config = self["deepspeed"]
-        if isinstance(config, str):
-            try:
-                config = json.loads(Path(config).read_bytes())
-            except (OSError, ValueError):
-                return {}
-        part = config.get("zero_optimization") if isinstance(config, dict) else None
-        return part if isinstance(part, dict) else {}
+    def sharing(self) -> Sharing:
+        return Sharing(self.launcher, self.settings)
 
     @property
     def zero_stage(self) -> int | None:
         """The ZeRO stage of this run; None without DeepSpeed, 0 where its configuration does not say."""
-        if self.launcher.startswith("zero"):
-            return int(self.launcher[4])
-        stage = self.own_zero.get("stage")
-        return (stage if isinstance(stage, int) else 0) if self.launcher == "deepspeed" else None
+        return self.sharing.zero_stage
 
     @property
     def offloads(self) -> bool:
-        """Whether the optimizer's states lie in the computer's own memory."""
-        own = self.own_zero.get("offload_optimizer")
-        return self.launcher.endswith("_offload") or (isinstance(own, dict) and own.get("device", "none") != "none")
+        """Whether DeepSpeed keeps the optimizer's states in the computer's own memory."""
+        return self.zero_stage is not None and self.sharing.offloads
 
     @property
     def sharded(self) -> bool:

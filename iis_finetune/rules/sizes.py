@@ -39,6 +39,25 @@ def trained_parameters(model: ModelFacts, settings: Settings) -> float | None:
     return float(settings["lora_rank"] * (outside + shapes.layers * sum(map(sum, layers))))
 
 
+def trained_at_once(model: ModelFacts, settings: Settings, trainable: float) -> float:
+    """How many of the trained parameters have gradients and states at a time: BAdam takes one block, or a share."""
+    if not settings["use_badam"]:
+        return trainable
+    return block_parameters(model) if settings["badam_mode"] == "layer" else trainable * settings["badam_update_ratio"]
+
+
+def low_rank_states(model: ModelFacts, settings: Settings, trainable: float) -> tuple[float, float]:
+    """Parameters that an optimizer keeps states of, and numbers of the projections that GaLore and APOLLO make."""
+    name = next((name for name in ("galore", "apollo") if settings[f"use_{name}"]), None)
+    if name is None or model.shapes is None:
+        return trainable, 0
+    rank, wanted = int(settings[f"{name}_rank"]), settings.names(f"{name}_target")
+    layers = [size for layer, size in model.linear_layers.items() if "all" in wanted or layer in wanted]
+    times = model.shapes.layers
+    whole = trainable - times * sum(inputs * outputs for inputs, outputs in layers)
+    return whole + times * rank * sum(map(max, layers)), times * rank * sum(map(min, layers))
+
+
 def block_parameters(model: ModelFacts) -> float:
     """The parameters of one block, on average."""
     if model.shapes is None or model.parameters is None:
