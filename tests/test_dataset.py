@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_cases import CASES, GOOD, STOPS, TALK, Case, alpaca, array, chat, lines, pair, talk
+from dataset_cases import CASES, GOOD, STOPS, TALK, Case, alpaca, array, chat, lines, pair, save_byte_tokenizer, talk
 
 from iis_finetune import dataset
 from iis_finetune.arguments import Template, find_template
@@ -366,16 +366,7 @@ def test_a_folder_a_file_that_is_not_there_and_a_name_with_a_comma_are_refused(t
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One token a byte, but for the words of ChatML: lengths can be counted by hand."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.add_special_tokens(["<|im_start|>"])
-    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    made.save(str(file))
-    return file
+    return save_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def template(name: str = "qwen") -> Template:

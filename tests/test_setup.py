@@ -65,7 +65,7 @@ CPU = host("cpu")
         (host("cuda", "sm_86", driver="550.54.14"), "2.13.0+cu126"),
         (host("rocm", "gfx906", "gfx906"), "2.9.1+rocm6.3"),
         (host("rocm", "gfx900", "gfx906"), "2.9.1+rocm6.3"),
-        (host("rocm", "gfx906", "gfx1010"), "2.9.1+rocm6.3"),  # no build is known for the other one
+        (host("rocm", "gfx906", "gfx803"), "2.9.1+rocm6.3"),  # no build is known for the other one
         (host("rocm", "gfx1100"), "2.13.0+rocm7.2"),
     ],
 )

@@ -29,7 +29,7 @@ NEEDED = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Registered:
     """One data set of the registry; `start` and `end` say where its name and its value stand in the file's text."""
 
     file: Path
@@ -55,7 +55,7 @@ class Registry:
 
     file: Path
     text: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, Registered]
     problems: tuple[Problem, ...] = ()
 
 
@@ -91,7 +91,7 @@ def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
     return [Problem(what, "run: export PYTHONUTF8=1", Place(str(file), line))]
 
 
-def _repeated(entries: list[Entry]) -> list[Problem]:
+def _repeated(entries: list[Registered]) -> list[Problem]:
     last = {entry.name: entry for entry in entries}
     what, fix = "data set '{}' is registered twice", "remove this entry: the last one counts"
     return [
@@ -101,7 +101,7 @@ def _repeated(entries: list[Entry]) -> list[Problem]:
     ]
 
 
-def _entries(file: Path, text: str) -> Iterator[Entry]:
+def _entries(file: Path, text: str) -> Iterator[Registered]:
     """The members of the outer object; raises JSONDecodeError."""
     if not isinstance(json.loads(text), dict):
         raise json.JSONDecodeError("not an object of data sets", text, 0)
@@ -110,7 +110,7 @@ def _entries(file: Path, text: str) -> Iterator[Entry]:
         start = at
         name, at = decoder.raw_decode(text, at)
         value, end = decoder.raw_decode(text, _skipped(text, text.index(":", at) + 1))
-        yield Entry(file, text, name, value, start, end)
+        yield Registered(file, text, name, value, start, end)
         at = _skipped(text, end)
         at = _skipped(text, at + (text[at] == ","))
 
@@ -148,7 +148,7 @@ def check_registered(
     return sources, problems
 
 
-def _registered(entry: Entry, stage: str) -> tuple[Source | None, list[Problem]]:
+def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Problem]]:
     """The files of an entry, unless it lies on a hub or in a cloud or there is something wrong with it."""
     value = entry.value
     problems = list(_entry_problems(entry, "rm" if stage in PAIR_STAGES else stage))
@@ -170,7 +170,7 @@ def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     return Problem(f"data set '{name}' is not in {registry.file}", fix, place, kind="missing", code=2)
 
 
-def _entry_problems(entry: Entry, stage: str) -> Iterator[Problem]:
+def _entry_problems(entry: Registered, stage: str) -> Iterator[Problem]:
     value = entry.value
     if not isinstance(value, dict):
         yield entry.problem("the entry is not an object", 'write {"file_name": "..."}')
@@ -186,7 +186,7 @@ def _entry_problems(entry: Entry, stage: str) -> Iterator[Problem]:
     yield from _stage_problems(entry, stage)
 
 
-def _unknown_keys(entry: Entry, given: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[Problem]:
+def _unknown_keys(entry: Registered, given: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[Problem]:
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.7)
@@ -195,7 +195,7 @@ def _unknown_keys(entry: Entry, given: Mapping[str, Any], known: tuple[str, ...]
             yield entry.problem(what, fix, key, "error" if near else "warning")
 
 
-def _source_problems(entry: Entry) -> Iterator[Problem]:
+def _source_problems(entry: Registered) -> Iterator[Problem]:
     """The first key that names data counts, in LLaMA-Factory's order; what a hub has cannot be looked at here."""
     if any(key in entry.value for key in HUB_KEYS):
         return
@@ -211,7 +211,7 @@ def _source_problems(entry: Entry) -> Iterator[Problem]:
         yield entry.problem("the entry names no data", 'add "file_name": "..."')
 
 
-def _option_problems(entry: Entry) -> Iterator[Problem]:
+def _option_problems(entry: Registered) -> Iterator[Problem]:
     value = entry.value
     rules = (
         ("formatting", value.get("formatting", "alpaca") in FORMATTINGS, f"one of {', '.join(FORMATTINGS)}"),
@@ -233,7 +233,7 @@ def _is_count(value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
-def _stage_problems(entry: Entry, stage: str) -> Iterator[Problem]:
+def _stage_problems(entry: Registered, stage: str) -> Iterator[Problem]:
     ranking = entry.value.get("ranking", False) is True
     if stage == "rm" and not ranking:
         fix = 'add "ranking": true, with the columns chosen and rejected'

@@ -80,7 +80,7 @@ def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sam
         tally.file = file
         sample = _checked(tally, row)
         if sample is not None:
-            yield row._replace(number=tally.rows), sample
+            yield (row if row.number == tally.rows else row._replace(number=tally.rows)), sample
     tally.complete = next(rows, None) is None
     _end_batch(tally, NOWHERE._replace(number=tally.rows))
 
@@ -208,7 +208,7 @@ def _problem(tally: _Tally, fault: Fault, file: str) -> Problem:
     if fault.effect != "file":
         what, place = f"{what} ({tally.findings.rows(finding)})", replace(place, key=f"row {first[0].number}")
     if stops:
-        return Problem(f"loading stops: {what}", fix, place)
+        return Problem(f"loading stops: {what}", fix, place, kind="missing" if fault.case == "package" else "invalid")
     if fault.effect == "keep":
         return Problem(f"{about}: {what}", fix, place, "warning")
     if not tally.kept:

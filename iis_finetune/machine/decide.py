@@ -133,7 +133,8 @@ def compile_problems(machine: Machine) -> list[Problem]:
     cell = _cell(machine, "compile")
     if cell["value"]:
         return []
-    return [trouble(f"torch_compile does not help here: {cell['note']}", "remove torch_compile", key="torch_compile")]
+    what = f"torch_compile does not help here: {cell['note']}"
+    return [trouble(what, "remove torch_compile", cell.get("severity", "warning"), "torch_compile")]
 
 
 def offload_problems(machine: Machine) -> list[Problem]:

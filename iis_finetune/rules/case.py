@@ -93,7 +93,7 @@ class Case:
         """The ZeRO stage of this run; None without DeepSpeed, 0 where its configuration does not say."""
         if self.launcher.startswith("zero"):
             return int(self.launcher[4])
-        stage = self.own_zero.get("stage", 0)
+        stage = self.own_zero.get("stage")
         return (stage if isinstance(stage, int) else 0) if self.launcher == "deepspeed" else None
 
     @property

@@ -61,6 +61,6 @@ def data_hashes(examined: Examined, question: Question) -> dict[str, str]:
 
 def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
     """The training's data sets, as far as they are on disk."""
-    folder = str(examined.plan.arguments.get("dataset_dir", "")).replace("{data}", str(question.workspace.data))
-    names = examined.plan.arguments.get("dataset") or ""
-    return dataset.check_registered(names, folder, examined.plan.settings["stage"], Place())[0]
+    settings = examined.plan.settings
+    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
+    return dataset.check_registered(settings.names("dataset"), folder, settings["stage"], Place())[0]
