@@ -208,7 +208,7 @@ FAULTS = (
     Fault(0, {"enable_liger_kernel": True}, "enable_liger_kernel", "does not know gfx906", gone("enable_liger_kernel"), on="mi50", needs=GPU),
     Fault(0, {"enable_liger_kernel": True}, "enable_liger_kernel", "not known to run", gone("enable_liger_kernel"), WARNS, on="mi25", needs=GPU),
     Fault(0, {"enable_liger_kernel": True}, "enable_liger_kernel", "learns from zeros", gone("enable_liger_kernel"), on="rx5700xt", needs=GPU),
-    Fault(0, {"torch_compile": True}, "torch_compile", "no effect", gone("torch_compile"), WARNS, on="mi50", needs=GPU),
+    Fault(0, {"torch_compile": True}, "torch_compile", "does not help", gone("torch_compile"), WARNS, on="mi50", needs=GPU),
     Fault(0, {"torch_compile": True}, "torch_compile", "learns from zeros", gone("torch_compile"), on="rx5700xt", needs=GPU),
     Fault(0, {"optim": "adamw_torch_8bit"}, "optim", "compiled by Triton", {"optim": "adamw_torch"}, WARNS, on="mi50", needs=GPU),
     Fault(0, {"optim": "adamw_8bit"}, "optim", "no ready-made build", {"optim": "adamw_torch"}, WARNS, on="mi50", needs=GPU),

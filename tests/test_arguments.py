@@ -97,7 +97,7 @@ TAKEN = [
     ("max_steps", -1, -1),
     ("quantization_bit", 4, 4),
     ("enable_thinking", None, None),
-    ("trackio_static_space_id", False, False),
+    ("include_num_input_tokens_seen", False, False),
     ("default_system", "Say no.", "Say no."),
 ]
 
@@ -414,7 +414,7 @@ def test_a_reward_model_stays_one_when_it_is_exported() -> None:
 
 
 def test_the_key_sets_have_the_sizes_of_llamafactorys_parsers() -> None:
-    assert len(keys_for("train", TABLE)) == len(keys_for("predict", TABLE)) == 346
+    assert len(keys_for("train", TABLE)) == len(keys_for("predict", TABLE)) == 343
     assert len(keys_for("export", TABLE)) == len(keys_for("chat", TABLE)) == len(keys_for("serve", TABLE)) == 211
 
 

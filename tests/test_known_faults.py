@@ -221,7 +221,12 @@ def test_a_kernel_on_which_strix_halo_hangs_is_named(tmp_path: Path, kernel: str
 
 
 @pytest.mark.parametrize("override", ["kit.attention=fa2", "flash_attn=fa2"])
-def test_fa2_with_the_transformers_that_the_kit_installs_is_refused(look: Look, override: str) -> None:
+def test_fa2_is_refused_with_the_transformers_that_breaks_it_alone(
+    look: Look, override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said(look("h200", override), "transformers") == [], "the one that the kit installs works"
+    [row] = [each for each in machine.load()["fault"] if each.get("package") == "transformers"]
+    monkeypatch.setitem(row, "pinned", "5.6.0")
     [problem] = said(look("h200", override), "transformers 5.6.0")
     assert (problem.severity, problem.kind, problem.where.key) == ("error", "missing", override.partition("=")[0])
 

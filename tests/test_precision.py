@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command
+from conftest import ROOT, Command, make_project, run
 
 from iis_finetune import models
 from iis_finetune.hook import iis_training_hook as hook
 
+WORDS = ("train", "tiny", "model_name_or_path=models/half", "max_steps=1")
 
-@pytest.fixture
-def bf16_model(tiny_model: Path, project: Path) -> Path:
-    """The tiny model saved in bf16, as nearly every checkpoint on the hubs is."""
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project whose model is saved in bf16, as nearly every checkpoint on the hubs is, with one run in fp32."""
+    project = make_project(tmp_path_factory.mktemp("precision"), tiny_model)
     folder = project / "models" / "half"
     code = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -27,41 +31,43 @@ def bf16_model(tiny_model: Path, project: Path) -> Path:
     )
     subprocess.run([sys.executable, "-c", code, str(tiny_model), str(folder)], check=True, capture_output=True)
     assert models.look(str(folder), project / "models").dtype == "bfloat16"
-    return folder
+    shutil.copy(folder / "config.json", project / "as_saved.json")
+    done = run([*WORDS, "kit.precision=fp32"], project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
 
 
 def held(project: Path, number: int) -> Any:
-    run = next((project / "runs").glob(f"{number:04d}-*"))
-    return json.loads((run / "loaded.json").read_text())["parameters"]
+    made = next((project / "runs").glob(f"{number:04d}-*"))
+    return json.loads((made / "loaded.json").read_text())["parameters"]
 
 
-def test_the_precision_of_the_plan_is_in_memory_and_the_original_is_untouched(
-    iis: Command, project: Path, bf16_model: Path
-) -> None:
-    before = (bf16_model / "config.json").read_bytes()
-    words = ["train", "tiny", "model_name_or_path=models/half", "max_steps=1"]
-    assert iis(*words, "kit.precision=fp32").returncode == 0
-    assert set(held(project, 1)["frozen"]) == set(held(project, 1)["trainable"]) == {"float32"}
-    assert iis(*words, "kit.precision=bf16").returncode == 0
-    assert set(held(project, 2)["frozen"]) == {"bfloat16"}
-    assert (bf16_model / "config.json").read_bytes() == before
-    assert (project / "models" / "half@fp32" / "model.safetensors").is_symlink()
-    adapter = json.loads((project / "runs" / "0001-tiny" / "output" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == str(bf16_model), "the adapter names the original, not the view"
+def test_fp32_is_in_memory_and_the_original_is_untouched(trained: Path) -> None:
+    assert set(held(trained, 1)["frozen"]) == set(held(trained, 1)["trainable"]) == {"float32"}
+    original = trained / "models" / "half"
+    assert (original / "config.json").read_bytes() == (trained / "as_saved.json").read_bytes()
+    assert (trained / "models" / "half@fp32" / "model.safetensors").is_symlink()
+    adapter = json.loads((trained / "runs" / "0001-tiny" / "output" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(original), "the adapter names the original, not the view"
 
 
-def test_another_precision_than_the_plans_stops_the_run_before_its_first_step(
-    iis: Command, project: Path, bf16_model: Path
-) -> None:
+def test_bf16_is_in_memory_where_it_is_planned(trained: Path) -> None:
+    done = run([*WORDS, "kit.precision=bf16"], trained)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(held(trained, 2)["frozen"]) == {"bfloat16"}
+
+
+def test_another_precision_than_the_plans_stops_the_run_before_its_first_step(trained: Path) -> None:
     """Planted: the view's config is turned back to bf16 behind the kit's back."""
-    assert iis("train", "tiny", "model_name_or_path=models/half", "max_steps=1").returncode == 0
-    config = project / "models" / "half@fp32" / "config.json"
-    config.write_text(config.read_text().replace("float32", "bfloat16"))
-    command = ["bash", str(project / "runs" / "0001-tiny" / "command.sh"), f"output_dir={project}/other"]
+    config = trained / "models" / "half@fp32" / "config.json"
+    planned = config.read_text()
+    config.write_text(planned.replace("float32", "bfloat16"))
+    command = ["bash", str(trained / "runs" / "0001-tiny" / "command.sh"), f"output_dir={trained}/other"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=dict(os.environ))
+    config.write_text(planned)
     assert done.returncode == 1
     assert "the plan says fp32" in done.stderr and "bfloat16" in done.stderr
-    assert not list((project / "other").glob("checkpoint-*")) if (project / "other").exists() else True
+    assert not list((trained / "other").glob("checkpoint-*")) if (trained / "other").exists() else True
     assert "Traceback" not in done.stderr
 
 

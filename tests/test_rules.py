@@ -99,6 +99,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return make_world(tmp_path_factory.mktemp("world"), tiny_model)
 
 
+@pytest.fixture(autouse=True)
+def other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named machines are taken to have the versions that have a fault, so that each rule of a version is met."""
+    for row in machine.load()["fault"]:
+        if "package" in row:
+            monkeypatch.setitem(row, "pinned", row["versions"][0])
+
+
 COUNTED = (49, 73, 92)  # faults that only the number of rows shows
 
 
@@ -167,7 +175,7 @@ def case_of(lines: dict[str, Any], on: str, world: Path, **more: Any) -> rules.C
 
 
 INSTALLED: dict[str, str | None] = {
-    "transformers": "5.6.0", "datasets": "4.0.0", "accelerate": "1.11.0", "peft": "0.18.1", "trl": "0.24.0",
+    "transformers": "5.5.4", "datasets": "4.0.0", "accelerate": "1.11.0", "peft": "0.18.1", "trl": "0.24.0",
     "torch": "2.13.0+cpu", "torchvision": "0.28.0+cpu", "torchaudio": "2.11.0+cpu",
 }  # fmt: skip
 PACKAGES = {

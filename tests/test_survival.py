@@ -122,6 +122,7 @@ def kill_at(run: Run, step: int) -> None:
     process.send(process.tree(trainer(run)), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_byte_identical(place: Path, undisturbed: Adapter) -> None:
     run = train(place)
     kill_at(run, 10)
@@ -172,7 +173,7 @@ def test_a_kill_of_everything_and_a_resume_by_hand_end_byte_identical(place: Pat
     until(lambda: step_of(run) >= 10, "step 10")
     supervisor = runs.attempts(run)[-1].supervisor
     process.send(process.tree(supervisor), signal.SIGKILL)
-    assert runs.state(run) == "interrupted"
+    assert ended(run) == "interrupted"
     assert command(["resume", "last", "--background"], place).returncode == 0
     until(lambda: living(run) or len(runs.attempts(run)) > 1, "the resume")
     assert ended(run) == "finished" and adapter(run) == undisturbed()

@@ -111,13 +111,14 @@ def table_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("recipes", "data"):
         (folder / name).symlink_to(ROOT / name)
     text = str(ROOT / "data" / "intelligence_train.json")
+    children = []
     for name, tied in (("tied", True), ("untied", False)):
         spec = {"config": {**TINY, "tie_word_embeddings": tied}, "seed": 1, "to": str(folder / "models" / name)}
         spec["tokenizer"] = {"train_on": [text], "vocab_size": 1200}
         file = folder / f"{name}.json"
         file.write_text(json.dumps(spec), encoding="utf-8")
-        command = [sys.executable, "-m", "iis_finetune.probe.scratch", str(file)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+        children.append(subprocess.Popen([sys.executable, "-m", "iis_finetune.probe.scratch", str(file)], cwd=ROOT))
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
     return folder
 
 
