@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,29 @@ def test_a_kill_of_everything_and_a_resume_by_hand_end_byte_identical(place: Pat
     assert command(["resume", "last", "--background"], place).returncode == 0
     until(lambda: living(run) or len(runs.attempts(run)) > 1, "the resume")
     assert ended(run) == "finished" and adapter(run) == undisturbed()
+
+
+def break_pickle(path: Path) -> None:
+    """The same archive, whole, with something in it that no pickle is."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, b"no pickle" if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_the_trainer_cannot_load_gives_way_to_an_older_one(place: Path, undisturbed: Adapter) -> None:
+    run = train(place)
+    until(lambda: step_of(run) >= 9, "step 9")
+    assert command(["stop", "last", "--now"], place).returncode == 0
+    newest_one, older = run.checkpoints()[-1], run.checkpoints()[-2]
+    break_pickle(newest_one / "optimizer.pt")
+    (run.checksums / f"{newest_one.name}.json").unlink()
+    done = command(["resume", "last"], place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [each.from_checkpoint for each in runs.attempts(run)] == [None, newest_one.name, older.name]
+    assert adapter(run) == undisturbed()
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -55,16 +56,23 @@ def json_object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once: a list of runs asks for the same few records again and again."""
+    return TypeAdapter(kind)
+
+
 def typed(path: Path, kind: type[T], value: Any) -> T:
     """What was read from a file as its record; raises ProblemsFound that names the file."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        found: T = _adapter(cast(Any, kind)).validate_python(value)
     except ValidationError as wrong:
         first = wrong.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         what = f"{path.parent.name}/{path.name} is damaged: {key}: {first['msg']}"
         fix = "mend that line, or put the file back from a copy; the other runs are not touched by it"
         raise ProblemsFound([Problem(what, fix, Place(str(path), key=key))]) from None
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
