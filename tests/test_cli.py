@@ -389,6 +389,14 @@ def test_escape_sequences_are_shown_escaped_in_every_message(quick: Command, pro
     assert "'\\u001b[1m'" in done.stderr and "\x1b" not in done.stderr + done.stdout
 
 
+def test_a_secret_in_a_file_of_another_verb_is_refused_too(quick: Command, project: Path) -> None:
+    (project / "chat.yaml").write_text("model_name_or_path: models/tiny\ntemplate: qwen\nhf_hub_token: abc\n")
+    for verb in ("chat", "serve", "export", "check"):
+        done = quick(verb, "chat.yaml")
+        assert done.returncode == 2 and "set it in the shell; it is passed on" in done.stderr, done.stderr
+        assert "abc" not in done.stderr + done.stdout
+
+
 def test_a_number_of_many_digits_is_no_run(quick: Command) -> None:
     done = quick("status", "9" * 5000)
     assert done.returncode == 2 and "no run '999" in done.stderr and len(done.stderr) < 500

@@ -34,7 +34,8 @@ def make_lasting() -> None:
 def _lasting(number: int, stream: TextIO | None) -> TextIO:
     raw = Lasting(number, "w", closefd=False)
     # A name that is no text is shown escaped, as in `show`.
-    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding if stream else "utf-8", "backslashreplace")
+    encoding = stream.encoding if stream else "utf-8"
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
 
 
 def lost(stream: TextIO) -> OSError | None:

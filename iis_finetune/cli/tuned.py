@@ -10,7 +10,7 @@ import typer
 
 from .. import launch, machine, runs, session
 from .. import recipe as recipes
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run
@@ -65,7 +65,9 @@ def tuned(name: str, checkpoint: int | None = None) -> Tuned:
 
 def _from_file(name: str) -> Tuned:
     """LLaMA-Factory's own export or inference YAML: its model and adapters as they are named there."""
-    recipe, _ = recipes.read(name, (), workspace().recipes)
+    recipe, problems = recipes.read(name, (), workspace().recipes)
+    if errors_of(problems):
+        raise ProblemsFound(problems)
     values = {key: entry.value for key, entry in recipe.entries.items() if entry.value is not None}
     if "model_name_or_path" not in values:
         place = Place(str(recipe.path))
