@@ -185,7 +185,7 @@ def test_several_processes_on_cpu_are_asked_for_by_devices(tmp_path: Path) -> No
         (
             ("per_device_train_batch_size=64",),
             "rx6800xt",
-            "a smaller model, or more devices; no single change is enough",
+            "a smaller model or more devices; no single change is enough",
         ),
     ],
 )

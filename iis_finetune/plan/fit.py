@@ -69,7 +69,7 @@ def _remedies(draft: Draft, planned: Planner) -> str:
     """The single changes after which it fits, those first that nothing is said against; else what comes nearest."""
     tried = [remedy for line in _changes(draft) if (remedy := _try(draft, planned, line))]
     fitting = sorted((each for each in tried if each.memory.ready), key=lambda each: bool(each.warnings))
-    other = "a smaller model" if draft.machine.accelerator == "cpu" else "a smaller model, or more devices"
+    other = "a smaller model" if draft.machine.accelerator == "cpu" else "a smaller model or more devices"
     if fitting:
         first = [other] if fitting[0].warnings else []
         return " or ".join([*first, *map(str, fitting)])
