@@ -229,8 +229,15 @@ def _load(text: str, path: Path) -> Any:
         raise ProblemsFound([Problem(what, fix, _mark(path, error))]) from None
     except (YAMLError, ValueError, RecursionError, NotImplementedError, AttributeError, TypeError) as error:
         # ruamel raises bare errors for odd scalars, such as dates that do not exist.
-        what = f"not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise ProblemsFound([Problem(what, "YAML wants `key: value`, one a line", Place(str(path), 1))]) from None
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        tagged = [number for number, line in enumerate(text.splitlines(), 1) if " !!" in line]
+        what = "a value does not fit the type that !! gives it" if tagged else f"not YAML: {said}"
+        fix = (
+            "remove the !! and its word: the argument says the type"
+            if tagged
+            else "YAML wants `key: value`, one a line"
+        )
+        raise ProblemsFound([Problem(what, fix, Place(str(path), tagged[0] if tagged else 1))]) from None
 
 
 def _mark(path: Path, error: Any) -> Place:

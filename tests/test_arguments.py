@@ -51,8 +51,10 @@ needs_llamafactory = pytest.mark.skipif(len(INSTALLED) < 2, reason="LLaMA-Factor
 
 
 def one(key: str, value: Any, **more: Any) -> tuple[Any, list[Problem]]:
-    """What becomes of a recipe with this one line: the value (or NOTHING) and the problems."""
-    arguments, problems = check([Entry(key, value, Place("r.yaml", 7, key), **more)], TABLE)
+    """What becomes of a recipe with this one line that is read: the value (or NOTHING) and the problems."""
+    name, *values = (TABLE[key].read_with if key in TABLE else ()) or ("stage", "sft")
+    reads = [] if name == key else [Entry(name, values[0] if values else 4, Place("r.yaml", 1, name))]
+    arguments, problems = check([*reads, Entry(key, value, Place("r.yaml", 7, key), **more)], TABLE)
     return arguments.get(key, NOTHING), problems
 
 
@@ -303,7 +305,14 @@ def answers() -> list[tuple[str, str]]:
     aliases = tomllib.loads((TABLES / "aliases.toml").read_text("utf-8"))
     blocks = [*removed["llamafactory"].values(), *removed["transformers"].values()]
     blocks += [tool["names"] for tool in aliases["tool"]]
-    return sorted({pair for block in blocks for pair in block.items()})
+    rows = [(name, answer) for block in blocks for name, answer in block.items()]
+    of_values = [(name, key) for name, row in rows if isinstance(row, dict) for key in _named(row)]
+    return sorted({pair for pair in rows if isinstance(pair[1], str)} | set(of_values))
+
+
+def _named(row: dict[str, Any]) -> list[str]:
+    """The arguments that an answer names which depends on the value."""
+    return [row["pixels"]] if "pixels" in row else [key for lines in row.values() for key in lines]
 
 
 @pytest.mark.parametrize(("name", "answer"), answers())
@@ -329,8 +338,10 @@ def test_every_former_value_leads_to_one_that_is_accepted() -> None:
 
 
 def test_the_hand_written_tables_name_only_real_arguments() -> None:
-    values = json.loads((TABLES / "values.json").read_text("utf-8"))["arguments"]
+    tables = json.loads((TABLES / "values.json").read_text("utf-8"))
+    values, read_with = tables["arguments"], tables["read_with"]
     owners = {argument.owner for argument in TABLE.values()}
+    assert read_with.keys() <= owners and {name for name, *_ in read_with.values()} <= TABLE.keys()
     verbs = json.loads((TABLES / "verbs.json").read_text("utf-8"))["verbs"]
     named = {name for row in verbs.values() for part in ("only", "without") for name in row.get(part, [])}
     assert values.keys() <= TABLE.keys()
