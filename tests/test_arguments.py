@@ -741,3 +741,33 @@ def test_names_are_read_from_a_list_and_from_a_text_with_commas(value: Any) -> N
 def test_a_training_is_read_with_the_table_of_its_stage() -> None:
     assert trained_with({"stage": "ppo"}).table is frozen_table("ppo")
     assert trained_with({"lora_rank": 4})["lora_rank"] == 4
+
+
+ANSWERED = {
+    "a rename whose new name is there": ({"evaluation_strategy": "no", "eval_strategy": "no"}, "remove the line"),
+    "a typing error beside the right name": ({"lora_rnak": 8, "lora_rank": 8}, "remove the line"),
+    "false was the default": ({"train_mm_proj_only": False}, "remove the line"),
+    "true is three lines": ({"train_mm_proj_only": True}, "'freeze_vision_tower: true' and 'freeze_language_model"),
+    "without those already there": (
+        {"train_mm_proj_only": True, "freeze_vision_tower": True},
+        "write 'freeze_language_model: true' and 'freeze_multi_modal_projector: false' in its place",
+    ),
+    "pixels stay pixels": ({"image_resolution": 262144}, "image_max_pixels: 262144"),
+    "a side is squared": ({"image_resolution": 512}, "image_max_pixels: 262144"),
+    "no far guess": ({"lvm_gamma": 1}, "remove the line; "),
+    "none of a data set's keys": ({"user_tag": "x"}, "remove the line; "),
+    "an optimizer that LoRA excludes": ({"optim": "galore"}, "'finetuning_type: full'"),
+}
+
+
+@pytest.mark.parametrize(("lines", "fix"), ANSWERED.values(), ids=ANSWERED.keys())
+def test_the_answer_to_a_key_fits_its_value_and_the_lines_beside_it(lines: dict[str, Any], fix: str) -> None:
+    entries = [Entry(key, value, Place("r.yaml", number, key)) for number, (key, value) in enumerate(lines.items(), 1)]
+    (problem,) = check(entries, TABLE)[1]
+    assert fix in problem.fix
+
+
+def test_a_value_is_not_refused_where_nothing_reads_it() -> None:
+    lines = {"finetuning_type": "full", "lora_rank": 0, "do_train": False, "learning_rate": 0.0}
+    entries = [Entry(key, value, Place("r.yaml", number, key)) for number, (key, value) in enumerate(lines.items(), 1)]
+    assert [(each.severity, each.where.key) for each in check(entries, TABLE)[1]] == [("warning", "lora_rank")]

@@ -157,6 +157,26 @@ def test_the_recipes_that_the_faults_are_put_into_have_none(world: Path, monkeyp
         assert [each.what for each in examine(base, world, "cpu") if each.severity == "error"] == []
 
 
+ALONE = {
+    "a value that was refused": ({"dataset": "${DATASET}"}, ["dataset"]),
+    "a run that only tokenises": ({"do_train": None, "tokenized_path": "new"}, []),
+    "a launcher beside DeepSpeed's own file": (
+        {"use_unsloth": True, "deepspeed": {"zero_optimization": {"stage": 3}}},
+        ["use_unsloth"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("lines", "keys"), ALONE.values(), ids=ALONE.keys())
+def test_one_cause_is_one_error(
+    lines: dict[str, Any], keys: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    found = [each for each in examine({**TRAIN, **lines}, world, "cpu") if each.severity == "error"]
+    assert [each.where.key for each in found] == keys
+    assert all("no deepspeed line" in each.fix for each in found if "kit.launcher" in each.fix)
+
+
 def test_every_number_of_the_list_has_a_case_or_a_reason() -> None:
     numbers = {fault.number for fault in FAULTS} - {OWN}
     of_rules = {rule.number for rule in RULES} - {OWN}
