@@ -228,16 +228,17 @@ def _load(text: str, path: Path) -> Any:
         fix = "replace the tab by spaces" if tab else "YAML wants `key: value`, one a line, indented by spaces"
         raise ProblemsFound([Problem(what, fix, _mark(path, error))]) from None
     except (YAMLError, ValueError, RecursionError, NotImplementedError, AttributeError, TypeError) as error:
-        # ruamel raises bare errors for odd scalars, such as dates that do not exist.
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        tagged = [number for number, line in enumerate(text.splitlines(), 1) if " !!" in line]
-        what = "a value does not fit the type that !! gives it" if tagged else f"not YAML: {said}"
-        fix = (
-            "remove the !! and its word: the argument says the type"
-            if tagged
-            else "YAML wants `key: value`, one a line"
-        )
-        raise ProblemsFound([Problem(what, fix, Place(str(path), tagged[0] if tagged else 1))]) from None
+        raise ProblemsFound([_odd(text, path, error)]) from None
+
+
+def _odd(text: str, path: Path, error: Exception) -> Problem:
+    """ruamel raises bare errors for odd scalars, such as dates that do not exist, and a `!!float` that is none."""
+    tagged = [number for number, line in enumerate(text.splitlines(), 1) if " !!" in line]
+    if tagged:
+        what = "a value does not fit the type that !! gives it"
+        return Problem(what, "remove the !! and its word", Place(str(path), tagged[0]))
+    what = f"not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return Problem(what, "YAML wants `key: value`, one a line", Place(str(path), 1))
 
 
 def _mark(path: Path, error: Any) -> Place:

@@ -252,12 +252,10 @@ def _stage_problems(entry: Entry, stage: str) -> Iterator[Problem]:
         yield entry.problem(what, "remove \"kto_tag\" from 'columns', or train with stage: kto", "kto_tag")
     named = sources.COLUMNS if columns is None else columns
     for key in NEEDED.get(("sharegpt" if formatting == "openai" else formatting, stage), ()):
-        if named.get(key) is None and key == "response" and list(named) == ["prompt"]:
-            fix = 'train it with stage: pt, or name the column of the answers: add "response" to "columns"'
-            yield entry.problem("this is plain text, and stage sft learns answers to questions", fix, "columns")
-        elif named.get(key) is None:
+        if named.get(key) is None:
             what = f"'columns' does not name '{key}', and what it leaves out has no default"
-            yield entry.problem(what, f'add "{key}" to "columns"', "columns")
+            plain = ", or train with stage: pt if this is plain text" if key == "response" and stage == "sft" else ""
+            yield entry.problem(what, f'add "{key}" to "columns"{plain}', "columns")
 
 
 def _file_problem(path: Path, files: tuple[Path, ...]) -> Problem | None:

@@ -81,7 +81,7 @@ class Case:
     @property
     def evaluating(self) -> str:
         """The lines that an evaluation between the steps needs, without those that are there."""
-        rows = self["eval_dataset"] or self["val_size"] > 1e-6
+        rows = self.some("eval_dataset") or self["val_size"] > 1e-6
         return "eval_strategy: steps" if rows else "eval_strategy: steps and val_size: 0.05"
 
     @property
