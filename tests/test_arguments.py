@@ -51,8 +51,10 @@ needs_llamafactory = pytest.mark.skipif(len(INSTALLED) < 2, reason="LLaMA-Factor
 
 
 def one(key: str, value: Any, **more: Any) -> tuple[Any, list[Problem]]:
-    """What becomes of a recipe with this one line: the value (or NOTHING) and the problems."""
-    arguments, problems = check([Entry(key, value, Place("r.yaml", 7, key), **more)], TABLE)
+    """What becomes of a recipe with this one line that is read: the value (or NOTHING) and the problems."""
+    name, *values = (TABLE[key].read_with if key in TABLE else ()) or ("stage", "sft")
+    reads = [] if name == key else [Entry(name, values[0] if values else 4, Place("r.yaml", 1, name))]
+    arguments, problems = check([*reads, Entry(key, value, Place("r.yaml", 7, key), **more)], TABLE)
     return arguments.get(key, NOTHING), problems
 
 
@@ -303,7 +305,14 @@ def answers() -> list[tuple[str, str]]:
     aliases = tomllib.loads((TABLES / "aliases.toml").read_text("utf-8"))
     blocks = [*removed["llamafactory"].values(), *removed["transformers"].values()]
     blocks += [tool["names"] for tool in aliases["tool"]]
-    return sorted({pair for block in blocks for pair in block.items()})
+    rows = [(name, answer) for block in blocks for name, answer in block.items()]
+    of_values = [(name, key) for name, row in rows if isinstance(row, dict) for key in _named(row)]
+    return sorted({pair for pair in rows if isinstance(pair[1], str)} | set(of_values))
+
+
+def _named(row: dict[str, Any]) -> list[str]:
+    """The arguments that an answer names which depends on the value."""
+    return [row["pixels"]] if "pixels" in row else [key for lines in row.values() for key in lines]
 
 
 @pytest.mark.parametrize(("name", "answer"), answers())
@@ -329,8 +338,10 @@ def test_every_former_value_leads_to_one_that_is_accepted() -> None:
 
 
 def test_the_hand_written_tables_name_only_real_arguments() -> None:
-    values = json.loads((TABLES / "values.json").read_text("utf-8"))["arguments"]
+    tables = json.loads((TABLES / "values.json").read_text("utf-8"))
+    values, read_with = tables["arguments"], tables["read_with"]
     owners = {argument.owner for argument in TABLE.values()}
+    assert read_with.keys() <= owners and {name for name, *_ in read_with.values()} <= TABLE.keys()
     verbs = json.loads((TABLES / "verbs.json").read_text("utf-8"))["verbs"]
     named = {name for row in verbs.values() for part in ("only", "without") for name in row.get(part, [])}
     assert values.keys() <= TABLE.keys()
@@ -730,3 +741,33 @@ def test_names_are_read_from_a_list_and_from_a_text_with_commas(value: Any) -> N
 def test_a_training_is_read_with_the_table_of_its_stage() -> None:
     assert trained_with({"stage": "ppo"}).table is frozen_table("ppo")
     assert trained_with({"lora_rank": 4})["lora_rank"] == 4
+
+
+ANSWERED = {
+    "a rename whose new name is there": ({"evaluation_strategy": "no", "eval_strategy": "no"}, "remove the line"),
+    "a typing error beside the right name": ({"lora_rnak": 8, "lora_rank": 8}, "remove the line"),
+    "false was the default": ({"train_mm_proj_only": False}, "remove the line"),
+    "true is three lines": ({"train_mm_proj_only": True}, "'freeze_vision_tower: true' and 'freeze_language_model"),
+    "without those already there": (
+        {"train_mm_proj_only": True, "freeze_vision_tower": True},
+        "write 'freeze_language_model: true' and 'freeze_multi_modal_projector: false' in its place",
+    ),
+    "pixels stay pixels": ({"image_resolution": 262144}, "image_max_pixels: 262144"),
+    "a side is squared": ({"image_resolution": 512}, "image_max_pixels: 262144"),
+    "no far guess": ({"lvm_gamma": 1}, "remove the line; "),
+    "none of a data set's keys": ({"user_tag": "x"}, "remove the line; "),
+    "an optimizer that LoRA excludes": ({"optim": "galore"}, "'finetuning_type: full'"),
+}
+
+
+@pytest.mark.parametrize(("lines", "fix"), ANSWERED.values(), ids=ANSWERED.keys())
+def test_the_answer_to_a_key_fits_its_value_and_the_lines_beside_it(lines: dict[str, Any], fix: str) -> None:
+    entries = [Entry(key, value, Place("r.yaml", number, key)) for number, (key, value) in enumerate(lines.items(), 1)]
+    (problem,) = check(entries, TABLE)[1]
+    assert fix in problem.fix
+
+
+def test_a_value_is_not_refused_where_nothing_reads_it() -> None:
+    lines = {"finetuning_type": "full", "lora_rank": 0, "do_train": False, "learning_rate": 0.0}
+    entries = [Entry(key, value, Place("r.yaml", number, key)) for number, (key, value) in enumerate(lines.items(), 1)]
+    assert [(each.severity, each.where.key) for each in check(entries, TABLE)[1]] == [("warning", "lora_rank")]

@@ -172,6 +172,18 @@ def test_what_is_not_registered_is_said_at_the_recipes_line(tmp_path: Path) -> N
     assert ["'other'" in both[0].what, "'another'" in both[1].what] == [True, True]
 
 
+def test_llamafactorys_examples_are_said_to_lie_in_its_repository(tmp_path: Path) -> None:
+    _, found = dataset.check_registered(["identity", "alpaca_en_demo"], register(tmp_path, {}), "sft", RECIPE)
+    assert ["data/identity.json" in found[0].fix, "data/alpaca_en_demo.json" in found[1].fix] == [True, True]
+
+
+def test_labelled_rows_cannot_train_stage_sft_also_when_the_file_is_not_here_yet(tmp_path: Path) -> None:
+    columns = {"prompt": "instruction", "response": "output", "kto_tag": "label"}
+    register(tmp_path, {"columns": columns}).joinpath("data.jsonl").unlink()
+    _, problems = dataset.check_registered("mine", tmp_path, "sft", RECIPE)
+    assert [each.where.key for each in problems if "drops them all" in each.what] == ["mine.kto_tag"]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [

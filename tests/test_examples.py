@@ -9,10 +9,12 @@ import pytest
 
 from iis_finetune import preflight
 from iis_finetune.errors import errors_of
+from iis_finetune.rules import of_ignored
 from iis_finetune.runs import Workspace
 
 EXAMPLES = Path(__file__).parent / "fixtures" / "llamafactory_examples"
 FILES = sorted(EXAMPLES.rglob("*.yaml"))
+IGNORED = tuple(rule.what.partition("{")[0] for rule in of_ignored.RULES)
 ABSENT = ("missing", "machine")
 # Examples that LLaMA-Factory 0.9.5 with transformers 5.6 cannot run, and what is said of them.
 BROKEN = {
@@ -45,6 +47,8 @@ def test_an_example_has_no_error_but_what_is_not_here(machine: str, file: Path, 
     shared = any(each.name == "launcher" and each.value in ("ddp", "zero2") for each in examined.plan.decisions)
     broken = {**BROKEN, **(ALONE if shared else {})}
     expected = broken.get(str(file.relative_to(EXAMPLES)))
+    said = [each.what for each in examined.problems if each.what.startswith(IGNORED)]
+    assert said == []
     assert [each.where.key for each in errors][:1] == ([expected] if expected else []), [each.what for each in errors]
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY
+from fixing import ways
 from rule_cases import ELSEWHERE, FAULTS, TRAIN, Fault
 
 from iis_finetune import launch, machine, models, preflight, rules
 from iis_finetune.arguments import Settings, check, frozen_table
 from iis_finetune.errors import Place, Problem
+from iis_finetune.preflight import here
 from iis_finetune.recipe import Entry, Kit, Recipe
 from iis_finetune.rules import RULES
 from iis_finetune.rules.rule import OWN
@@ -132,12 +136,53 @@ def test_a_fault_is_named_at_its_line_and_the_mended_recipe_is_not(
     assert not [each.what for each in again if each.what == said[0].what]
 
 
+@pytest.mark.slow
+def test_every_fix_that_a_machine_can_carry_out_mends_without_a_new_error(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    tried, unmended = 0, []
+    for fault in FAULTS:
+        rows = fault.number in COUNTED
+        found = examine(fault.recipe, world, fault.on, rows)
+        said = next(each for each in found if fault.says in each.what or fault.says in each.fix)
+        before = {each.what for each in found if each.severity == "error"}
+        for mended in ways(said, fault.recipe):
+            tried += 1
+            left = examine(mended, world, fault.on, rows)
+            still = [each.what for each in left if each.what == said.what]
+            new = [each.what for each in left if each.severity == "error" and each.what not in before]
+            unmended += [(fault.name, said.fix, mended, still + new)] if still or new else []
+    assert unmended == []
+    assert tried >= 100, tried
+
+
 def test_the_recipes_that_the_faults_are_put_into_have_none(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     from rule_cases import CHAT, EXPORT, PREDICT
 
     for base in (TRAIN, PREDICT, EXPORT, CHAT):
         assert [each.what for each in examine(base, world, "cpu") if each.severity == "error"] == []
+
+
+ALONE = {
+    "a value that was refused": ({"dataset": "${DATASET}"}, ["dataset"]),
+    "a run that only tokenises": ({"do_train": None, "tokenized_path": "new"}, []),
+    "a launcher beside DeepSpeed's own file": (
+        {"use_unsloth": True, "deepspeed": {"zero_optimization": {"stage": 3}}},
+        ["use_unsloth"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("lines", "keys"), ALONE.values(), ids=ALONE.keys())
+def test_one_cause_is_one_error(
+    lines: dict[str, Any], keys: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    found = [each for each in examine({**TRAIN, **lines}, world, "cpu") if each.severity == "error"]
+    assert [each.where.key for each in found] == keys
+    assert all("no deepspeed line" in each.fix for each in found if "kit.launcher" in each.fix)
 
 
 def test_every_number_of_the_list_has_a_case_or_a_reason() -> None:
@@ -207,6 +252,24 @@ def test_a_package_that_is_missing_or_does_not_fit_is_named(
     assert rules.check_packages(case, {**INSTALLED, **enough}) == []
 
 
+@pytest.mark.parametrize(
+    ("fix", "ours", "foreign"),
+    [
+        ("pip install deepspeed", "make setup EXTRA=deepspeed", "pip install deepspeed"),
+        ("pip install 'bitsandbytes>=0.50.0'", "make setup EXTRA=bitsandbytes", "pip install 'bitsandbytes>=0.50.0'"),
+        ("make setup, or pip install llamafactory==1", "make setup", "pip install llamafactory==1"),
+        ("pip install wandb", "{}/bin/pip install -c constraints.txt wandb", "pip install wandb"),
+        ("/x/bin/pip install wandb", "/x/bin/pip install wandb", "/x/bin/pip install wandb"),
+    ],
+)
+def test_a_missing_package_is_installed_by_the_one_command_that_fits(
+    fix: str, ours: str, foreign: str, tmp_path: Path
+) -> None:
+    assert here.fitting(Problem("", fix), tmp_path).fix == foreign
+    (tmp_path / "iis-finetune-setup.json").write_text("{}")
+    assert here.fitting(Problem("", fix), tmp_path).fix == ours.format(tmp_path)
+
+
 def test_a_torchaudio_that_set_up_replaced_or_tried_is_not_complained_about(world: Path) -> None:
     case = case_of(TRAIN, "cpu", world)
     for found, version in ((True, "2.11.0"), (False, "2.11.0"), (True, None)):
@@ -231,6 +294,23 @@ ASKED = {
     "an argument": ({"val_size": 0.1, "eval_dataset": "little"}, "Cannot specify `val_size`", "val_size"),
     "a template": ({"template": "nope"}, "Template nope does not exist", None),
 }
+
+
+@pytest.mark.extended
+def test_every_argument_that_llamafactory_overrides_or_never_reads_is_warned_of(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    program = Path(__file__).parent.parent / "benchmarks" / "final_arguments.py"
+    done = subprocess.run([sys.executable, str(program)], cwd=world, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"key"')]
+    assert {"remove_unused_columns", "use_mca", "sortish_sampler"} <= {row["key"] for row in rows}
+    unsaid = []
+    for row in rows:
+        said = {each.where.key for each in examine(row["recipe"], world, "cpu")}
+        named = {key for rule in RULES for key in rule.keys.split() if said & {*rule.keys.split()}}
+        unsaid += [] if row["key"] in said | named else [(row["key"], row["given"], row["got"])]
+    assert unsaid == []
 
 
 @pytest.mark.slow

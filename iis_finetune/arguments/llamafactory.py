@@ -58,6 +58,8 @@ class Argument:
     limits: tuple[Limit, ...] = ()
     former: Mapping[str, str | Mapping[str, Any]] | None = None  # a wrong value -> what to write
     infinite: bool = False
+    # (argument, values) as in Limit.unless: nothing reads this one without them.
+    read_with: tuple[Any, ...] = ()
 
 
 Table = Mapping[str, Argument]
@@ -144,14 +146,27 @@ def _installed_in(environment: Path | None) -> Installation | None:
 
 
 def _build(rows: Mapping[str, Row]) -> dict[str, Argument]:
-    known = json.loads((TABLES / "values.json").read_text("utf-8"))["arguments"]
-    return {name: _argument(name, {**row, **known.get(name, {})}) for name, row in rows.items()}
+    values = json.loads((TABLES / "values.json").read_text("utf-8"))
+    known, owners = values["arguments"], values["read_with"]
+    return {
+        name: _argument(name, {"read_with": owners.get(row["owner"], ()), **row, **known.get(name, {})})
+        for name, row in rows.items()
+    }
 
 
 def _argument(name: str, row: Row) -> Argument:
     limits = tuple(_limit(limit) for limit in row.get("limits", ()))
     choices = tuple(row["choices"]) if row["choices"] else None
-    return Argument(name, **{**row, "kinds": tuple(row["kinds"]), "choices": choices, "limits": limits})
+    return Argument(
+        name,
+        **{
+            **row,
+            "kinds": tuple(row["kinds"]),
+            "choices": choices,
+            "limits": limits,
+            "read_with": tuple(row["read_with"]),
+        },
+    )
 
 
 def _limit(row: Row) -> Limit:

@@ -1,7 +1,7 @@
 """What a recipe states, line by line against the table: names, types, choices, ranges, all problems together."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,8 @@ from .llamafactory import LLAMAFACTORY, TABLES, Argument, Limit, Table, frozen_t
 from .values import NOT_GIVEN, Refused, convert
 
 LONGEST_KEY = 80
+CLOSE = 0.8  # below it a guess misleads: lvm_gamma is no simpo_gamma
+LONGEST_SIDE = 4096  # a picture's side; what is larger counts its pixels
 GONE = {
     "never": "LLaMA-Factory never had an argument '{}'",
     "later": f"LLaMA-Factory {LLAMAFACTORY} does not have the argument '{{}}' yet",
@@ -23,18 +25,33 @@ def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[
     """The usable arguments in LLaMA-Factory's own types, and every problem; keys of the kit block are passed over."""
     own = [entry for entry in entries if not entry.key.startswith("kit.")]
     arguments: dict[str, Any] = {}
-    problems: list[Problem] = []
+    foreign: list[Problem] = []
+    of_values: list[tuple[Argument, Problem]] = []
     for entry in own:
         if entry.key in table:
-            problems += _take(entry, table, arguments)
+            of_values += [(table[entry.key], each) for each in _take(entry, table, arguments)]
         elif entry.key in frozen_table():
-            problems.append(_of_another_version(entry, own))
+            foreign.append(_of_another_version(entry, own))
         else:
-            problems.append(_unknown(entry.key, table.keys(), Kit.model_fields.keys(), entry.place))
+            foreign.append(_unknown(entry, table.keys(), {each.key for each in own}))
     for entry in own:
         if entry.key in arguments:
-            problems += _beyond(table[entry.key], arguments, entry.place)
-    return arguments, problems
+            argument = table[entry.key]
+            of_values += [(argument, each) for each in _beyond(argument, arguments, entry.place)]
+    return arguments, [*foreign, *(_weighed(*each, arguments, table) for each in of_values)]
+
+
+def _weighed(argument: Argument, problem: Problem, given: Mapping[str, Any], table: Table) -> Problem:
+    """A value that nothing reads stops no training: LLaMA-Factory holds no value to its argument's type."""
+    name, *_ = condition = argument.read_with or ("",)
+    if problem.severity == "warning" or name in ("", argument.name):
+        return problem
+    value = given.get(name, table[name].default)
+    if _met(condition, value):
+        return problem
+    without = f"with {name} {value}" if isinstance(value, str) else f"without {name}"
+    what = f"'{argument.name}' is not read {without}; where it is: {problem.what}"
+    return Problem(what, f"remove '{argument.name}'", problem.where, "warning")
 
 
 def _take(entry: Entry, table: Table, arguments: dict[str, Any]) -> list[Problem]:
@@ -66,16 +83,14 @@ def _beyond(argument: Argument, given: Mapping[str, Any], place: Place) -> Itera
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     for limit in argument.limits:
-        if not _holds(value, limit) and not _excused(limit, given):
+        if not _holds(value, limit) and not (limit.unless and _met(limit.unless, given.get(limit.unless[0]))):
             what = f"'{argument.name}' is {value}: {limit.why}"
             yield Problem(what, f"write {_wanted(limit)}", place, limit.severity)
 
 
-def _excused(limit: Limit, given: Mapping[str, Any]) -> bool:
-    if not limit.unless:
-        return False
-    name, *values = limit.unless
-    value = given.get(name)
+def _met(condition: Sequence[Any], value: Any) -> bool:
+    """Whether the value of the argument that a condition names is one of its values, or above 0 where it has none."""
+    _, *values = condition
     return value in values if values else isinstance(value, int | float) and value > 0
 
 
@@ -106,48 +121,67 @@ def _wanted(limit: Limit) -> str:
     return " and ".join(words) + "".join(f", or {value:g}" for value in limit.also)
 
 
-def _unknown(key: str, known: Collection[str], kit_keys: Collection[str], place: Place) -> Problem:
+def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> Problem:
     """The Problem for a key that is not in the table: an old name, one of another tool, or a typing error."""
+    key, place = entry.key, entry.place
     name = key.strip().lstrip("-").replace("-", "_").lower()[:LONGEST_KEY]
     what = f"unknown argument '{key[:LONGEST_KEY]}'"
     if name in known:
-        return Problem(what, f"did you mean '{name}'?", place)
-    if name in kit_keys:
+        return Problem(what, _line_of(name, f"did you mean '{name}'?", stated), place)
+    if name in Kit.model_fields:
         return Problem(f"{what}: it is a key of the kit block", f"write 'kit: {{{name}: ...}}'", place)
-    return _gone(name, place) or _foreign(what, name, place) or _typing_error(what, name, {*known, *kit_keys}, place)
+    return (
+        _gone(name, entry, stated)
+        or _foreign(what, name, entry, stated)
+        or Problem(what, _typing_error(name, {*known, *Kit.model_fields}, stated), place)
+    )
 
 
-def _gone(name: str, place: Place) -> Problem | None:
+def _gone(name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
     packages = _toml("removed")
     versions = [*packages["llamafactory"].items(), *packages["transformers"].items()]
     for version, names in versions:
         if name in names:
             last = f"LLaMA-Factory removed the argument '{{}}' after version {version}"
-            return Problem(GONE.get(version, last).format(name), _answer(names[name]), place)
+            fix = _answer(names[name], entry, stated)
+            return Problem(GONE.get(version, last).format(name), fix, entry.place)
     return None
 
 
-def _foreign(what: str, name: str, place: Place) -> Problem | None:
+def _foreign(what: str, name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
     tools = [tool for tool in _toml("aliases")["tool"] if name in tool["names"]]
     if not tools:
         return None
     callers = " and ".join(tool["name"] for tool in tools[:3])
-    answers: Iterable[str] = dict.fromkeys(_answer(tool["names"][name]) for tool in tools)
-    return Problem(f"{what}: a name from {callers}", ", or ".join(answers), place)
+    answers: Iterable[str] = dict.fromkeys(_answer(tool["names"][name], entry, stated) for tool in tools)
+    return Problem(f"{what}: a name from {callers}", ", or ".join(answers), entry.place)
 
 
-def _typing_error(what: str, name: str, known: Collection[str], place: Place) -> Problem:
-    near = difflib.get_close_matches(name, sorted({*known, "kit"}), n=1, cutoff=0.7)
+def _typing_error(name: str, known: Collection[str], stated: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, sorted({*known, "kit"}), n=1, cutoff=CLOSE)
     if near:
-        return Problem(what, f"did you mean '{near[0]}'?", place)
-    return Problem(what, "remove the line; `iis-finetune schema` lists every argument", place)
+        return _line_of(near[0], f"did you mean '{near[0]}'?", stated)
+    return "remove the line; `iis-finetune schema` lists every argument"
 
 
-def _answer(value: str) -> str:
-    if " " in value:
-        return value
-    kit_key = value.removeprefix("kit.")
-    return f"write '{value}'" if kit_key == value else f"write 'kit: {{{kit_key}: ...}}'"
+def _answer(row: str | Mapping[str, Any], entry: Entry, stated: Collection[str]) -> str:
+    """What to write in place of a key; a row of several answers has one for each value."""
+    if isinstance(row, str):
+        return _line_of(row, row if " " in row else f"write '{row}'", stated)
+    if "pixels" in row:
+        value = entry.value if isinstance(entry.value, int) else 0
+        return f"write '{row['pixels']}: {value * value if value <= LONGEST_SIDE else value}', which counts pixels"
+    lines = row.get(str(entry.value).lower(), {})
+    missing = [f"'{key}: {str(value).lower()}'" for key, value in lines.items() if key not in stated]
+    return f"write {' and '.join(missing)} in its place" if missing else "remove the line"
+
+
+def _line_of(name: str, fix: str, stated: Collection[str]) -> str:
+    """The fix, unless the line that it asks for is there already."""
+    if name in stated:
+        return f"remove the line: '{name}' is there as well"
+    kit_key = name.removeprefix("kit.")
+    return fix if kit_key == name or " " in name else f"write 'kit: {{{kit_key}: ...}}'"
 
 
 @cache

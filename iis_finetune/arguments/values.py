@@ -157,6 +157,7 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
             lines = dict(_lines(new, argument))
             because = f": {lines.pop('because')}" if "because" in lines else ""
             wanted = " and ".join(f"'{key}: {_plain(item)}'" for key, item in lines.items())
+            wanted += "" if argument.name in lines else " in its place"
             raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}{because}", f"write {wanted}")
 
 

@@ -15,6 +15,8 @@ from . import sources
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
 SPACE = re.compile(r"\s*")
+EXAMPLE = re.compile(r"identity|\w+_demo")  # what LLaMA-Factory's own recipes train on
+EXAMPLES = "https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/"
 CLOUD_PREFIXES = ("s3://", "gs://", "gcs://")
 PAIR_STAGES = {"rm", "dpo"}
 # What an entry must map for a stage when it maps columns at all, with what LLaMA-Factory does without it.
@@ -167,6 +169,9 @@ def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     guess = f"did you mean '{near[0]}'? " if near else ""
     listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
     fix = f"{guess}registered are: {listed or 'none'}; register your own with: iis-finetune data add FILE"
+    if EXAMPLE.fullmatch(name):
+        fix = f"it is an example of LLaMA-Factory's, not in its package: get {EXAMPLES}{name}.json, and "
+        fix += "iis-finetune data add FILE"
     return Problem(f"data set '{name}' is not in {registry.file}", fix, place, kind="missing", code=2)
 
 
@@ -242,11 +247,15 @@ def _stage_problems(entry: Registered, stage: str) -> Iterator[Problem]:
         fix = "use it with stage rm or dpo, or another data set"
         yield entry.problem(f"a ranked data set cannot train stage {stage}", fix, "ranking")
     formatting, columns = str(entry.value.get("formatting", "alpaca")), entry.value.get("columns")
+    if stage == "sft" and isinstance(columns, dict) and columns.get("kto_tag"):
+        what = "'columns' names 'kto_tag': every row has an answer and its opposite then, and stage sft drops them all"
+        yield entry.problem(what, "remove \"kto_tag\" from 'columns', or train with stage: kto", "kto_tag")
     named = sources.COLUMNS if columns is None else columns
     for key in NEEDED.get(("sharegpt" if formatting == "openai" else formatting, stage), ()):
         if named.get(key) is None:
             what = f"'columns' does not name '{key}', and what it leaves out has no default"
-            yield entry.problem(what, f'add "{key}" to "columns"', "columns")
+            plain = ", or train with stage: pt if this is plain text" if key == "response" and stage == "sft" else ""
+            yield entry.problem(what, f'add "{key}" to "columns"{plain}', "columns")
 
 
 def _file_problem(path: Path, files: tuple[Path, ...]) -> Problem | None:

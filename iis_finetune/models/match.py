@@ -87,7 +87,7 @@ def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]
         whole = read_json(folder / CONFIG) is not None
         what = f"{folder} is a whole model, not an adapter" if whole else f"{folder} holds no {ADAPTER_CONFIG}"
         given = "give the folder that training wrote, or one checkpoint of it"
-        fix = f"model_name_or_path: {folder}" if whole else given
+        fix = f"model_name_or_path: {folder} in its place" if whole else given
         return [Problem(what, fix, place, kind="invalid" if whole else "missing", code=2)]
     problems = list(_other_base(folder, config, base, place))
     weights = folder / "adapter_model.safetensors"

@@ -1,7 +1,9 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
@@ -12,7 +14,7 @@ from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
-from .here import here_problems, machine_problems, quantization_problems
+from .here import fitting, here_problems, machine_problems, quantization_problems
 from .model import looks_local, model_problems, reward_problems
 from .training_data import Asked, data_problems
 
@@ -104,6 +106,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
     if host.here:
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
+        problems = [fitting(each, Path(sys.prefix)) for each in problems]
     return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data)
 
 

@@ -1,5 +1,6 @@
 """What this computer lacks for a plan: packages, the launcher's program, disk for the checkpoints."""
 
+import re
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from ..runs import Workspace
 from ..wheels import record_of
 
 GIB = 2**30
+EXTRAS = ("bitsandbytes", "deepspeed")  # what `make setup EXTRA=` takes
+INSTALLING = re.compile(r"(?P<setup>make setup, or )?(?P<pip>(?<!/)pip install '?(?P<name>[\w-]+)[^\s,]*)")
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 
 
@@ -31,6 +34,20 @@ def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: 
         versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
         problems += rules.check_packages(case, versions)
     return [*problems, *_unwritable(case, workspace), *_disk(case, workspace.runs)]
+
+
+def fitting(problem: Problem, environment: Path) -> Problem:
+    """The fix with the one command that installs a package in this virtual environment: set-up's own, or pip's."""
+    ours = record_of(environment) is not None
+
+    def command(found: re.Match[str]) -> str:
+        if not ours:
+            return found["pip"]
+        if found["setup"] or found["name"] in EXTRAS:
+            return "make setup" if found["setup"] else f"make setup EXTRA={found['name']}"
+        return found["pip"].replace("pip install", f"{environment / 'bin' / 'pip'} install -c constraints.txt")
+
+    return replace(problem, fix=INSTALLING.sub(command, problem.fix))
 
 
 def _launcher(planned: Plan, environment: Mapping[str, str]) -> list[Problem]:

@@ -1,7 +1,7 @@
 """Arguments that do not go together, as data: what LLaMA-Factory would really do, and what to write instead."""
 
 from ..errors import Problem
-from . import known_faults, of_data, of_devices, of_evaluation, of_exports, of_methods, of_training
+from . import known_faults, of_data, of_devices, of_evaluation, of_exports, of_ignored, of_methods, of_training
 from .case import Case
 from .explain import explain, known_failures
 from .of_methods import needs_reference
@@ -18,10 +18,10 @@ from .sizes import (
     trained_parameters,
 )
 
-ABOUT = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, known_faults)
+ABOUT = (of_data, of_training, of_methods, of_devices, of_evaluation, of_exports, of_ignored, known_faults)
 RULES: tuple[Rule, ...] = tuple(rule for part in ABOUT for rule in part.RULES)
 
 
 def check(case: Case) -> list[Problem]:
     """Every problem of arguments that do not go together; one at a time they have been checked already."""
-    return [rule.problem(case) for rule in RULES if case.purpose in rule.purposes and rule.when(case)]
+    return [rule.problem(case) for rule in RULES if rule.met(case)]

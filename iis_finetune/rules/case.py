@@ -37,6 +37,14 @@ class Case:
     def states(self, *names: str) -> bool:
         return self.settings.states(*names)
 
+    def says(self, name: str, value: Any) -> bool:
+        """Whether the recipe gives an argument this very value."""
+        return self.states(name) and self[name] == value
+
+    def refused(self, name: str) -> bool:
+        """Whether the recipe gives an argument a value that cannot be used, which has been said at its line."""
+        return self.recipe.value(name) is not None and name in self.settings.table and not self.states(name)
+
     def names(self, name: str) -> list[str]:
         return self.settings.names(name)
 
@@ -63,6 +71,17 @@ class Case:
     def evaluates(self) -> bool:
         """Whether anything is evaluated; an eval_strategy switches do_eval on."""
         return bool(self["do_eval"]) or self["eval_strategy"] != "no"
+
+    @property
+    def held_out(self) -> str:
+        """The line that gives an evaluation its rows."""
+        return "val_size: 0.05, or eval_dataset: NAME" if self["dataset"] else "eval_dataset: NAME"
+
+    @property
+    def evaluating(self) -> str:
+        """The lines that an evaluation between the steps needs, without those that are there."""
+        rows = self.some("eval_dataset") or self["val_size"] > 1e-6
+        return "eval_strategy: steps" if rows else "eval_strategy: steps and val_size: 0.05"
 
     @property
     def metric(self) -> str | None:

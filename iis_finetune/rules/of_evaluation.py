@@ -26,7 +26,7 @@ RULES = (
          lambda c: (c.evaluates or c.some("do_predict", "predict_with_generate"))
          and not c["eval_dataset"] and c["val_size"] < 1e-6,
          "there is nothing to evaluate on: neither eval_dataset nor val_size",
-         "val_size: 0.05, or eval_dataset: NAME", "hparams/parser.py:365"),
+         "{c.held_out}", "hparams/parser.py:365"),
     Rule(8, "predict_with_generate stage", lambda c: c["stage"] != "sft" and c["predict_with_generate"],
          "predict_with_generate is for stage sft, not {c[stage]}",
          "remove predict_with_generate", "hparams/parser.py:318"),
@@ -46,7 +46,7 @@ RULES = (
          "keep one of the two lines", "hparams/parser.py:372"),
     warning(8, "do_predict stage", lambda c: c["do_predict"] and c["stage"] in ("pt", "dpo", "kto"),
             "do_predict does nothing in stage {c[stage]}, without a word",
-            "stage: sft, or remove do_predict", "train/sft/workflow.py:152"),
+            "remove do_predict", "train/sft/workflow.py:152"),
     Rule(9, "load_best_model_at_end stage", lambda c: c["load_best_model_at_end"] and c["stage"] in ("rm", "ppo"),
          "stage {c[stage]} cannot load_best_model_at_end",
          "remove load_best_model_at_end", "hparams/parser.py:330"),
@@ -69,7 +69,7 @@ RULES = (
     Rule(80, "early_stopping_steps",
          lambda c: c.trains and c["early_stopping_steps"] and c["eval_strategy"] == "no",
          "early_stopping_steps counts evaluations, and there are none; the training fails as it begins",
-         "eval_strategy: steps", "transformers trainer_callback.py:466"),
+         "{c.evaluating}", "transformers trainer_callback.py:466"),
     Rule(81, "metric_for_best_model", lambda c: c.trains and c["eval_strategy"] != "no" and without_accuracy(c),
          "there is no accuracy to choose by: the first evaluation fails",
          "compute_accuracy: true", "transformers trainer.py:3126"),
@@ -87,5 +87,5 @@ RULES = (
     warning(31, "eval_steps val_size",
             lambda c: c.trains and not c.evaluates and (c.states("eval_steps") or c["val_size"] > 1e-6),
             "nothing is evaluated: eval_strategy is no, the default",
-            "eval_strategy: steps", "transformers training_args.py:1537"),
+            "{c.evaluating}", "transformers training_args.py:1537"),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Rules of the training loop: stages and their losses, optimizers, schedules, the number of steps."""
 
 from .case import Case
+from .of_data import tokenized
 from .rule import OWN, Rule, warning
 
 HONEST_LOSSES = ("sigmoid", "orpo", "simpo")
@@ -47,7 +48,8 @@ def fewer_than_accumulated(case: Case) -> bool:
 
 
 RULES = (
-    Rule(33, "dataset eval_dataset do_train", lambda c: c.purpose == "nothing",
+    Rule(33, "dataset eval_dataset do_train",
+         lambda c: c.purpose == "nothing" and (not c["tokenized_path"] or tokenized(c)),
          "without do_train, do_eval or do_predict LLaMA-Factory loads the model, does nothing and reports success",
          "do_train: true", "train/sft/workflow.py:120"),
     warning(74, "adapter_name_or_path",
@@ -115,7 +117,7 @@ RULES = (
          "kit.launcher: ddp, and no deepspeed line", "hparams/parser.py:401", by_launcher=True),
     Rule(19, "badam_mode use_badam", lambda c: c["use_badam"] and c["badam_mode"] == "ratio" and c.processes > 1,
          "badam_mode ratio works in one process, this run has {c.processes}",
-         "badam_mode: layer", "hparams/parser.py:396"),
+         "badam_mode: layer and kit.launcher: zero3, or kit.devices: 1", "hparams/parser.py:396"),
     Rule(19, "use_badam",
          lambda c: c["use_badam"] and c["badam_mode"] == "layer" and c.processes > 1 and c.zero_stage != 3,
          "BAdam in {c.processes} processes needs ZeRO-3",
@@ -123,7 +125,7 @@ RULES = (
     Rule(21, "lr_scheduler_type",
          lambda c: c["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy") and c["eval_strategy"] == "no",
          "lr_scheduler_type {c[lr_scheduler_type]} follows the evaluation, and there is none",
-         "eval_strategy: steps", "transformers training_args.py:1748"),
+         "{c.evaluating}", "transformers training_args.py:1748"),
     Rule(70, "lr_scheduler_type lr_scheduler_kwargs",
          lambda c: c.trains and "with_min_lr" in c["lr_scheduler_type"] and lowest_rates(c) != 1,
          "lr_scheduler_type {c[lr_scheduler_type]} wants one of min_lr and min_lr_rate; this fails after the model is "
@@ -132,7 +134,7 @@ RULES = (
     Rule(70, "lr_scheduler_kwargs", lambda c: c.trains and foreign_schedule_argument(c),
          "lr_scheduler_kwargs has a name that {c[lr_scheduler_type]} does not take; this fails after the model is "
          "loaded",
-         "remove it, or use the lr_scheduler_type it belongs to", "transformers optimization.py:960"),
+         "remove lr_scheduler_kwargs, or use the lr_scheduler_type it belongs to", "transformers optimization.py:960"),
     Rule(21, "dataloader_prefetch_factor",
          lambda c: c["dataloader_prefetch_factor"] is not None and c["dataloader_num_workers"] == 0,
          "dataloader_prefetch_factor is for data loader workers, and there are none",
