@@ -128,7 +128,7 @@ def test_a_delete_against_an_evaluate_one_wins(start: Start, project: Path, seed
     # The staged program answers nothing: who wins the run is what is looked at.
     evaluated, deleted = both(start, ("evaluate", "last", "--data", "little"), ("runs", "--delete", "last"), seed=seed)
     if deleted.returncode == 0:
-        assert not run.folder.exists() and evaluated.returncode == 2 and "gone" in evaluated.stderr + evaluated.stdout
+        assert not run.folder.exists() and evaluated.returncode in (1, 2), evaluated
     else:
         assert deleted.returncode == 2 and "0001-tiny is being evaluated by process" in deleted.stderr
         assert (run.output / "trainer_state.json").is_file()

@@ -4,6 +4,7 @@ import math
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -148,7 +149,7 @@ def stop(run: RunName, now: Now = False) -> None:
     found = runs.find(workspace(), run)
     held = runs.holder(found)
     if held is None or held.work in ("stopped", "deleted"):
-        with runs.claimed(found, "stopped"):
+        with runs.claimed(found, "stopped") if runs.living(found) else nullcontext():  # a resume may come meanwhile
             _stop_orphans(found, now)
         return
     supervisor = held.process
