@@ -49,7 +49,6 @@ def test_values_keep_their_lines_and_their_meaning(tmp_path: Path) -> None:
 BROKEN = {
     "a tab": ("a: 1\n\tb: 2\n", 2, "tab"),
     "a duplicate key": ("a: 1\nb: 2\na: 3\n", 3, "duplicate key"),
-    "a type that does not fit": ("a: 1\nb: !!float $x\n", 2, "does not fit the type"),
     "no YAML": ("a: [1, 2\nb: 3\n", None, "not YAML"),
     "an empty file": ("", 1, "empty"),
     "only a comment": ("# nothing\n", 1, "empty"),
