@@ -185,3 +185,12 @@ def test_only_the_argument_table_knows_a_default() -> None:
 )
 def test_a_private_default_is_recognised(code: str, is_one: bool) -> None:
     assert bool(list(private_defaults(ast.parse(code)))) == is_one
+
+
+def test_a_class_name_exists_once() -> None:
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}

@@ -320,9 +320,6 @@ def damaged_runs(project: Path, scratch: Path, number: int) -> None:
         told(rng.choice(VERBS), (0, 1, 2, 3))
 
 
-# Faults in run files are mended where these are read; until all of them are, a seed may meet one.
-
-
 @pytest.fixture
 def in_project(failed_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(failed_project)

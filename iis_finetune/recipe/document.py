@@ -24,7 +24,7 @@ KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "valu
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # neither a file's name nor a variable nor JSON can hold these
 
 
-class Refused(MarkedYAMLError):
+class NoRecipe(MarkedYAMLError):
     """YAML that is no recipe's: what is wrong at a mark, and the fix."""
 
     def __init__(self, what: str, fix: str, mark: Any) -> None:
@@ -52,7 +52,7 @@ class _Bounded(Composer):
             _refuse_odd(node)
             self.measured[id(node)] = self._measure(node, mark)
         elif id(node) not in self.measured:
-            raise Refused("a value that holds itself", "write the value out", mark)
+            raise NoRecipe("a value that holds itself", "write the value out", mark)
         return node
 
     def _measure(self, node: Node, mark: Any) -> tuple[int, int]:
@@ -63,9 +63,9 @@ class _Bounded(Composer):
         return size, depth
 
 
-def _too_much(mark: Any) -> Refused:
+def _too_much(mark: Any) -> NoRecipe:
     what = f"not a recipe: over {MOST_NODES} values, aliases counted, or nested over {DEEPEST} deep"
-    return Refused(what, SMALLER, mark)
+    return NoRecipe(what, SMALLER, mark)
 
 
 def _children(node: Node) -> list[Node]:
@@ -78,18 +78,18 @@ def _refuse_odd(node: Node) -> None:
     """Refuse a node that has no meaning in a recipe, at its own place."""
     mark = node.start_mark
     if str(node.tag).removeprefix(STANDARD) not in KINDS:
-        raise Refused(f"a recipe has no use for the YAML tag {node.tag}", "write the value without it", mark)
+        raise NoRecipe(f"a recipe has no use for the YAML tag {node.tag}", "write the value without it", mark)
     if isinstance(node, ScalarNode) and (found := NO_TEXT.search(node.value)):
-        raise Refused(f"a text holds the character U+{ord(found[0]):04X}", "remove it: no file or name has it", mark)
+        raise NoRecipe(f"a text holds the character U+{ord(found[0]):04X}", "remove it: no file or name has it", mark)
     if not isinstance(node, MappingNode):
         return
     seen = set()
     for key, value in node.value:
         if key.tag == MERGE:
             if not all(isinstance(each, MappingNode) for each in _sources(value)):
-                raise Refused("`<<` merges mappings, and this is none", "write `<<: *NAME`", key.start_mark)
+                raise NoRecipe("`<<` merges mappings, and this is none", "write `<<: *NAME`", key.start_mark)
         elif name_of(key) in seen:
-            raise Refused(f'duplicate key "{name_of(key)}"', "remove one of the two lines", key.start_mark)
+            raise NoRecipe(f'duplicate key "{name_of(key)}"', "remove one of the two lines", key.start_mark)
         else:
             seen.add(name_of(key))
 
@@ -102,7 +102,7 @@ def compose(text: str, file: str) -> Node | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found: Node | None = reader.compose(text)
-    except Refused as error:
+    except NoRecipe as error:
         raise _found(error.problem, error.fix, file, error) from None
     except MarkedYAMLError as error:
         what = f"not YAML: {error.problem or error.context}"

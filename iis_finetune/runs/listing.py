@@ -42,7 +42,7 @@ class Callbacks:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepsDone:
     """What trainer_state.json says of a training."""
 
     global_step: int | None = None
@@ -156,7 +156,7 @@ def reached_the_end(run: Run) -> bool:
 
 def reached_last_step(run: Run) -> bool:
     """Whether the files hold a result of the whole training, by all steps done or by early stopping."""
-    progress = typed(run.trainer_state, Progress, read_json(run.trainer_state) or {})
+    progress = typed(run.trainer_state, StepsDone, read_json(run.trainer_state) or {})
     step, planned = progress.global_step, progress.max_steps
     if not step or not planned or not (weights(run.output) or _kept_elsewhere(run)):
         return False

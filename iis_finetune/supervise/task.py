@@ -75,7 +75,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Device:
+class RecordedDevice:
     """As machine.json has it."""
 
     arch: str = "cpu"
@@ -85,7 +85,7 @@ class Device:
 class Devices:
     """What machine.json says of the devices."""
 
-    devices: tuple[Device, ...] = ()
+    devices: tuple[RecordedDevice, ...] = ()
 
 
 @dataclass(frozen=True)
