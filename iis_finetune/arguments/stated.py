@@ -33,7 +33,9 @@ def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[
         elif entry.key in frozen_table():
             foreign.append(_of_another_version(entry, own))
         else:
-            foreign.append(_unknown(entry, table.keys(), {each.key for each in own}))
+            # What the command line says replaces the recipe's line of the same name.
+            beside = {each.key for each in own if each.source == "override" or entry.source == "recipe"}
+            foreign.append(_unknown(entry, table.keys(), beside))
     for entry in own:
         if entry.key in arguments:
             argument = table[entry.key]

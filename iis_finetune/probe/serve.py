@@ -2,7 +2,7 @@
 
 Usage: python -m iis_finetune.probe.serve arguments.yaml
 
-API_HOST, API_PORT, API_KEY, API_MODEL_NAME as LLaMA-Factory reads them (api/app.py, 0.9.5); IIS_ALLOW_ORIGIN: web
+API_HOST, API_PORT, API_KEY, API_MODEL_NAME as LLaMA-Factory reads them (api/app.py); IIS_ALLOW_ORIGIN: web
 pages that may ask, separated by commas. The port is taken before the model is loaded; an exit code that is an `errno`
 says why it could not be. Prints one line when it answers.
 """
