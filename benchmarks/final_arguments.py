@@ -36,8 +36,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 SAMPLES: dict[str, list[Any]] = {
     "bool": [True, False], "int": [3], "float": [0.37], "str": ["xyz"], "list": [["abc"]], "dict": [{"a": 1}],
 }  # fmt: skip
-# Given in another form, or one token less for the filling up of packed rows (hparams/data_args.py:189).
-HARMLESS = {("cutoff_len", "packing"), ("cutoff_len", "neat_packing"), ("dataloader_pin_memory", "use_cpu")}
+# Given in another form, one token less for the filling up of packed rows (hparams/data_args.py:189), or no step at all
+# where a share is given: more than none is said by a rule of its own.
+HARMLESS = {
+    ("cutoff_len", "packing"),
+    ("cutoff_len", "neat_packing"),
+    ("dataloader_pin_memory", "use_cpu"),
+    ("warmup_steps", "warmup_ratio"),
+}
 
 
 def values_of(argument: Argument) -> list[Any]:
