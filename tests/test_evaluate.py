@@ -174,6 +174,9 @@ def test_without_a_base_only_the_tuned_mean_is_told() -> None:
 
 def test_slices_cover_every_row_once() -> None:
     assert slices_of("part", 450, 200) == {"part-00000": 200, "part-00200": 200, "part-00400": 50}
+    assert slices_of("slice", 6, 1, dropped=1) == {"slice-00000": 2, "slice-00002": 2, "slice-00004": 2}
+    assert slices_of("part", 7, 3, dropped=1) == {"part-00000": 3, "part-00003": 4}, "no slice of dropped rows alone"
+    assert slices_of("part", 0, 3) == {}
     assert weighted([1.0, 2.0, None], [100, 300, 50]) == pytest.approx(1.75)
 
 

@@ -76,8 +76,9 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     reading = _look(source, trained)
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
-    parts = slices_of("part", count, count if whole else asked.part_rows)
-    slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES))
+    parts = slices_of("part", count, count if whole else asked.part_rows, reading.dropped)
+    taught = dataset.check_rows(source, dataset.options_of(settings, "pt" if plain else "sft", None))
+    slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES), taught.dropped)
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
     longest, cut = reading.truncation.longest_answer, tuple(each.what for each in reading.truncation.problems)
@@ -86,9 +87,13 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     return Material(str(folder.resolve()), parts, slices, tokens, dataset.Readings().sha256(source), cut)
 
 
-def slices_of(kind: str, count: int, size: int) -> dict[str, int]:
-    """The names of slices of so many rows, and how many rows each has; every row is in one of them."""
-    return {f"{kind}-{start:05d}": min(size, count - start) for start in range(0, count, max(size, 1))}
+def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
+    """The names of slices of so many rows, and how many rows each has; no slice is all rows that are dropped."""
+    starts = list(range(0, count, max(size, dropped + 1)))
+    if len(starts) > 1 and count - starts[-1] <= dropped:
+        starts.pop()
+    ends = [*starts[1:], count]
+    return {f"{kind}-{start:05d}": end - start for start, end in zip(starts, ends, strict=False)}
 
 
 def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
