@@ -33,9 +33,17 @@ exec "{python}" -m torch.distributed.run "$@"
 DROPPED_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_CONSTRAINT")
 # What the quick verbs (check, plan, runs, status) import, below site-packages.
 QUICK = (
-    *("__editable__*finder.py", "_distutils_hack", "annotated_doc", "annotated_types", "click", "jinja2", "markupsafe"),
-    *("psutil", "pydantic", "pydantic_core", "rich", "ruamel", "shellingham", "typer", "typing_extensions.py"),
-    "typing_inspection",
+    *(
+        "__editable__*finder.py",
+        "_distutils_hack",
+        "annotated_doc",
+        "jinja2",
+        "markupsafe",
+        "msgspec",
+        "psutil",
+        "rich",
+    ),
+    *("ruamel", "shellingham", "typer", "typing_extensions.py"),
 )
 
 

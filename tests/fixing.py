@@ -8,7 +8,7 @@ import yaml
 
 from iis_finetune.arguments import Settings, frozen_table
 from iis_finetune.errors import Problem
-from iis_finetune.recipe import Kit
+from iis_finetune.recipe import KIT_KEYS
 
 TABLE = frozen_table()
 DEFAULTS = Settings(TABLE)
@@ -98,6 +98,6 @@ def _gone(way: str, blamed: str, recipe: Lines) -> set[str]:
 def _lines(way: str) -> Iterator[tuple[str, Any]]:
     for inner, key, text in LINE.findall(way):
         name = f"kit.{inner}" if inner else key
-        known = name in TABLE or (name.startswith("kit.") and name.removeprefix("kit.") in Kit.model_fields)
+        known = name in TABLE or (name.startswith("kit.") and name.removeprefix("kit.") in KIT_KEYS)
         if known and not re.search(r"\b[A-Z]{3,}\b|\.\.\.", text):
             yield name, yaml.safe_load(text.strip("'"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,12 +37,12 @@ from iis_finetune.arguments import (
     version_of,
 )
 from iis_finetune.errors import COMMAND_LINE, Place, Problem
-from iis_finetune.recipe import Entry, Kit, read
+from iis_finetune.recipe import KIT_KEYS, Entry, Kit, kit_schema, read
 from iis_finetune.wheels import PLACEHOLDER
 
 ROOT = Path(__file__).parent.parent
 TABLE = frozen_table()
-KIT_SCHEMA = Kit.model_json_schema()
+KIT_SCHEMA = kit_schema()
 INSTALLED = {
     name: next(iter(spec.submodule_search_locations or ()))
     for name in ("llamafactory", "transformers")
@@ -321,7 +322,7 @@ def test_foreign_names_are_no_argument_here_and_their_answers_are(name: str, ans
     if " " in answer:
         assert answer.startswith(("write ", "remove "))
     else:
-        assert answer in TABLE or answer.removeprefix("kit.") in Kit.model_fields
+        assert answer in TABLE or answer.removeprefix("kit.") in KIT_KEYS
 
 
 def test_every_former_value_leads_to_one_that_is_accepted() -> None:
@@ -332,7 +333,7 @@ def test_every_former_value_leads_to_one_that_is_accepted() -> None:
             assert old not in (argument.choices or ()), (argument.name, old)
             for key, value in lines.items():
                 if key.startswith("kit."):
-                    Kit.model_validate({key.removeprefix("kit."): value})
+                    msgspec.convert({key.removeprefix("kit."): value}, Kit)
                 else:
                     assert one(key, value) == (value, []), (argument.name, old)
 

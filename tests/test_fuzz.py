@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from iis_finetune import cli, launch
 from iis_finetune.arguments import frozen_table
-from iis_finetune.recipe import Kit, read
+from iis_finetune.recipe import KIT_KEYS, read
 
 TABLE = frozen_table()
 FEW, MANY = 200, 2_000
@@ -56,7 +56,7 @@ def own_value(key: str) -> st.SearchStrategy[Any]:
 
 
 real_keys = st.sampled_from(sorted(TABLE)) | st.sampled_from(PATHS)
-kit_keys = st.sampled_from([name for name in Kit.model_fields if name != "base"])
+kit_keys = st.sampled_from([name for name in KIT_KEYS if name != "base"])
 lines = st.lists(real_keys.flatmap(lambda key: st.tuples(st.just(key), own_value(key))), min_size=1, max_size=6).map(
     dict
 )
@@ -177,7 +177,7 @@ ODD = [
     *("[" * 99, "|", ">-"),
 ]
 PLAIN = ["1", "0.5", "true", "lora", "*b"]
-KEYS = [*sorted(TABLE), *(f"kit.{name}" for name in Kit.model_fields), "kit", "<<", "a\x07"]
+KEYS = [*sorted(TABLE), *(f"kit.{name}" for name in KIT_KEYS), "kit", "<<", "a\x07"]
 BROKEN_TEXT: list[Callable[[random.Random, bytes], bytes]] = [
     lambda _, text: text,
     lambda rng, text: text[: rng.randrange(len(text) + 1)],
@@ -206,7 +206,7 @@ def recipe_text(rng: random.Random) -> bytes:
         key, value = rng.choice(KEYS), node(rng)
         lines.insert(rng.randrange(len(lines) + 1), f"{key}: {value}")
     if rng.random() < 0.2:
-        lines.append("kit:\n" + "".join(f"  {rng.choice(sorted(Kit.model_fields))}: {node(rng)}\n" for _ in range(3)))
+        lines.append("kit:\n" + "".join(f"  {rng.choice(sorted(KIT_KEYS))}: {node(rng)}\n" for _ in range(3)))
     text = "\n".join(lines).encode("utf-8", "surrogatepass")
     return rng.choice(BROKEN_TEXT)(rng, text)
 

@@ -524,7 +524,8 @@ def test_a_refusal_without_end_is_cut_off(place: Place, server: Hub, source: str
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 def test_a_list_without_end_is_refused_at_once(place: Place, server: Hub, source: str) -> None:
     server.behaviour.refusals = [Refusal("/api/*", 200, {}, "[" * (1 << 20), endless=True)]
-    assert "longer than 64 MB" in place.problem(source=source).what
+    patient = replace(QUICK, read_seconds=30)  # 64 MB through a busy machine
+    assert "longer than 64 MB" in place.problem(source=source, patience=patient).what
     assert len(server.behaviour.requests) == 1
 
 
@@ -886,6 +887,6 @@ def test_models_on_disk_are_listed_with_origin_and_size(place: Place) -> None:
 
 
 def test_importing_the_module_loads_no_hub_client_and_no_http_library() -> None:
-    heavy = {"requests", "huggingface_hub", "modelscope", "iis_finetune.hub.file_lists"}
+    heavy = {"requests", "huggingface_hub", "modelscope"}
     code = f"import sys, iis_finetune.hub; print(*{heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -17,7 +17,7 @@ BOUNDS = {"minimum": "minimum", "maximum": "maximum", "above": "exclusiveMinimum
 
 
 def schema(kit_schema: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """A JSON schema (draft 7) that allows no unknown key; `kit_schema` is pydantic's, of the kit block."""
+    """A JSON schema (draft 7) that allows no unknown key; `kit_schema` is that of the kit block, with its `$defs`."""
     kit = dict(kit_schema)
     definitions = kit.pop("$defs", {})
     arguments = {name: _property(argument) for name, argument in table.items()}

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from ..errors import Place, Problem
-from ..recipe import Entry, Kit
+from ..recipe import KIT_KEYS, Entry
 from .llamafactory import LLAMAFACTORY, TABLES, Argument, Limit, Table, frozen_table, version_of
 from .values import NOT_GIVEN, Refused, convert
 
@@ -130,12 +130,12 @@ def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> P
     what = f"unknown argument '{key[:LONGEST_KEY]}'"
     if name in known:
         return Problem(what, _line_of(name, f"did you mean '{name}'?", stated), place)
-    if name in Kit.model_fields:
+    if name in KIT_KEYS:
         return Problem(f"{what}: it is a key of the kit block", f"write 'kit: {{{name}: ...}}'", place)
     return (
         _gone(name, entry, stated)
         or _foreign(what, name, entry, stated)
-        or Problem(what, _typing_error(name, {*known, *Kit.model_fields}, stated), place)
+        or Problem(what, _typing_error(name, {*known, *KIT_KEYS}, stated), place)
     )
 
 

@@ -78,4 +78,4 @@ def _copy(name: str, file: str) -> None:
 
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
-    show.document(arguments.schema(recipe_files.Kit.model_json_schema(), arguments.table()))
+    show.document(arguments.schema(recipe_files.kit_schema(), arguments.table()))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import ProblemsFound
+from .file_lists import read_list
 from .order import Hub, Listing, ModelOrder, hubs
 from .refusals import HubFailure, no_answer, problem_of, refusal, table
 from .selection import needed
@@ -112,8 +113,6 @@ def read_body(response: Response, most: int, seconds: float) -> bytes:
 
 def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
     """Ask one hub once for the model's files. Raises HubFailure."""
-    from .file_lists import read_list  # 0.2 s to build its types, which only a download pays
-
     patience = order.patience
     timeouts = (seconds or patience.connect_seconds, seconds or patience.read_seconds)
     with open_session(hub, environment) as session, get(session, hub.list_url(order), timeouts) as response:

@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+import msgspec
 
 from ..errors import Place, Problem, ProblemsFound
 
@@ -56,23 +55,16 @@ def json_object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Made once: a list of runs asks for the same few records again and again."""
-    return TypeAdapter(kind)
-
-
 def typed(path: Path, kind: type[T], value: Any) -> T:
     """What was read from a file as its record; raises ProblemsFound that names the file."""
     try:
-        found: T = _adapter(cast(Any, kind)).validate_python(value)
-    except ValidationError as wrong:
-        first = wrong.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        what = f"{path.parent.name}/{path.name} is damaged: {key}: {first['msg']}"
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as wrong:
+        what, _, at = str(wrong).partition(" - at ")
+        key = at.strip("`").removeprefix("$.")
+        what = f"{path.parent.name}/{path.name} is damaged: {key}: {what[0].lower()}{what[1:]}"
         fix = "mend that line, or put the file back from a copy; the other runs are not touched by it"
         raise ProblemsFound([Problem(what, fix, Place(str(path), key=key))]) from None
-    return found
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
