@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from iis_finetune.arguments import (
     LLAMAFACTORY,
     METHODS,
-    TABLES,
     Settings,
     check,
     find_model,
@@ -37,6 +36,7 @@ from iis_finetune.arguments import (
 )
 from iis_finetune.errors import COMMAND_LINE, Place, Problem
 from iis_finetune.recipe import Entry, Kit, read
+from iis_finetune.tables import TABLES
 from iis_finetune.wheels import PLACEHOLDER
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,6 @@ from .llamafactory import (
     ADAPTERS,
     LLAMAFACTORY,
     METHODS,
-    TABLES,
     WHOLE,
     Table,
     accepted_versions,

@@ -2,12 +2,12 @@
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from ..errors import Place, Problem
 from ..recipe import Entry, Kit
-from .llamafactory import LLAMAFACTORY, TABLES, Argument, Limit, Table, frozen_table, version_of
+from ..tables import read
+from .llamafactory import LLAMAFACTORY, Argument, Limit, Table, frozen_table, version_of
 from .values import NOT_GIVEN, Refused, convert
 
 LONGEST_KEY = 80
@@ -140,7 +140,7 @@ def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> P
 
 
 def _gone(name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
-    packages = _toml("removed")
+    packages = read("removed.toml")
     versions = [*packages["llamafactory"].items(), *packages["transformers"].items()]
     for version, names in versions:
         if name in names:
@@ -151,7 +151,7 @@ def _gone(name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
 
 
 def _foreign(what: str, name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
-    tools = [tool for tool in _toml("aliases")["tool"] if name in tool["names"]]
+    tools = [tool for tool in read("aliases.toml")["tool"] if name in tool["names"]]
     if not tools:
         return None
     callers = " and ".join(tool["name"] for tool in tools[:3])
@@ -184,10 +184,3 @@ def _line_of(name: str, fix: str, stated: Collection[str]) -> str:
         return f"remove the line: '{name}' is there as well"
     kit_key = name.removeprefix("kit.")
     return fix if kit_key == name or " " in name else f"write 'kit: {{{kit_key}: ...}}'"
-
-
-@cache
-def _toml(name: str) -> dict[str, Any]:
-    import tomllib  # 10 ms that a recipe without a slip need not pay
-
-    return tomllib.loads((TABLES / f"{name}.toml").read_text("utf-8"))
