@@ -68,3 +68,17 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_an_error_before_the_start(qu
     assert (problem.kind, problem.where.key, problem.exit_code) == ("machine", "save_total_limit", 3)
     few = replace(question, recipe="tiny", on=None)
     assert not [each for each in preflight.examine(few).problems if "checkpoints need" in each.what]
+
+
+@pytest.mark.parametrize(
+    ("right", "misspelt"),
+    [("lora_rank=64", "lora_rnak=64"), ("lora_rank=64", "lora_r=64"), ("kit.precision=fp16", "kit.precison=fp16")],
+)
+def test_a_misspelt_key_changes_nothing_else_that_is_said(question: Question, right: str, misspelt: str) -> None:
+    asked = replace(question, recipe="tiny", on="mi50")
+    more = ("model_name_or_path=Qwen/Qwen2.5-14B-Instruct", "cutoff_len=4096")
+    good, bad = (preflight.examine(replace(asked, overrides=(*more, word))) for word in (right, misspelt))
+    assert any("a device are needed" in each.what for each in good.problems)
+    (typo,) = [each for each in bad.problems if "unknown" in each.what]
+    assert typo.where.key == misspelt.partition("=")[0]
+    assert [each.what for each in bad.problems if each != typo] == [each.what for each in good.problems]

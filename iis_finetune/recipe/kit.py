@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -70,6 +71,17 @@ class Kit(BaseModel):
     from_scratch: FromScratch | None = Field(None, description="make the model_name_or_path folder when it is missing")
 
 
+def as_meant(entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    """The entries, and beside each misspelt one the key that it is meant for: what is planned is what was meant."""
+    meant = {}
+    for key, entry in entries.items():
+        near = difflib.get_close_matches(key.removeprefix("kit."), Kit.model_fields, n=1)
+        name = f"kit.{near[0]}" if near else key
+        if name != key and entry.stands_above(entries.get(name)):
+            meant[name] = replace(entry, key=name)
+    return {**entries, **meant}
+
+
 def build(entries: Mapping[str, Entry]) -> tuple[Kit, list[Problem]]:
     """Build the kit block; a key that is wrong is reported and left at its default."""
     values = {key.removeprefix("kit."): entry.value for key, entry in entries.items() if entry.value is not None}
@@ -110,5 +122,4 @@ def _kit_problem(details: Any, entries: Mapping[str, Entry]) -> Problem:
 
 
 def _choices(name: str) -> Iterable[str]:
-
     return [str(choice) for choice in get_args(Kit.model_fields[name.removeprefix("kit.")].annotation)]
