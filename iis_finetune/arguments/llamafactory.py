@@ -56,6 +56,7 @@ class Argument:
     separator: str | None = None  # a text is several values with this between them; a list is accepted too
     limits: tuple[Limit, ...] = ()
     former: Mapping[str, str | Mapping[str, Any]] | None = None  # a wrong value -> what to write
+    elsewhere: tuple[str, ...] = ()  # values that only other tools have; what to do instead depends on the model
     infinite: bool = False
     # (argument, values) as in Limit.unless: nothing reads this one without them.
     read_with: tuple[Any, ...] = ()
@@ -163,6 +164,7 @@ def _argument(name: str, row: Row) -> Argument:
             "choices": choices,
             "limits": limits,
             "read_with": tuple(row["read_with"]),
+            "elsewhere": tuple(row.get("elsewhere", ())),
         },
     )
 

@@ -4,6 +4,7 @@ from ..errors import Problem
 from .case import Case
 from .explain import explain, known_failures
 from .known_faults import rules_of_faults
+from .methods import method_of_another_tool
 from .packages import ALWAYS, check_always, check_needs, check_packages, packages_of
 from .rule import Rule, rules_of_arguments
 from .sharing import Sharing
@@ -23,4 +24,4 @@ RULES: tuple[Rule, ...] = (*rules_of_arguments(), *rules_of_faults())
 
 def check(case: Case) -> list[Problem]:
     """Every problem of arguments that do not go together; one at a time they have been checked already."""
-    return [rule.problem(case) for rule in RULES if rule.met(case)]
+    return [*method_of_another_tool(case), *(rule.problem(case) for rule in RULES if rule.met(case))]
