@@ -1,7 +1,8 @@
 """Problems, the few error classes, and the exit codes they lead to."""
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Severity = Literal["error", "warning"]
@@ -65,7 +66,16 @@ def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
         where = problem.where
         return (where.file == COMMAND_LINE, where.file or "", where.line or float("inf"))
 
-    return sorted(dict.fromkeys(problems), key=position)
+    return sorted(dict.fromkeys(map(_as_words, problems)), key=position)
+
+
+def _as_words(problem: Problem) -> Problem:
+    """The command line has words where a file has lines: `key: value` is written `key=value` there."""
+    if problem.where.file != COMMAND_LINE:
+        return problem
+    fix = re.sub(r"remove the( extra)? line", "leave out that word", problem.fix)
+    fix = re.sub(r"'kit: \{(\w+): ([^{}']*)\}'", r"'kit.\1=\2'", fix)
+    return replace(problem, fix=re.sub(r"'([\w.]+): ([^' ]*)'", r"'\1=\2'", fix))
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:

@@ -1,13 +1,12 @@
 """What to do about a failure: a pure table from what happened so far to the next action."""
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 from .rules import known_failures
+from .tables import read
 
 Cause = Literal[
     "not finite",
@@ -24,7 +23,6 @@ Cause = Literal[
     "gpu fault",
 ]
 
-TABLE = Path(__file__).parent / "tables" / "recovery.toml"
 ATTEMPTS_WITHOUT_PROGRESS = 3
 PAUSES_SECONDS = (2.0, 5.0, 10.0)
 LONGEST_PAUSE_SECONDS = 300.0
@@ -133,7 +131,9 @@ def _safer_precision(now: Situation) -> dict[str, Any]:
 
 
 def _other_attention(now: Situation) -> dict[str, Any]:
-    rows = (row for row in _table()["attention"] if any(fnmatchcase(now.arch, name) for name in row["names"]))
+    rows = (
+        row for row in read("recovery.toml")["attention"] if any(fnmatchcase(now.arch, name) for name in row["names"])
+    )
     return next(({"attention": row["to"]} for row in rows if row["from"] == now.attention), {})
 
 
@@ -161,13 +161,9 @@ def cause_in(log: str) -> tuple[Cause, str] | None:
 
 def in_loading(log: str) -> bool:
     """Whether a log's trace passes through one of the functions that load a checkpoint."""
-    return any(f", in {name}\n" in log for name in _table()["loading"]["functions"])
+    return any(f", in {name}\n" in log for name in read("recovery.toml")["loading"]["functions"])
 
 
 def _row(cause: str) -> Mapping[str, Any]:
-    rows: Mapping[str, Any] = next(row for row in _table()["cause"] if row["name"] == cause)
+    rows: Mapping[str, Any] = next(row for row in read("recovery.toml")["cause"] if row["name"] == cause)
     return rows
-
-
-def _table() -> dict[str, Any]:
-    return tomllib.loads(TABLE.read_text(encoding="utf-8"))

@@ -8,12 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from .tables import read
+
 Accelerator = Literal["cpu", "cuda", "rocm"]
 
-TABLE = Path(__file__).parent / "tables" / "wheels.toml"
 PLACEHOLDER = Path(__file__).parent / "hook" / "torchaudio_placeholder"
 LOADER = Path(__file__).parent / "probe" / "trio.py"
 RECORD = "iis-finetune-setup.json"
+EXTRAS = ("bitsandbytes", "deepspeed", "swanlab", "tensorboard", "wandb")  # what `make setup EXTRA=` takes
 TRIO = ("torch", "torchvision", "torchaudio")
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 
@@ -68,12 +70,10 @@ class Wheels:
 @cache
 def read_table() -> tuple[Wheels, ...]:
     """Every row, in the order in which they are preferred."""
-    import tomllib
-
-    rows = tomllib.loads(TABLE.read_text(encoding="utf-8"))["wheel"]
-    for row in rows:
-        row |= {"date": row["date"].isoformat(), "architectures": tuple(row.get("architectures", ()))}
-    return tuple(Wheels(**row) for row in rows)
+    return tuple(
+        Wheels(**{**row, "date": row["date"].isoformat(), "architectures": tuple(row.get("architectures", ()))})
+        for row in read("wheels.toml")["wheel"]
+    )
 
 
 def record_of(environment: Path) -> dict[str, Any] | None:

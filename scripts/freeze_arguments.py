@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from iis_finetune.arguments import TABLES, version_of
+from iis_finetune.arguments import version_of
+from iis_finetune.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 PROBE = ROOT / "iis_finetune" / "probe" / "arguments.py"

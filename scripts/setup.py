@@ -2,7 +2,7 @@
 """Make the virtual environment: torch for this machine's card, LLaMA-Factory, the kit, and a check that they load.
 
     python3 scripts/setup.py [--accel auto|cpu|cuda|rocm] [--torch index|keep] [--arch gfx906]
-                             [--extra deepspeed] [--extra bitsandbytes]
+                             [--extra bitsandbytes|deepspeed|swanlab|tensorboard|wandb]...
     python3 scripts/setup.py --ppo                the second environment, .venv-ppo, which stage ppo alone runs in
 
 Runs on a bare Python 3.11 or later; exits 0, or 3 when the machine is not ready. What it did is recorded in
@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from setup_plan import EVERYTHING, PPO, Plan, Purpose, Request, SetUpFailed, find_machine, make_plan, say  # noqa: E402
 from setup_steps import STARTED, set_up  # noqa: E402
 
-from iis_finetune.wheels import RECORD, record_of  # noqa: E402
+from iis_finetune.wheels import EXTRAS, RECORD, record_of  # noqa: E402
 
 
 def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -> tuple[Request, Path, Purpose]:
@@ -48,7 +48,7 @@ def read_request(arguments: Sequence[str], recorded: Mapping[str, Any] | None) -
     parser.add_argument("--accel", choices=("auto", "cpu", "cuda", "rocm"), help="auto looks for the cards (default)")
     parser.add_argument("--torch", choices=("index", "keep"), help="keep: the torch of this interpreter, never touched")
     parser.add_argument("--arch", help="gfx name, where AMD cards of different families are plugged in")
-    parser.add_argument("--extra", action="append", default=[], choices=("bitsandbytes", "deepspeed"))
+    parser.add_argument("--extra", action="append", default=[], choices=EXTRAS)
     parser.add_argument("--ppo", action="store_true", help="the second environment, which stage ppo alone runs in")
     parser.add_argument("--venv", help="where to make it (default: .venv, or .venv-ppo)")
     given = parser.parse_args(arguments)

@@ -198,8 +198,8 @@ def install_packages(steps: Steps, plan: Plan) -> None:
         torchrun = Path(steps.python).parent / "torchrun"
         torchrun.write_text(TORCHRUN.format(python=steps.python), encoding="utf-8")
         torchrun.chmod(0o755)
-    if "bitsandbytes" in plan.extras:
-        steps.pip("bitsandbytes", "bitsandbytes")
+    for name in set(plan.extras) - {"deepspeed"}:
+        steps.pip(name, name)
     if "deepspeed" in plan.extras:
         # Its build imports the installed torch, so no isolation; its kernels are built when first used.
         steps.pip("build tools", "setuptools", "wheel")

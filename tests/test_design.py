@@ -14,7 +14,7 @@ from iis_finetune.arguments import frozen_table
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "iis_finetune"
 LAYERS = [
-    {"errors", "decision"},
+    {"errors", "decision", "tables"},
     {"process", "wheels", "tensors"},
     {"recipe", "machine", "runs"},
     {"arguments"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"session"},
     {"cli"},
 ]
-APART = {"probe", "hook", "tables", "__init__", "__main__"}  # children's programs, data, the package itself
+APART = {"probe", "hook", "__init__", "__main__"}  # children's programs, the package itself
 TABLE = frozen_table()
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

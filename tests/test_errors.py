@@ -64,3 +64,17 @@ def test_found_problems_end_a_verb_with_all_of_them_and_never_with_success() -> 
     found = ProblemsFound([INVALID, TOO_LARGE])
     assert (found.problems, str(found), found.exit_code) == ([TOO_LARGE, INVALID], "does not fit; wrong", INPUT)
     assert ProblemsFound([SLOW]).exit_code == INPUT
+
+
+@pytest.mark.parametrize(
+    ("fix", "words"),
+    [
+        ("remove the line: 'lora_rank' is there as well", "leave out that word: 'lora_rank' is there as well"),
+        ("write 'kit: {precision: fp32}'", "write 'kit.precision=fp32'"),
+        ("write 'quantization_bit: 4'", "write 'quantization_bit=4'"),
+        ("did you mean 'lora_rank'?", "did you mean 'lora_rank'?"),
+    ],
+)
+def test_the_command_line_is_mended_in_words_not_in_lines(fix: str, words: str) -> None:
+    here, there = Problem("wrong", fix, Place(COMMAND_LINE)), Problem("wrong", fix, Place("a.yaml", 3))
+    assert [each.fix for each in in_file_order([here, there])] == [fix, words]

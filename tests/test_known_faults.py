@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, Command
 from test_machine import grow
 
-from iis_finetune import doctor, machine, models, preflight, recover, rules
+from iis_finetune import doctor, machine, preflight, recover, rules
 from iis_finetune.arguments import trained_with
 from iis_finetune.doctor import Subject
-from iis_finetune.errors import Place, Problem
+from iis_finetune.errors import Place, Problem, errors_of
 from iis_finetune.machine import Device, Machine, computer
 from iis_finetune.runs import Workspace
 from iis_finetune.wheels import read_table
@@ -290,11 +288,18 @@ def test_a_known_failure_is_explained_and_another_is_not(log: str, words: str | 
 # Methods that LLaMA-Factory has not ----------------------------------------------------------------------------------
 
 
-def test_a_method_of_peft_is_answered_with_the_lora_of_about_its_size(look: Look, tmp_path: Path) -> None:
-    rows = json.loads((TABLES / "values.json").read_text())["arguments"]["finetuning_type"]["former"]
-    model = models.look("Qwen/Qwen2.5-7B-Instruct", tmp_path)
-    assert model.shapes
-    hidden, layers, narrow, wide = 3584, 28, 512, 18944
+OTHER_METHODS = ("prefix_tuning", "prompt_tuning", "p_tuning", "ia3", "adapter")
+# hidden size, layers, width of keys, of the MLP
+SIZES = {
+    "Qwen/Qwen2.5-7B-Instruct": (3584, 28, 512, 18944),
+    "Qwen/Qwen2.5-0.5B-Instruct": (896, 24, 128, 4864),
+    "meta-llama/Llama-3.1-8B-Instruct": (4096, 32, 1024, 14336),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_method_of_peft_is_answered_with_the_lora_of_about_its_size_for_this_model(look: Look, name: str) -> None:
+    hidden, layers, narrow, wide = SIZES[name]
     theirs = {
         "prefix_tuning": 20 * layers * 2 * narrow,
         "prompt_tuning": 20 * hidden,
@@ -302,22 +307,29 @@ def test_a_method_of_peft_is_answered_with_the_lora_of_about_its_size(look: Look
         "ia3": layers * (2 * narrow + wide),
         "adapter": layers * 2 * (2 * hidden * 64 + 64 + hidden),
     }
-    for name, size in theirs.items():
-        lines: dict[str, Any] = rows[name]
-        ours = rules.trained_parameters(model, trained_with(lines)) or 0
-        assert 0.7 < size / ours < 1.3 or name == "prompt_tuning"
-        stated = [float(number) for number in re.findall(r"[\d.]+ ?(?=against|million)", lines["because"])]
-        assert stated == pytest.approx([ours / 1e6, size / 1e6], rel=0.08)
-        [problem] = said(look("h200", f"finetuning_type={name.replace('_', '-')}"), "cannot be")
-        assert "LLaMA-Factory has no" in problem.what and f"'lora_rank: {lines['lora_rank']}'" in problem.fix
+    for method in OTHER_METHODS:
+        found = look("h200", f"finetuning_type={method.replace('_', '-')}", f"model_name_or_path={name}")
+        [problem] = said(found, "LLaMA-Factory has no")
+        assert problem.where.key == "finetuning_type" and problem.exit_code == 2
+        lines = dict(re.findall(r"'(\w+)=([\w,]+)'", problem.fix))
+        ours = rules.trained_parameters(found.model, trained_with({**lines, "lora_rank": int(lines["lora_rank"])})) or 0
+        assert 0.7 < theirs[method] / ours < 1.5 or method == "prompt_tuning"
+        stated = [float(number) for number in re.findall(r"([\d.e+]+) million", problem.what)]
+        assert stated == pytest.approx([ours / 1e6, theirs[method] / 1e6], rel=0.06)
+        assert errors_of(look("h200", *(f"{key}={value}" for key, value in lines.items())).problems) == []
+
+
+def test_a_method_of_peft_is_answered_for_a_model_whose_sizes_are_not_known(look: Look) -> None:
+    [problem] = said(look("h200", "finetuning_type=ia3", "model_name_or_path=who/knows"), "LLaMA-Factory has no")
+    assert "'finetuning_type=lora'" in problem.fix and "million" not in problem.what
 
 
 @pytest.mark.parametrize(
-    ("name", "line"), [("qlora", "'quantization_bit: 4'"), ("dora", "'use_dora: true'")], ids=["qlora", "dora"]
+    ("name", "line"), [("qlora", "'quantization_bit=4'"), ("dora", "'use_dora=true'")], ids=["qlora", "dora"]
 )
 def test_a_form_of_lora_is_answered_with_its_switch(look: Look, name: str, line: str) -> None:
     [problem] = said(look("h200", f"finetuning_type={name}"), "cannot be")
-    assert "'finetuning_type: lora'" in problem.fix and line in problem.fix
+    assert "'finetuning_type=lora'" in problem.fix and line in problem.fix
 
 
 @pytest.mark.parametrize("name", ["machine.toml", "recovery.toml", "failures.toml", "wheels.toml"])

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,14 @@ from iis_finetune.models import (
     view_path,
 )
 from iis_finetune.models.base import adapters_of
-from iis_finetune.models.facts import TABLE, count_parameters, find_folder, shapes_of
+from iis_finetune.models.facts import count_parameters, find_folder, shapes_of
 from iis_finetune.models.specs import shrink
 from iis_finetune.runs import Run
+from iis_finetune.tables import read
 
 PLACE = Place("recipe.yaml", 3, "model_name_or_path")
 NOWHERE = Path("nowhere")
-ROWS = tomllib.loads(TABLE.read_text(encoding="utf-8"))["model"]
+ROWS = read("models.toml")["model"]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 

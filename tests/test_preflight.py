@@ -68,3 +68,43 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_an_error_before_the_start(qu
     assert (problem.kind, problem.where.key, problem.exit_code) == ("machine", "save_total_limit", 3)
     few = replace(question, recipe="tiny", on=None)
     assert not [each for each in preflight.examine(few).problems if "checkpoints need" in each.what]
+
+
+def test_a_push_needs_a_target_and_a_login_before_the_training(
+    question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    here = replace(question, recipe="tiny", on=None, overrides=("push_to_hub=true",), environment={})
+
+    def said(asked: Question) -> list[str]:
+        return [each.what for each in preflight.examine(asked).problems if each.where.key == "push_to_hub"]
+
+    assert [("no target" in what, "needs a login" in what) for what in said(here)] == [(True, False), (False, True)]
+    named = replace(here, overrides=("push_to_hub=true", "hub_model_id=me/mine"))
+    assert ["needs a login" in what for what in said(named)] == [True]
+    assert said(replace(named, environment={"HF_TOKEN": "t"})) == []
+    assert said(replace(named, on="mi50")) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "misspelt"),
+    [("lora_rank=64", "lora_rnak=64"), ("lora_rank=64", "lora_r=64"), ("kit.precision=fp16", "kit.precison=fp16")],
+)
+def test_a_misspelt_key_changes_nothing_else_that_is_said(question: Question, right: str, misspelt: str) -> None:
+    asked = replace(question, recipe="tiny", on="mi50")
+    more = ("model_name_or_path=Qwen/Qwen2.5-14B-Instruct", "cutoff_len=4096")
+    good, bad = (preflight.examine(replace(asked, overrides=(*more, word))) for word in (right, misspelt))
+    assert any("a device are needed" in each.what for each in good.problems)
+    (typo,) = [each for each in bad.problems if "unknown" in each.what]
+    assert typo.where.key == misspelt.partition("=")[0]
+    assert [each.what for each in bad.problems if each != typo] == [each.what for each in good.problems]
+
+
+def test_the_curves_of_tensorboard_lie_in_the_runs_own_folder(question: Question) -> None:
+    def environment(*overrides: str) -> dict[str, str]:
+        return dict(preflight.look(replace(question, recipe="tiny", overrides=overrides)).plan.environment)
+
+    assert environment("report_to=tensorboard")["TENSORBOARD_LOGGING_DIR"] == "{run}/tensorboard"
+    own = "kit.env={TENSORBOARD_LOGGING_DIR: x}"
+    assert environment("report_to=tensorboard", own)["TENSORBOARD_LOGGING_DIR"] == "x"
+    assert "TENSORBOARD_LOGGING_DIR" not in environment()

@@ -259,7 +259,9 @@ def test_a_package_that_is_missing_or_does_not_fit_is_named(
         ("pip install deepspeed", "make setup EXTRA=deepspeed", "pip install deepspeed"),
         ("pip install 'bitsandbytes>=0.50.0'", "make setup EXTRA=bitsandbytes", "pip install 'bitsandbytes>=0.50.0'"),
         ("make setup, or pip install llamafactory==1", "make setup", "pip install llamafactory==1"),
-        ("pip install wandb", "{}/bin/pip install -c constraints.txt wandb", "pip install wandb"),
+        ("pip install wandb", "make setup EXTRA=wandb", "pip install wandb"),
+        ("pip install 'swanlab'", "make setup EXTRA=swanlab", "pip install 'swanlab'"),
+        ("pip install mlflow", "{}/bin/pip install -c constraints.txt mlflow", "pip install mlflow"),
         ("/x/bin/pip install wandb", "/x/bin/pip install wandb", "/x/bin/pip install wandb"),
     ],
 )

@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 from test_machine import NEW_SMI, grow, program, write
 
 from iis_finetune.machine import Device, Machine
-from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, Accelerator, read_table, record_of, write_record
+from iis_finetune.wheels import EXTRAS, PLACEHOLDER, RECORD, TRIO, Accelerator, read_table, record_of, write_record
 
 ROOT = Path(__file__).parent.parent
 TABLE = read_table()
@@ -505,3 +505,11 @@ def test_nohup_training_starts_nothing_when_the_recipe_is_wrong(project: Path) -
     assert answer.returncode == 2
     assert answer.stderr == "error: no\n"
     assert not list((project / "logs").glob("*.pid"))
+
+
+def test_the_extras_of_set_up_are_those_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*EXTRAS} == {*extras} - {"train", "dev"}
+    assert all(extras[name] == [name] for name in EXTRAS)
+    request = setup.read_request([word for name in EXTRAS for word in ("--extra", name)], None)[0]
+    assert request.extras == tuple(sorted(EXTRAS))

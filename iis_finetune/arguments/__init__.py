@@ -4,7 +4,6 @@ from .llamafactory import (
     ADAPTERS,
     LLAMAFACTORY,
     METHODS,
-    TABLES,
     WHOLE,
     Table,
     accepted_versions,
@@ -16,5 +15,5 @@ from .llamafactory import (
 from .registers import Template, find_model, find_template
 from .schema import schema
 from .settings import Settings, settings_of, trained_with
-from .stated import check
+from .stated import as_meant, check
 from .verbs import Verb, for_verb, keys_for

@@ -1,7 +1,6 @@
 """Which LLaMA-Factory each stage runs in, and that version's table of arguments."""
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import Problem
+from ..tables import read
 from .installed import Installation, Row, ask
 
-TABLES = Path(__file__).parent.parent / "tables"
 # The one place that says which version is current; what is of a version lies in tables/llamafactory/<version>/.
 LLAMAFACTORY = "0.9.5"
 STAGES = {"ppo": "0.9.3"}  # the PPO trainer of 0.9.5 needs a trl that its other parts refuse
@@ -57,6 +56,7 @@ class Argument:
     separator: str | None = None  # a text is several values with this between them; a list is accepted too
     limits: tuple[Limit, ...] = ()
     former: Mapping[str, str | Mapping[str, Any]] | None = None  # a wrong value -> what to write
+    elsewhere: tuple[str, ...] = ()  # values that only other tools have; what to do instead depends on the model
     infinite: bool = False
     # (argument, values) as in Limit.unless: nothing reads this one without them.
     read_with: tuple[Any, ...] = ()
@@ -75,9 +75,8 @@ def frozen(part: Part, stage: Any = None) -> Mapping[str, Any]:
     return _read(part, version_of(stage))
 
 
-@cache
 def _read(part: Part, version: str) -> Mapping[str, Any]:
-    content: dict[str, Any] = json.loads((TABLES / "llamafactory" / version / f"{part}.json").read_text("utf-8"))
+    content: dict[str, Any] = read(f"llamafactory/{version}/{part}.json")
     return content
 
 
@@ -146,7 +145,7 @@ def _installed_in(environment: Path | None) -> Installation | None:
 
 
 def _build(rows: Mapping[str, Row]) -> dict[str, Argument]:
-    values = json.loads((TABLES / "values.json").read_text("utf-8"))
+    values = read("values.json")
     known, owners = values["arguments"], values["read_with"]
     return {
         name: _argument(name, {"read_with": owners.get(row["owner"], ()), **row, **known.get(name, {})})
@@ -165,6 +164,7 @@ def _argument(name: str, row: Row) -> Argument:
             "choices": choices,
             "limits": limits,
             "read_with": tuple(row["read_with"]),
+            "elsewhere": tuple(row.get("elsewhere", ())),
         },
     )
 

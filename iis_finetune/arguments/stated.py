@@ -2,17 +2,21 @@
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Place, Problem
-from ..recipe import KIT_KEYS, Entry
-from .llamafactory import LLAMAFACTORY, TABLES, Argument, Limit, Table, frozen_table, version_of
+from ..recipe import KIT_KEYS, Entry, Recipe
+from ..tables import read
+from .llamafactory import LLAMAFACTORY, Argument, Limit, Table, frozen_table, version_of
+from .llamafactory import table as table_of
 from .values import NOT_GIVEN, Refused, convert
 
 LONGEST_KEY = 80
 CLOSE = 0.8  # below it a guess misleads: lvm_gamma is no simpo_gamma
 LONGEST_SIDE = 4096  # a picture's side; what is larger counts its pixels
+Answer = str | Mapping[str, Any]
+PACKAGES = ("llamafactory", "transformers")
 GONE = {
     "never": "LLaMA-Factory never had an argument '{}'",
     "later": f"LLaMA-Factory {LLAMAFACTORY} does not have the argument '{{}}' yet",
@@ -29,12 +33,14 @@ def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[
     of_values: list[tuple[Argument, Problem]] = []
     for entry in own:
         if entry.key in table:
-            of_values += [(table[entry.key], each) for each in _take(entry, table, arguments)]
+            said = _take(entry, table, arguments)
+            of_values += [(table[entry.key], each) for each in said if entry.written is None]
         elif entry.key in frozen_table():
             foreign.append(_of_another_version(entry, own))
         else:
             # What the command line says replaces the recipe's line of the same name.
-            beside = {each.key for each in own if each.source == "override" or entry.source == "recipe"}
+            written = (each for each in own if each.written is None)
+            beside = {each.key for each in written if each.source == "override" or entry.source == "recipe"}
             foreign.append(_unknown(entry, table.keys(), beside))
     for entry in own:
         if entry.key in arguments:
@@ -124,70 +130,62 @@ def _wanted(limit: Limit) -> str:
 
 
 def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> Problem:
-    """The Problem for a key that is not in the table: an old name, one of another tool, or a typing error."""
-    key, place = entry.key, entry.place
+    """The Problem for a key that is not in the table."""
+    what, words, answers = _recognised(entry.key, known)
+    fixes = dict.fromkeys(_fix(answer, words, entry, stated) for answer in answers)
+    return Problem(what, ", or ".join(fixes), entry.place)
+
+
+def as_meant(recipe: Recipe) -> Recipe:
+    """A recipe with what its unknown keys can only mean beside them, so that all else is said of the recipe as mended.
+
+    The unknown key stays, and is an error.
+    """
+    known = table_of(recipe.value("stage"))
+    meant = {}
+    for key, entry in recipe.entries.items():
+        _, _, answers = _recognised(key, known) if key not in known else ("", "", ())
+        name = next(iter(answers), None) if len({str(answer) for answer in answers}) == 1 else None
+        if isinstance(name, str) and name in known and entry.stands_above(recipe.entries.get(name)):
+            meant[name] = replace(entry, key=name, written=key)
+    return replace(recipe, entries={**recipe.entries, **meant})
+
+
+def _recognised(key: str, known: Collection[str]) -> tuple[str, str, Sequence[Answer]]:
+    """What is said of a key that is not in the table, how its answers are worded, and the answers.
+
+    It is another spelling, a key of the kit, an old name, one of other tools (an answer each), or a typing error.
+    """
     name = key.strip().lstrip("-").replace("-", "_").lower()[:LONGEST_KEY]
     what = f"unknown argument '{key[:LONGEST_KEY]}'"
     if name in known:
-        return Problem(what, _line_of(name, f"did you mean '{name}'?", stated), place)
+        return what, "did you mean '{}'?", [name]
     if name in KIT_KEYS:
-        return Problem(f"{what}: it is a key of the kit block", f"write 'kit: {{{name}: ...}}'", place)
-    return (
-        _gone(name, entry, stated)
-        or _foreign(what, name, entry, stated)
-        or Problem(what, _typing_error(name, {*known, *KIT_KEYS}, stated), place)
-    )
+        return f"{what}: it is a key of the kit block", "", [f"kit.{name}"]
+    for package, versions in read("removed.toml").items():
+        for version, names in versions.items() if package in PACKAGES else ():
+            if name in names:
+                last = f"LLaMA-Factory removed the argument '{{}}' after version {version}"
+                return GONE.get(version, last).format(name), "write '{}'", [names[name]]
+    if tools := [tool for tool in read("aliases.toml")["tool"] if name in tool["names"]]:
+        callers = " and ".join(tool["name"] for tool in tools[:3])
+        return f"{what}: a name from {callers}", "write '{}'", [tool["names"][name] for tool in tools]
+    near = difflib.get_close_matches(name, sorted({*known, *KIT_KEYS, "kit"}), n=1, cutoff=CLOSE)
+    return what, "did you mean '{}'?", near or ["remove the line; `iis-finetune schema` lists every argument"]
 
 
-def _gone(name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
-    packages = _toml("removed")
-    versions = [*packages["llamafactory"].items(), *packages["transformers"].items()]
-    for version, names in versions:
-        if name in names:
-            last = f"LLaMA-Factory removed the argument '{{}}' after version {version}"
-            fix = _answer(names[name], entry, stated)
-            return Problem(GONE.get(version, last).format(name), fix, entry.place)
-    return None
-
-
-def _foreign(what: str, name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
-    tools = [tool for tool in _toml("aliases")["tool"] if name in tool["names"]]
-    if not tools:
-        return None
-    callers = " and ".join(tool["name"] for tool in tools[:3])
-    answers: Iterable[str] = dict.fromkeys(_answer(tool["names"][name], entry, stated) for tool in tools)
-    return Problem(f"{what}: a name from {callers}", ", or ".join(answers), entry.place)
-
-
-def _typing_error(name: str, known: Collection[str], stated: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, sorted({*known, "kit"}), n=1, cutoff=CLOSE)
-    if near:
-        return _line_of(near[0], f"did you mean '{near[0]}'?", stated)
-    return "remove the line; `iis-finetune schema` lists every argument"
-
-
-def _answer(row: str | Mapping[str, Any], entry: Entry, stated: Collection[str]) -> str:
-    """What to write in place of a key; a row of several answers has one for each value."""
-    if isinstance(row, str):
-        return _line_of(row, row if " " in row else f"write '{row}'", stated)
-    if "pixels" in row:
+def _fix(answer: Answer, words: str, entry: Entry, stated: Collection[str]) -> str:
+    """What to write in place of a key: a name, a sentence, the lines for its value, or a number of pixels."""
+    if isinstance(answer, str):
+        if answer in stated:
+            return f"remove the line: '{answer}' is there as well"
+        kit_key = answer.removeprefix("kit.")
+        if " " in answer or kit_key == answer:
+            return answer if " " in answer else words.format(answer)
+        return f"write 'kit: {{{kit_key}: ...}}'"
+    if "pixels" in answer:
         value = entry.value if isinstance(entry.value, int) else 0
-        return f"write '{row['pixels']}: {value * value if value <= LONGEST_SIDE else value}', which counts pixels"
-    lines = row.get(str(entry.value).lower(), {})
+        return f"write '{answer['pixels']}: {value * value if value <= LONGEST_SIDE else value}', which counts pixels"
+    lines = answer.get(str(entry.value).lower(), {})
     missing = [f"'{key}: {str(value).lower()}'" for key, value in lines.items() if key not in stated]
     return f"write {' and '.join(missing)} in its place" if missing else "remove the line"
-
-
-def _line_of(name: str, fix: str, stated: Collection[str]) -> str:
-    """The fix, unless the line that it asks for is there already."""
-    if name in stated:
-        return f"remove the line: '{name}' is there as well"
-    kit_key = name.removeprefix("kit.")
-    return fix if kit_key == name or " " in name else f"write 'kit: {{{kit_key}: ...}}'"
-
-
-@cache
-def _toml(name: str) -> dict[str, Any]:
-    import tomllib  # 10 ms that a recipe without a slip need not pay
-
-    return tomllib.loads((TABLES / f"{name}.toml").read_text("utf-8"))

@@ -56,6 +56,8 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
         return None
     if argument.separator and not isinstance(value, bool | dict):
         return _several(value, argument, warn)
+    if str(value).strip().lower().replace("-", "_") in argument.elsewhere:
+        return NOT_GIVEN
     _refuse_former(value, entry, argument)
     if argument.choices and not _native_bool(value, argument):
         return _choice(value, entry, argument, warn)
@@ -155,10 +157,9 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
     for spelling in (*spellings, *(text.replace("-", "_") for text in spellings)):
         if new := argument.former.get(spelling):
             lines = dict(_lines(new, argument))
-            because = f": {lines.pop('because')}" if "because" in lines else ""
             wanted = " and ".join(f"'{key}: {_plain(item)}'" for key, item in lines.items())
             wanted += "" if argument.name in lines else " in its place"
-            raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}{because}", f"write {wanted}")
+            raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
 
 
 def _lines(new: str | Mapping[str, Any], argument: Argument) -> Mapping[str, Any]:

@@ -1,10 +1,10 @@
 """Which argument belongs to which verb: one recipe serves them all."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .llamafactory import TABLES, Argument, Table
+from ..tables import read
+from .llamafactory import Argument, Table
 
 Verb = Literal["train", "predict", "export", "chat", "serve"]
 
@@ -25,7 +25,7 @@ def for_verb(arguments: Mapping[str, Any], verb: Verb, table: Table) -> dict[str
 
 
 def _row(verb: Verb) -> Mapping[str, Any]:
-    rows = json.loads((TABLES / "verbs.json").read_text("utf-8"))["verbs"]
+    rows = read("verbs.json")["verbs"]
     row: Mapping[str, Any] = rows[verb]
     return rows[row["same_as"]] if "same_as" in row else row
 

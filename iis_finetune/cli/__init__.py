@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from ..errors import BUG, INPUT, INTERRUPTED, KitError, Place, Problem, ProblemsFound
+from ..errors import BUG, COMMAND_LINE, INTERRUPTED, KitError, Place, Problem, ProblemsFound
 from . import show, streams
 
 VERBS = {
@@ -130,8 +130,7 @@ def _misused(said: str) -> int:
     verb = f" {sys.argv[1]}" if sys.argv[1:] and sys.argv[1] in VERBS else ""
     known = name in table() if option else False
     fix = f"without dashes: {name}=VALUE" if known else f"see `iis-finetune{verb} --help`"
-    show.aside(f"error: {said}\n  where: command line\n  fix:   {fix}")
-    return INPUT
+    return _report(ProblemsFound([Problem(said, fix, Place(COMMAND_LINE))]))
 
 
 def _report(error: KitError) -> int:

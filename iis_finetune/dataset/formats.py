@@ -1,10 +1,9 @@
 """Recognise the format of a file's rows, and the entry of dataset_info.json that reads it."""
 
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..arguments import TABLES
+from ..tables import read
 from .sources import TAGS
 
 NEEDED = (
@@ -27,7 +26,7 @@ class Format(NamedTuple):
 
 def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
     """The format of these rows, whose columns are `seen`; None when nothing fits."""
-    known = tomllib.loads((TABLES / "row_formats.toml").read_text("utf-8"))
+    known = read("row_formats.toml")
     columns = _found(known["columns"], seen)
     labelled = any(isinstance(row.get(columns.get("kto_tag")), bool) for row in rows)
     stage = "rm" if {"chosen", "rejected"} <= columns.keys() else "kto" if labelled else "sft"

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..arguments import TABLES, frozen
+from ..arguments import frozen
 from ..errors import Problem
+from ..tables import read
 
 if TYPE_CHECKING:
     from .order import Hub, ModelOrder
 
 
-@cache
 def table() -> Any:
     """The two hubs' words, and what their refusals mean."""
-    return tomllib.loads((TABLES / "hubs.toml").read_text("utf-8"))
+    return read("hubs.toml")
 
 
 class HubFailure(Exception):

@@ -4,25 +4,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..tables import read
 from ..wheels import Wheels, read_table
 from .records import Device, Machine, Vendor
 
 Row = Mapping[str, Any]
 
-TABLE = Path(__file__).parent.parent / "tables" / "machine.toml"
 PROFILE_CPU_COUNT = 16  # an assumption: profiles describe cards, and only OMP_NUM_THREADS follows from it
 
 
-@cache
 def load() -> Mapping[str, list[Row]]:
-    import tomllib
-
-    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    table: Mapping[str, list[Row]] = read("machine.toml")
+    return table
 
 
 def architecture(name: str) -> Row:

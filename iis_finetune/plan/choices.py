@@ -104,6 +104,15 @@ CHOSEN = (
     ("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0"),
     ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker"),
 )
+# The variable, the run's own folder that it names, why; the last one is for a run that reports to TensorBoard.
+FOLDERS = (
+    (
+        "HF_DATASETS_CACHE",
+        "{run}/cache",
+        "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew",
+    ),
+    ("TENSORBOARD_LOGGING_DIR", "{run}/tensorboard", "the curves of all attempts of a run lie together"),
+)
 
 
 def output(draft: Draft) -> Draft:
@@ -125,10 +134,9 @@ def environment(draft: Draft) -> Draft:
     variables = {each.name.removeprefix("environment."): str(each.value) for each in decided}
     paths = [HOOK, *([AUDIO_PLACEHOLDER] if draft.machine.torchaudio_placeholder else [])]
     variables |= {"PYTHONPATH": ":".join(paths), "IIS_RUN": "{run}", "IIS_PRECISION": draft.precision}
-    variables["HF_DATASETS_CACHE"] = "{run}/cache"
-    reason = "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew"
-    cache = Decision("environment.HF_DATASETS_CACHE", "{run}/cache", "kit default", reason)
-    draft = draft.export(variables).note(*decided, cache)
+    draft = draft.export(variables).note(*decided)
+    for name, folder, reason in FOLDERS if "tensorboard" in draft.settings.names("report_to") else FOLDERS[:1]:
+        draft = draft.export({name: folder}).note(Decision(f"environment.{name}", folder, "kit default", reason))
     for name, value in draft.recipe.kit.env.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         draft = draft.export({name: text}).keep(f"environment.{name}", text, "kit.env")

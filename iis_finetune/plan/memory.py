@@ -1,11 +1,8 @@
 """How much memory a training needs on one device, item by item, from the model's shapes; nothing is measured here."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..arguments import WHOLE, Settings
@@ -20,10 +17,10 @@ from ..rules import (
     trained_layers,
     trained_parameters,
 )
+from ..tables import read
 from ..tensors import BYTES
 from .activations import Items, Pass, at_loss, in_attention, in_mlp, without_gradients
 
-TABLE = Path(__file__).parent.parent / "tables" / "memory.toml"
 GIB = 2**30
 HALF = ("bf16", "fp16")
 PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
@@ -90,7 +87,7 @@ class MemoryEstimate:
 
     @property
     def ready_gib(self) -> float | None:
-        return None if self.limit_gib is None else self.limit_gib * (1 - _table()["margin"]["value"])
+        return None if self.limit_gib is None else self.limit_gib * (1 - read("memory.toml")["margin"]["value"])
 
     @property
     def ready(self) -> bool:
@@ -169,8 +166,8 @@ def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None)
     moment = max(_moments(sizes), key=lambda items: sum(items.values()))
     held = {**_weights(sizes), **_optimizer(sizes), **_exchange(sizes)}
     items = {name: size / GIB for name, size in {**held, **moment}.items() if size > 0}
-    items["device context"] = _table()["context_gib"][work.accelerator]["value"]
-    if allocator := _table()["allocator"].get(work.accelerator):
+    items["device context"] = read("memory.toml")["context_gib"][work.accelerator]["value"]
+    if allocator := read("memory.toml")["allocator"].get(work.accelerator):
         items["allocator"] = allocator["gib"] + allocator["share"] * sum({**items, "device context": 0}.values())
     items = {name: size for name, size in items.items() if size}
     return MemoryEstimate(sum(items.values()), device_memory_gib, items, _left_out(facts, work.settings))
@@ -179,7 +176,7 @@ def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None)
 def _unknown(facts: ModelFacts, work: Workload) -> tuple[str, ...]:
     """Why nothing can be said: programs and models whose memory the formulas do not describe."""
     settings, config = work.settings, facts.config
-    rows, known = _table()["unknown"], facts.shapes is not None and layers_of(facts.shapes)
+    rows, known = read("memory.toml")["unknown"], facts.shapes is not None and layers_of(facts.shapes)
     found = [row["what"] for row in rows if row.get("argument") and settings[row["argument"]]]
     found += [row["what"] for row in rows if not known and any(config.get(key) for key in row.get("config", ()))]
     if work.sharing.stage is None:
@@ -207,7 +204,7 @@ def _weights(sizes: _Sizes) -> Items:
         base = facts.weight_bytes
     elif bits:
         linear = sizes.shapes.layers * sum(inputs * outputs for inputs, outputs in facts.linear_layers.values())
-        each = _table()["quantised_bytes"].get(str(bits), sizes.stored)
+        each = read("memory.toml")["quantised_bytes"].get(str(bits), sizes.stored)
         base = linear * each + (sizes.parameters - linear) * sizes.stored
     trained = sizes.trainable * (sizes.stored if sizes.uncast else 4)
     share = 0 if work.sharing.offloads_weights else 1 / work.processes if work.sharing.stage == 3 else 1
@@ -227,7 +224,11 @@ def _optimizer(sizes: _Sizes) -> Items:
     work, settings = sizes.work, sizes.work.settings
     if work.sharing.offloads:
         return {}
-    row = next(row for row in _table()["optimizer"] if any(fnmatch(settings["optim"], name) for name in row["names"]))
+    row = next(
+        row
+        for row in read("memory.toml")["optimizer"]
+        if any(fnmatch(settings["optim"], name) for name in row["names"])
+    )
     each = row["bytes"] * (sizes.stored / 4 if settings["pure_bf16"] and row.get("follows_weights") else 1)
     if settings["use_badam"]:
         return {"optimizer states": sizes.active * (row["bytes"] + 4)}
@@ -254,7 +255,7 @@ def _exchange(sizes: _Sizes) -> Items:
 
 def _zero_buffers(sizes: _Sizes) -> tuple[float, float]:
     """Elements of DeepSpeed's bucket, and how many gathered weights may be alive: its file, or the kit's, says it."""
-    defaults, own = _table()["deepspeed"], sizes.work.sharing.own_zero
+    defaults, own = read("memory.toml")["deepspeed"], sizes.work.sharing.own_zero
     if sizes.work.launcher != "deepspeed" or own is None:
         return defaults["kit_bucket_elements"], defaults["live_parameters"]
     bucket = own.get("reduce_bucket_size", defaults["reduce_bucket_elements"])
@@ -304,7 +305,7 @@ def _pass(sizes: _Sizes, of: str = "train") -> Pass:
     eager = work.attention == "disabled"
     compute = 2 if sizes.autocast else sizes.stored
     mask = 4 if work.accelerator == "cpu" else 1  # CUDA and ROCm keep one byte, the CPU a number of the input's dtype
-    liger = _table()["liger"]
+    liger = read("memory.toml")["liger"]
     chunked = of == "train" and settings["enable_liger_kernel"] and settings["stage"] in liger["stages"]
     return Pass(
         shapes=shapes,
@@ -346,8 +347,3 @@ def _step(sizes: _Sizes) -> float:
 
 def _zero(work: Workload) -> bool:
     return work.sharing.zero_stage is not None
-
-
-@cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(TABLE.read_text(encoding="utf-8"))

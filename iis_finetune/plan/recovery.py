@@ -1,17 +1,14 @@
 """A run that goes on: its next attempt made safer, and what may differ from the plan it began with; pure."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, Problem
 from ..recipe import Recipe
+from ..tables import read
 from .choices import PRECISION_SWITCHES
-
-TABLE = Path(__file__).parent.parent / "tables" / "resume.toml"
 
 
 def micro_batch_of(arguments: Mapping[str, Any]) -> int:
@@ -58,7 +55,7 @@ def differences(old: Footing, new: Footing) -> list[tuple[str, Any, Any]]:
 
 def resume_problems(old: Footing, new: Footing, accepted: bool) -> list[Problem]:
     """Why a run must not go on from its checkpoint; with `accepted` only what cannot work or would be ignored."""
-    rows = {name: row for row in tomllib.loads(TABLE.read_text("utf-8"))["argument"] for name in row["names"]}
+    rows = {name: row for row in read("resume.toml")["argument"] for name in row["names"]}
     problems = []
     for name, then, now in differences(old, new):
         row = rows.get(name, {"verdict": "ask"})

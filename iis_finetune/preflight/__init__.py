@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
+from ..arguments import as_meant
 from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
@@ -67,7 +68,7 @@ class Examined:
 def look(question: Question) -> Examined:
     """Read, detect and plan, without the checks; raises ProblemsFound when there is no recipe to speak of."""
     recipe, problems = recipes.read(question.recipe, question.overrides, question.workspace.recipes)
-    recipe = _with_whole_paths(recipe, question.workspace)
+    recipe = _with_whole_paths(as_meant(recipe), question.workspace)
     host = question.machine or (machine.profile(question.on) if question.on else None)
     host = host or machine.detect(environment=question.environment)
     base, base_problems = models.base_of(recipe, question.workspace)

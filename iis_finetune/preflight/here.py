@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .. import arguments, machine, rules
+from .. import arguments, hub, machine, rules
 from ..errors import Problem
 from ..plan import Plan
 from ..rules import Case
 from ..runs import Workspace
-from ..wheels import record_of
+from ..wheels import EXTRAS, record_of
 
 GIB = 2**30
-EXTRAS = ("bitsandbytes", "deepspeed")  # what `make setup EXTRA=` takes
 INSTALLING = re.compile(r"(?P<setup>make setup, or )?(?P<pip>(?<!/)pip install '?(?P<name>[\w-]+)[^\s,]*)")
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 
@@ -33,6 +32,7 @@ def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: 
     else:
         versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
         problems += rules.check_packages(case, versions)
+    problems += _login(case, environment)
     return [*problems, *_unwritable(case, workspace), *_disk(case, workspace.runs)]
 
 
@@ -91,6 +91,15 @@ def machine_problems(case: Case) -> list[Problem]:
     offload = "deepspeed" if case.states("deepspeed") else "kit.launcher"
     found += [(offload, each) for each in machine.offload_problems(case.machine) if case.offloads]
     return [replace(each, where=case.recipe.place(key)) for key, each in found]
+
+
+def _login(case: Case, environment: Mapping[str, str]) -> list[Problem]:
+    """Pushing comes after hours of training; only the hub itself can tell whether a login may write there."""
+    key = {"train": "push_to_hub", "export": "export_hub_model_id"}.get(case.purpose)
+    if key is None or not case[key] or hub.configured("huggingface", environment).token:
+        return []
+    what = f"{key} needs a login at Hugging Face, and there is none here"
+    return [Problem(what, "hf auth login, or export HF_TOKEN=...", case.recipe.place(key), kind="missing")]
 
 
 def _unwritable(case: Case, workspace: Workspace) -> Iterator[Problem]:

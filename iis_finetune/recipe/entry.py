@@ -17,7 +17,8 @@ VALUES = re.compile(r"(?<![\w./-])(?:hf_[A-Za-z0-9]|ms-[\w-]|sk-[\w-])(?:[A-Za-z
 class Entry:
     """One `key: value`, of a recipe or of the command line; keys of the kit block are dotted (`kit.precision`).
 
-    `text` is a one-line value as it was written, before YAML took `off` for a boolean or `1.10` for a number.
+    `text` is a one-line value as it was written, before YAML took `off` for a boolean or `1.10` for a number; `written`
+    is the key as it was written, where this one is what that can only mean.
     """
 
     key: str
@@ -26,6 +27,11 @@ class Entry:
     quoted: bool = False
     source: Literal["recipe", "override"] = "recipe"
     text: str | None = None
+    written: str | None = None
+
+    def stands_above(self, other: "Entry | None") -> bool:
+        """Whether it counts where both say the same key: the command line's word does over the recipe's line."""
+        return other is None or (self.source == "override" and other.source == "recipe")
 
 
 def without_secrets(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], list[Problem]]:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta, Struct, ValidationError, convert, json
@@ -81,6 +82,17 @@ KEYS = Kit.__struct_fields__
 TYPES: Mapping[type[Struct], Mapping[str, Any]] = {
     record: {each.name: each.type for each in fields(record)} for record in (Kit, FromScratch)
 }
+
+
+def as_meant(entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    """The entries, and beside each misspelt one the key that it is meant for: what is planned is what was meant."""
+    meant = {}
+    for key, entry in entries.items():
+        near = difflib.get_close_matches(key.removeprefix("kit."), KEYS, n=1)
+        name = f"kit.{near[0]}" if near else key
+        if name != key and entry.stands_above(entries.get(name)):
+            meant[name] = replace(entry, key=name)
+    return {**entries, **meant}
 
 
 def build(entries: Mapping[str, Entry]) -> tuple[Kit, list[Problem]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from .entry import Entry, without_secrets
-from .kit import Kit, build
+from .kit import Kit, as_meant, build
 
 REGISTRY = Path("recipes")
 SUFFIXES = (".yaml", ".yml")
@@ -100,7 +100,7 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
                 problems.append(Problem(what, fix, override.place, "warning"))
             stated[override.key] = override
     stated, secrets = without_secrets(stated)
-    kit_entries = {key: entry for key, entry in stated.items() if key.startswith("kit.")}
+    kit_entries = as_meant({key: entry for key, entry in stated.items() if key.startswith("kit.")})
     entries = {key: entry for key, entry in stated.items() if key not in kit_entries}
     kit, kit_problems = build(kit_entries)
     return Recipe(path.stem, path, entries, kit, kit_entries), [*problems, *secrets, *kit_problems]

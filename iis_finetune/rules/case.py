@@ -9,10 +9,11 @@ from typing import Any, Literal
 from ..arguments import Settings
 from ..machine import Machine
 from ..models import ModelFacts
-from ..recipe import Recipe
+from ..recipe import Kit, Recipe
 from .sharing import Sharing
 
 Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
+TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Case:
     launcher: str = "single"
     precision: str = "fp32"
     rows: int | None = None
+
+    @property
+    def kit(self) -> Kit:
+        return self.recipe.kit
 
     def __getitem__(self, name: str) -> Any:
         return self.settings[name]

@@ -1,19 +1,16 @@
 """The known failures of LLaMA-Factory and its libraries, as data: what a log says, what it means, what helps."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import Kind, Place, Problem
-
-FAILURES = Path(__file__).parent.parent / "tables" / "failures.toml"
+from ..tables import read
 
 
 def known_failures(log: str) -> Iterator[tuple[Mapping[str, Any], re.Match[str]]]:
     """The rows whose words a log holds, each with where it says them; the table's order is that of their weight."""
-    for row in tomllib.loads(FAILURES.read_text(encoding="utf-8"))["failure"]:
+    for row in read("failures.toml")["failure"]:
         match = re.search(row["pattern"], log, re.MULTILINE)
         if match:
             yield row, match

@@ -1,105 +1,42 @@
 """Which packages a recipe needs beside LLaMA-Factory's own, and which versions LLaMA-Factory checks at run time."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..arguments import accepted_versions
 from ..errors import Problem
+from ..tables import read
 from .case import Case
+from .conditions import optimizer_package
+from .rule import holds
 
 Versions = Mapping[str, str | None]
 RANGES = accepted_versions()
 TRIO = ("torch", "torchvision", "torchaudio")
 ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
-# report_to -> package; transformers integrations/integration_utils.py, 2026-11-21
-TRACKERS = {
-    "azure_ml": "azureml-core", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet-ml",
-    "dagshub": "dagshub", "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune",
-    "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
-}  # fmt: skip
-# optim -> package, by a pattern; first match wins. transformers trainer_optimizer.py, 2026-11-21
-OPTIMIZERS = {
-    r"adamw_torch_[48]bit": "torchao",
-    r"galore_": "galore_torch",
-    r"apollo_": "apollo_torch",
-    r".*8bit|paged_|lion_|ademamix|rmsprop_bnb": "bitsandbytes",
-    r"lomo|adalomo": "lomo-optim",
-    r"grokadamw": "grokadamw",
-    r"schedule_free": "schedulefree",
-    r"adamw_apex": "apex",
-    r"stable_adamw": "torch-optimi",
-}
 
 
 @dataclass(frozen=True)
 class Need:
-    """A package that one of the arguments needs, and from which version on."""
+    """A package that the first of the arguments that a recipe states needs, and from which version on."""
 
     package: str
     keys: str
-    when: Callable[[Case], object]
     at_least: str | None = None
 
 
-def _switch(package: str, key: str, at_least: str | None = None) -> Need:
-    return Need(package, key, lambda c: c[key], at_least)
-
-
-def _method(name: str) -> Need:
-    return Need(name, "quantization_method", lambda c: c["quantization_bit"] and c["quantization_method"] == name)
-
-
-def _engine(name: str) -> Need:
-    return Need(name, "infer_backend", lambda c: c.purpose == "inference" and c["infer_backend"] == name)
-
-
-def _saved(kind: str, package: str, at_least: str | None = None) -> Need:
-    return Need(package, "model_name_or_path", lambda c: c.model.quantization == kind, at_least)
-
-
-# hparams/parser.py:205-258, model/model_utils/quantization.py and train/tuner.py:93 of LLaMA-Factory, 2026-11-21.
-# bitsandbytes for quantization_bit is the machine's matter: which build depends on the device.
-NEEDS = (
-    _switch("galore_torch", "use_galore"),
-    _switch("apollo_torch", "use_apollo"),
-    _switch("badam", "use_badam", "1.2.1"),
-    _switch("adam-mini", "use_adam_mini"),
-    _switch("liger-kernel", "enable_liger_kernel"),
-    _switch("liger-kernel", "use_liger_kernel"),
-    _switch("unsloth", "use_unsloth"),
-    _switch("mixture-of-depth", "mixture_of_depths", "1.1.6"),
-    _switch("swanlab", "use_swanlab"),
-    _switch("hyper_parallel", "use_hyper_parallel"),
-    *(_switch(package, "use_kt") for package in ("kt-kernel", "transformers-kt", "accelerate-kt")),
-    *(_switch(package, "predict_with_generate") for package in ("jieba", "nltk", "rouge_chinese")),
-    _switch("optimum", "export_quantization_bit", "1.24.0"),
-    _switch("gptqmodel", "export_quantization_bit", "2.0.0"),
-    _method("hqq"),
-    _method("eetq"),
-    _saved("gptq", "gptqmodel", "2.0.0"),
-    _saved("awq", "autoawq"),
-    _saved("aqlm", "aqlm", "1.1.0"),
-    Need("matplotlib", "plot_loss", lambda c: c.trains and c["plot_loss"]),
-    Need("deepspeed", "deepspeed kit.launcher", lambda c: c.zero_stage is not None, "0.9.3"),
-    Need("torchao", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "torchao" and c.machine.devices),
-    Need("transformer_engine", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "te" and c.machine.devices),
-    *(_engine(name) for name in ("vllm", "sglang")),
-)
-
-
-def _needs(case: Case) -> list[Need]:
-    """What this recipe needs; a tracker and an optimizer each name a package of their own."""
-    found = [need for need in NEEDS if need.when(case)]
-    trackers = case.names("report_to") if case.trains else []
-    found += [Need(TRACKERS[name], "report_to", bool) for name in trackers if name in TRACKERS]
-    by_name = optimizer_package(case)
-    return [*found, Need(by_name, "optim", bool)] if by_name and case.trains else found
-
-
-def optimizer_package(case: Case) -> str | None:
-    """The package that an optimizer comes from; None for those of torch and transformers."""
-    return next((package for pattern, package in OPTIMIZERS.items() if re.match(pattern, case["optim"])), None)
+def _needs(case: Case) -> Iterator[Need]:
+    known = read("packages.json")
+    for row in known["needs"]:
+        if holds(row.get("when", {row["keys"]: True}), case):
+            yield Need(row["package"], row["keys"], row.get("at_least"))
+    if case.trains:
+        yield from (
+            Need(known["trackers"][name], "report_to") for name in case.names("report_to") if name in known["trackers"]
+        )
+        if by_name := optimizer_package(case):
+            yield Need(by_name, "optim")
 
 
 def packages_of(case: Case) -> tuple[str, ...]:

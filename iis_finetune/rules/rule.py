@@ -1,45 +1,49 @@
 """One rule: when it applies, what LLaMA-Factory would really do, what to write instead, and who says so."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from operator import attrgetter
+from typing import Any, Literal
 
 from ..errors import Kind, Place, Problem, Severity
-from .case import Case, Purpose
+from ..tables import read
+from . import conditions
+from .case import TRAINING, Case, Purpose
 
-DATE = "2026-11-21"
-TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
-ANY: tuple[Purpose, ...] = (*TRAINING, "export", "inference")
 TWICE = {
     "kit.launcher": ("deepspeed", "fsdp"),
     "kit.attention": ("flash_attn",),
     "kit.precision": ("fp16", "bf16", "pure_bf16"),
 }
 OWN = 0  # the number of rules that are the kit's own advice
+When = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Rule:
     """`keys` are names with spaces between them, the one to blame first; in `what` and `fix`, `{c[key]}` is a value.
 
-    `number` groups rules of one kind in the benchmark's list. `source` is a file of the frozen LLaMA-Factory (or of the
-    package it names) with the line that refuses, or where the effect is made; `date` is when it was looked at. What is
-    wrong `by_launcher` is the machine's matter when the launcher was chosen for lack of memory.
+    `about` is the table's section. `number` groups rules of one kind in the benchmark's list. `source` is a file of the
+    frozen LLaMA-Factory (or of the package it names) with the line that refuses, or where the effect is made; `date` is
+    when it was looked at. What is wrong `by_launcher` is the machine's matter when the launcher was chosen for lack of
+    memory.
     """
 
-    number: int
     keys: str
     when: Callable[[Case], object]
     what: str
     fix: str
     source: str
+    date: str
+    about: str
+    number: int = OWN
     severity: Severity = "error"
     kind: Kind = "invalid"
     code: Literal[2, 3] | None = None
     purposes: tuple[Purpose, ...] = TRAINING
     by_launcher: bool = False
-    date: str = DATE
 
     def met(self, case: Case) -> bool:
         """Whether it applies; a value that was refused is no cause of another problem."""
@@ -67,8 +71,63 @@ def alone(fix: str, case: Case) -> str:
     return fix
 
 
-def warning(  # noqa: PLR0913, PLR0917 - the fields of a rule, in their order
-    number: int, keys: str, when: Callable[[Case], object], what: str, fix: str, source: str
-) -> Rule:
-    """A rule for what works, but not as it seems."""
-    return Rule(number, keys, when, what, fix, source, severity="warning")
+def rules_of_arguments() -> list[Rule]:
+    """The rows of rules.json, in its order."""
+    table = read("rules.json")
+    return [
+        Rule(**{**row, "when": partial(holds, row["when"]), "about": about, "date": table["date"]})
+        for about, rows in table["rules"].items()
+        for row in rows
+    ]
+
+
+def holds(when: When, case: Case) -> bool:
+    """Whether a case meets every condition of a row.
+
+    A condition is a name and what its value must be: true or false for any value that is or is not one, a value or a
+    list of them, or a comparison. `any` lists conditions of which one is enough, `some` arguments of which one is
+    switched on, `states` arguments of which the recipe gives one.
+    """
+    return all(_holds(name, wanted, case) for name, wanted in when.items())
+
+
+def _holds(name: str, wanted: Any, case: Case) -> bool:
+    match name, wanted:
+        case "any", _:
+            return any(holds(each, case) for each in wanted)
+        case "some" | "states", _:
+            return bool(getattr(case, name)(*wanted))
+        case _, {"stated": value}:
+            return case.says(name, value)
+        case _, bool():
+            return bool(value_of(name, case)) is wanted
+        case _, dict():
+            value = value_of(name, case)
+            return all(_compared(value, sign, other, case) for sign, other in wanted.items())
+    return value_of(name, case) in (wanted if isinstance(wanted, list) else [wanted])
+
+
+def _compared(value: Any, sign: str, other: Any, case: Case) -> bool:
+    """A comparison with a number, a list, or with the value that another name has."""
+    other = value_of(other, case) if isinstance(other, str) else other
+    match sign:
+        case "not":
+            return value not in other
+        case "unlike":
+            return bool(value != other)
+        case "above":
+            return value is not None and value > other
+    return value is not None and value < other
+
+
+def value_of(name: str, case: Case) -> Any:
+    """A name is a function of conditions.py, a property of the case (`model.quantization`), else an argument."""
+    if condition := getattr(conditions, name, None):
+        return condition(case)
+    first, *_ = name.split(".")
+    if not hasattr(case, first):
+        return case[name]
+    try:
+        return attrgetter(name)(case)
+    except AttributeError:
+        return None  # a model whose shapes are not known

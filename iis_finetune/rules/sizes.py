@@ -39,6 +39,12 @@ def trained_parameters(model: ModelFacts, settings: Settings) -> float | None:
     return float(settings["lora_rank"] * (outside + shapes.layers * sum(map(sum, layers))))
 
 
+def needs_reference(settings: Settings) -> bool:
+    """Whether what is learned is compared with the model as it was before; ORPO and SimPO do without."""
+    stage = settings["stage"]
+    return stage in ("ppo", "kto") or (stage == "dpo" and settings["pref_loss"] not in ("orpo", "simpo"))
+
+
 def trained_at_once(model: ModelFacts, settings: Settings, trainable: float) -> float:
     """How many of the trained parameters have gradients and states at a time: BAdam takes one block, or a share."""
     if not settings["use_badam"]:
