@@ -33,8 +33,10 @@ def train(
     master: Master = "",
 ) -> None:
     """Check, fetch what is missing, train, watch; Ctrl-C stops the run."""
-    asking = replace(question(recipe, overrides), nodes=nodes_of(nodes, node_rank, master))
-    examined = preflight.examine(asking)
+    placed = nodes_of(nodes, node_rank, master)
+    with show.meter("reading rows") as progress:
+        asking = replace(question(recipe, overrides), nodes=placed, smoke=smoke, progress=progress)
+        examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
     show.problems(examined.problems, nothing_started=bool(stops))

@@ -41,9 +41,11 @@ def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
 
 
 def _found(known: Mapping[str, Iterable[str]], there: Collection[Any]) -> dict[str, str]:
-    """Which name of each thing is there, if any."""
-    found = {key: next((name for name in names if name in there), None) for key, names in known.items()}
-    return {key: name for key, name in found.items() if name is not None}
+    """Which name of each thing is there, if any, as it is spelled there: capitals and spaces around it do not count."""
+    words = [each for each in there if isinstance(each, str)]
+    spelled = {word.strip().lower(): word for word in reversed(words)} | {word: word for word in words}
+    found = {key: next((spelled[name] for name in names if name in spelled), None) for key, names in known.items()}
+    return {key: word for key, word in found.items() if word is not None}
 
 
 def _single(columns: dict[str, str], stage: str) -> Format | None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from ..errors import Place, Problem
 from ..runs import read_json, write
-from .readers import Progress
-from .rows import Reading, check_rows
+from .rows import Progress, Reading, check_rows
 from .sources import Options, Source
 from .truncation import Truncation
 
