@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from iis_finetune.arguments import TABLES
 from iis_finetune.errors import Place, Problem, ProblemsFound
 from iis_finetune.models import (
     ModelFacts,
@@ -32,13 +33,13 @@ from iis_finetune.models import (
     view_path,
 )
 from iis_finetune.models.base import adapters_of
-from iis_finetune.models.facts import TABLE, count_parameters, find_folder, shapes_of
+from iis_finetune.models.facts import count_parameters, find_folder, shapes_of
 from iis_finetune.models.specs import shrink
 from iis_finetune.runs import Run
 
 PLACE = Place("recipe.yaml", 3, "model_name_or_path")
 NOWHERE = Path("nowhere")
-ROWS = tomllib.loads(TABLE.read_text(encoding="utf-8"))["model"]
+ROWS = tomllib.loads((TABLES / "models.toml").read_text(encoding="utf-8"))["model"]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 

@@ -16,5 +16,5 @@ from .llamafactory import (
 from .registers import Template, find_model, find_template
 from .schema import schema
 from .settings import Settings, settings_of, trained_with
-from .stated import check
+from .stated import check, toml
 from .verbs import Verb, for_verb, keys_for

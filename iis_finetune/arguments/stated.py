@@ -140,7 +140,7 @@ def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> P
 
 
 def _gone(name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
-    packages = _toml("removed")
+    packages = toml("removed")
     versions = [*packages["llamafactory"].items(), *packages["transformers"].items()]
     for version, names in versions:
         if name in names:
@@ -151,7 +151,7 @@ def _gone(name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
 
 
 def _foreign(what: str, name: str, entry: Entry, stated: Collection[str]) -> Problem | None:
-    tools = [tool for tool in _toml("aliases")["tool"] if name in tool["names"]]
+    tools = [tool for tool in toml("aliases")["tool"] if name in tool["names"]]
     if not tools:
         return None
     callers = " and ".join(tool["name"] for tool in tools[:3])
@@ -187,7 +187,8 @@ def _line_of(name: str, fix: str, stated: Collection[str]) -> str:
 
 
 @cache
-def _toml(name: str) -> dict[str, Any]:
+def toml(name: str) -> dict[str, Any]:
+    """A table of the kit's own, read once."""
     import tomllib  # 10 ms that a recipe without a slip need not pay
 
     return tomllib.loads((TABLES / f"{name}.toml").read_text("utf-8"))

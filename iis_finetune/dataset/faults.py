@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple
 
-from ..arguments import TABLES
+from ..arguments import toml
 
 SHOWN = 3  # rows that a sentence names
 KINDS = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "object"}
@@ -28,18 +26,12 @@ class Fault(Exception):
     @property
     def effect(self) -> str:
         """`stop`, `drop`, `keep` or `file`, as the table explains them."""
-        return _table()[self.case]["effect"]
+        return str(toml("row_faults")[self.case]["effect"])
 
     def sentence(self, file: str) -> tuple[str, str]:
         """What is wrong, and what mends it."""
-        words = {"detail": self.detail, "file": file}
-        row = _table()[self.case]
+        row, words = toml("row_faults")[self.case], {"detail": self.detail, "file": file}
         return row["what"].format(**words), row["fix"].format(**words)
-
-
-@cache
-def _table() -> dict[str, dict[str, str]]:
-    return tomllib.loads((TABLES / "row_faults.toml").read_text("utf-8"))
 
 
 class Row(NamedTuple):

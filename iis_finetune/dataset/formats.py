@@ -1,10 +1,9 @@
 """Recognise the format of a file's rows, and the entry of dataset_info.json that reads it."""
 
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..arguments import TABLES
+from ..arguments import toml
 from .sources import TAGS
 
 NEEDED = (
@@ -27,11 +26,12 @@ class Format(NamedTuple):
 
 def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
     """The format of these rows, whose columns are `seen`; None when nothing fits."""
-    known = tomllib.loads((TABLES / "row_formats.toml").read_text("utf-8"))
+    known = toml("row_formats")
     columns = _found(known["columns"], seen)
     labelled = any(isinstance(row.get(columns.get("kto_tag")), bool) for row in rows)
     stage = "rm" if {"chosen", "rejected"} <= columns.keys() else "kto" if labelled else "sft"
-    if any(_is_messages(row.get(columns.get("messages"))) for row in rows):
+    talks = [row.get(columns.get("messages")) for row in rows]
+    if any(isinstance(talk, list) and talk and all(isinstance(item, dict) for item in talk) for talk in talks):
         return _talk(list(_all_messages(rows, columns)), columns, stage, known)
     if stage == "rm" and not any(isinstance(row.get(columns["chosen"]), str) for row in rows):
         return None
@@ -55,7 +55,7 @@ def _single(columns: dict[str, str], stage: str) -> Format | None:
     if columns.get("query") == columns["prompt"]:
         del columns["query"]
     keys = ("prompt", "query", "history", "system", "tools", *ANSWERS[stage])
-    return Format(NAMES[stage], stage, {**_ranking(stage), **_named(columns, keys)})
+    return Format(NAMES[stage], stage, _entry(stage, columns, keys))
 
 
 def _talk(messages: Rows, columns: dict[str, str], stage: str, known: Mapping[str, Any]) -> Format | None:
@@ -71,21 +71,15 @@ def _talk(messages: Rows, columns: dict[str, str], stage: str, known: Mapping[st
     tags |= {tag: TAGS[tag] for tag in known["roles"]} | _found(known["roles"], said)
     formatting = "openai" if "tool_calls" in members or "tool" in said else "sharegpt"
     answers = [key for key in ANSWERS[stage] if key != "response"]
-    entry = {"formatting": formatting, **_ranking(stage)}
-    entry |= {**_named(columns, ("messages", "system", "tools", *answers)), "tags": tags}
+    named = _entry(stage, columns, ("messages", "system", "tools", *answers))
+    entry = {"formatting": formatting, **named, "tags": tags}
     return Format("ShareGPT" if tags["role_tag"] == "from" else "ChatML messages", stage, entry)
 
 
-def _ranking(stage: str) -> dict[str, Any]:
-    return {"ranking": True} if stage == "rm" else {}
-
-
-def _named(columns: Mapping[str, str], keys: Iterable[str]) -> dict[str, Any]:
-    return {"columns": {key: columns[key] for key in keys if key in columns}}
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+def _entry(stage: str, columns: Mapping[str, str], keys: Iterable[str]) -> dict[str, Any]:
+    """What the entry says of the stage and of those columns that are there."""
+    named = {"columns": {key: columns[key] for key in keys if key in columns}}
+    return {"ranking": True, **named} if stage == "rm" else named
 
 
 def _all_messages(rows: Rows, columns: Mapping[str, str]) -> Iterator[dict[Any, Any]]:

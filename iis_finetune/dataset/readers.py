@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -27,22 +27,19 @@ DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}  # that CSV files in the wild use
 
 def read_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
     """The rows of one file, numbered from 1; never raises for what the file holds, but yields a Fault as value."""
+    head = file.read(1 << 20)
+    file.seek(0)
     try:
-        yield from _reader(file, file_type)(file)
+        if file_type in {"parquet", "arrow"}:
+            yield from _table_rows(file, file_type)
+        elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            yield Row(1, 1, Fault("encoding", "UTF-16"))
+        else:
+            yield from (_json_reader(head) if file_type == "json" else TEXTS[file_type])(file)
     except UnicodeDecodeError:
         yield _encoding_fault(Path(file.name), file_type)
     except ModuleNotFoundError as error:
         yield Row(1, None, Fault("package", str(error.name)))
-
-
-def _reader(file: BinaryIO, file_type: str) -> Reader:
-    if file_type in {"parquet", "arrow"}:
-        return parquet_rows if file_type == "parquet" else arrow_rows
-    head = file.read(1 << 20)
-    file.seek(0)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return lambda _: iter([Row(1, 1, Fault("encoding", "UTF-16"))])
-    return _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
 
 
 def _json_reader(head: bytes) -> Reader:
@@ -218,17 +215,28 @@ def _long_row(file: BinaryIO) -> Row | None:
     return None
 
 
-def parquet_rows(file: BinaryIO) -> Iterator[Row]:
+TEXTS: Mapping[str, Reader] = {"csv": csv_rows, "text": text_rows}
+
+
+def _table_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
+    from pyarrow import ArrowInvalid
+
+    try:
+        batches = _parquet_batches(file) if file_type == "parquet" else _arrow_batches(file)
+        for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), 1):
+            yield Row(number, None, value)
+    except (ArrowInvalid, OSError) as error:
+        yield Row(1, None, _unreadable(error))
+
+
+def _parquet_batches(file: BinaryIO) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
-    return _table_rows(lambda: ParquetFile(file).iter_batches(1000))
-
-
-def arrow_rows(file: BinaryIO) -> Iterator[Row]:
-    return _table_rows(lambda: _arrow_batches(file))
+    return ParquetFile(file).iter_batches(1000)  # type: ignore[no-any-return]
 
 
 def _arrow_batches(file: BinaryIO) -> Iterator[Any]:
+    """The batches of a stream or of a file, as `datasets` reads both."""
     from pyarrow import ArrowInvalid, ipc
 
     try:
@@ -236,16 +244,6 @@ def _arrow_batches(file: BinaryIO) -> Iterator[Any]:
     except ArrowInvalid:
         opened = ipc.open_file(file)
         return (opened.get_batch(index) for index in range(opened.num_record_batches))
-
-
-def _table_rows(batches: Callable[[], Iterator[Any]]) -> Iterator[Row]:
-    from pyarrow import ArrowInvalid
-
-    try:
-        for number, value in enumerate((value for batch in batches() for value in batch.to_pylist()), 1):
-            yield Row(number, None, value)
-    except (ArrowInvalid, OSError) as error:
-        yield Row(1, None, _unreadable(error))
 
 
 def _unreadable(error: Exception) -> Fault:

@@ -1,7 +1,7 @@
 """Check the rows of a data set as LLaMA-Factory would meet them: what stops it, what it drops, what it trains oddly."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,7 @@ class _Tally:
 
     source: Source
     options: Options
-    words: tuple[tuple[str, str], ...]  # that a text should not hold, with the case that each one is
+    words: Mapping[str, str]  # that a text should not hold, with the case that each one is
     findings: Findings = field(default_factory=Findings)
     columns: Column = field(default_factory=Column)
     rows: int = 0
@@ -65,7 +65,10 @@ def check_rows(
 
     With a tokenizer, what cutoff_len would cut from the usable rows is counted in the same reading.
     """
-    tally = _Tally(source, options, _odd_words(options))
+    template = options.template
+    words = dict.fromkeys(template.tokens if template else (), "special_word")
+    words |= dict.fromkeys(() if template and template.multimodal else PLACEHOLDERS, "placeholder")
+    tally = _Tally(source, options, words)
     samples = _usable(tally, progress)
     cuts = count_cuts(source, samples, options, tokenizer_json) if tokenizer_json else Truncation()
     deque(samples, maxlen=0)  # the rows that nothing asked for
@@ -103,12 +106,6 @@ def _rows(source: Source, limit: int | None, progress: Progress | None) -> Itera
                     share = (sum(sizes[:number]) + file.tell()) / sum(sizes)
                     progress(min(1.0, max(share, seen / limit if limit else 0.0)))
                 yield row._replace(file=str(path), first_table=row.first_table and number == 0)
-
-
-def _odd_words(options: Options) -> tuple[tuple[str, str], ...]:
-    special = options.template.tokens if options.template else ()
-    placeholders = PLACEHOLDERS if not (options.template and options.template.multimodal) else ()
-    return (*((word, "special_word") for word in special), *((word, "placeholder") for word in placeholders))
 
 
 def _checked(tally: _Tally, row: Row) -> Sample | None:
@@ -150,7 +147,7 @@ def _end_batch(tally: _Tally, row: Row) -> None:
     tally.batch.clear()
 
 
-def _remarks(sample: Sample, processing: str, words: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
+def _remarks(sample: Sample, processing: str, words: Mapping[str, str]) -> Iterator[Fault]:
     """What is odd about a row that is trained all the same."""
     answers = [turn.text for turn in sample.answers[: 2 if processing == "rm" else 1]]
     if processing == "sft" and answers == [""]:
@@ -163,7 +160,7 @@ def _remarks(sample: Sample, processing: str, words: tuple[tuple[str, str], ...]
         yield Fault("empty_question")
     turns = sample.prompt[:1] if processing == "pt" else sample.trained(processing)
     text = "\n".join(turn.text for turn in turns)
-    for word, case in words:
+    for word, case in words.items():
         if word in text:
             yield Fault(case, word)
 

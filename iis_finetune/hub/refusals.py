@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..arguments import TABLES, frozen
+from ..arguments import frozen, toml
 from ..errors import Problem
 
 if TYPE_CHECKING:
     from .order import Hub, ModelOrder
-
-
-@cache
-def table() -> Any:
-    """The two hubs' words, and what their refusals mean."""
-    return tomllib.loads((TABLES / "hubs.toml").read_text("utf-8"))
 
 
 class HubFailure(Exception):
@@ -36,12 +28,12 @@ class HubFailure(Exception):
     @property
     def passes(self) -> bool:
         """Return whether it may be over soon."""
-        return self.kind in table()["passing"]
+        return self.kind in toml("hubs")["passing"]
 
 
 def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
     """Put a hub's refusal into the user's words."""
-    advice = table()["advice"][failure.kind]
+    advice = toml("hubs")["advice"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
     model, rows = order.id_on(hub.source), frozen("models")["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
@@ -71,7 +63,7 @@ def on_disk(order: ModelOrder) -> str:
 
 def refusal(status: int, headers: Mapping[str, str], body: str) -> HubFailure:
     """Name a refusal by the hub's own code, else by the status; ModelScope says 404 for revisions too."""
-    codes, statuses = table()["codes"], table()["statuses"]
+    codes, statuses = toml("hubs")["codes"], toml("hubs")["statuses"]
     kind = codes.get(headers.get("X-Error-Code")) or statuses.get(str(status), "busy")
     if kind == "model" and ("evision" in body or "版本" in body):
         kind = "revision"

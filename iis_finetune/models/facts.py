@@ -1,17 +1,15 @@
 """What a model is: shapes, dtype, parameters; from its folder's JSON and headers, or from the built-in table."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ..arguments import toml
 from ..runs import read_json
 from ..tensors import Header, read_headers
 
-TABLE = Path(__file__).parent.parent / "tables" / "models.toml"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 INCOMPLETE = ".incomplete"  # a download under way
 IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+\.(?:.+\.)?([^.]+)\.weight$")
@@ -86,7 +84,7 @@ def look(name_or_path: str, models_root: Path) -> ModelFacts:
     """All that is known of a model: from its folder, else from the built-in table, else its name alone."""
     folder = find_folder(name_or_path, models_root)
     if folder is None:
-        rows = {name.lower(): row["config"] for row in _table()["model"] for name in row["names"]}
+        rows = {name.lower(): row["config"] for row in toml("models")["model"] for name in row["names"]}
         row = rows.get(name_or_path.lower())
         return from_config(ModelFacts(name_or_path, known="table"), row) if row else ModelFacts(name_or_path)
     facts = ModelFacts(name_or_path, folder, "disk", chat_template=_has_chat_template(folder))
@@ -129,7 +127,7 @@ def config_dtype(config: Mapping[str, Any]) -> str | None:
 def shapes_of(config: Mapping[str, Any]) -> Shapes | None:
     """The shapes that a config.json states; None when it uses other names for them (GPT-2, ChatGLM)."""
     config = {**config, **(config.get("text_config") or {})}
-    row = _table()["types"].get(config.get("model_type"), {})
+    row = toml("models")["types"].get(config.get("model_type"), {})
     config = {**row.get("defaults", {}), **{key: value for key, value in config.items() if value is not None}}
     try:
         heads = int(config["num_attention_heads"])
@@ -166,7 +164,7 @@ def layers_in(headers: Header) -> Layers:
 
 def layers_of(shapes: Shapes) -> Layers:
     """The linear layers of a block, computed; empty for an architecture that the table does not have."""
-    row = _table()["types"].get(shapes.model_type)
+    row = toml("models")["types"].get(shapes.model_type)
     if row is None:
         return {}
     sizes = {
@@ -175,7 +173,7 @@ def layers_of(shapes: Shapes) -> Layers:
         "query": shapes.query_size,
         "key_value": shapes.key_value_size,
     }
-    layout = _table()["layouts"][row["layout"]]
+    layout = toml("models")["layouts"][row["layout"]]
     return {
         name: (sizes[inputs], sum(sizes[part] for part in outputs.split("+")))
         for name, (inputs, outputs) in layout.items()
@@ -197,8 +195,3 @@ def count_parameters(shapes: Shapes) -> int | None:
 def _has_chat_template(folder: Path) -> bool:
     settings = read_json(folder / "tokenizer_config.json") or {}
     return bool(settings.get("chat_template")) or any(folder.glob("chat_template.*"))
-
-
-@cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
