@@ -198,7 +198,7 @@ def _needed(tally: _Tally, layout: Layout) -> list[str]:
     keys += ["kto_tag", "images", "videos", "audios"]
     keys += ["chosen", "rejected"] if layout.ranking else []
     keys += ["system", "tools"] if layout.formatting != "openai" else []
-    return [layout.columns[key] for key in keys if key in layout.columns]
+    return layout.named(*keys)
 
 
 def _problems(tally: _Tally) -> Iterator[Problem]:

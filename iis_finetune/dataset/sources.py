@@ -44,6 +44,10 @@ class Layout:
     tags: Mapping[str, str]
     roles: Mapping[Any, str]
 
+    def named(self, *keys: str) -> list[str]:
+        """The columns that these keys name, as far as they do."""
+        return [self.columns[key] for key in keys if key in self.columns]
+
 
 @dataclass(frozen=True)
 class Source:
