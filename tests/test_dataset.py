@@ -437,6 +437,15 @@ def test_rows_count_the_data_and_lines_the_file(tmp_path: Path) -> None:
     assert (problem.where.key, problem.where.line) == ("row 2", 3)
 
 
+def test_an_object_nested_too_deeply_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    body = lines(GOOD) + b'{"instruction":' * 100_000 + b"1" + b"}" * 100_000
+    for text in (body, body[len(lines(GOOD)) :]):
+        (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, text), "sft", RECIPE)
+        assert any(
+            "nested too deeply" in each.what for each in dataset.check_rows(source, dataset.Options("sft")).problems
+        )
+
+
 def test_plain_text_for_a_stage_with_answers_is_called_plain_text(tmp_path: Path) -> None:
     _, (problem,) = dataset.check_registered("mine", register(tmp_path, {"columns": {"prompt": "text"}}), "sft", RECIPE)
     assert "plain text" in problem.what and problem.fix.startswith("stage: pt; or")

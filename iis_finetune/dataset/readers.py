@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -35,7 +35,8 @@ def read_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
         elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
             yield Row(1, 1, Fault("encoding", "UTF-16"))
         else:
-            yield from (_json_reader(head) if file_type == "json" else TEXTS[file_type])(file)
+            reader = _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
+            yield from reader(file)
     except UnicodeDecodeError:
         yield _encoding_fault(Path(file.name), file_type)
     except ModuleNotFoundError as error:
@@ -47,10 +48,10 @@ def _json_reader(head: bytes) -> Reader:
     text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
     if text.startswith("["):
         return (lambda _: iter([Row(1, 1, Fault("bom"))])) if head.startswith(BOM) else json_text
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         json.loads(text.split("\n", 1)[0])
         return json_lines
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         JSON.raw_decode(text)
         return json_text
     return json_lines
@@ -215,35 +216,29 @@ def _long_row(file: BinaryIO) -> Row | None:
     return None
 
 
-TEXTS: Mapping[str, Reader] = {"csv": csv_rows, "text": text_rows}
-
-
 def _table_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
     from pyarrow import ArrowInvalid
 
     try:
-        batches = _parquet_batches(file) if file_type == "parquet" else _arrow_batches(file)
-        for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), 1):
+        values = (value for batch in _batches(file, file_type) for value in batch.to_pylist())
+        for number, value in enumerate(values, 1):
             yield Row(number, None, value)
     except (ArrowInvalid, OSError) as error:
         yield Row(1, None, _unreadable(error))
 
 
-def _parquet_batches(file: BinaryIO) -> Iterator[Any]:
+def _batches(file: BinaryIO, file_type: str) -> Iterator[Any]:
+    """An Arrow file may be written as a stream or with an index."""
+    from pyarrow import ArrowInvalid, ipc
     from pyarrow.parquet import ParquetFile
 
-    return ParquetFile(file).iter_batches(1000)  # type: ignore[no-any-return]
-
-
-def _arrow_batches(file: BinaryIO) -> Iterator[Any]:
-    """The batches of a stream or of a file, as `datasets` reads both."""
-    from pyarrow import ArrowInvalid, ipc
-
+    if file_type == "parquet":
+        return iter(ParquetFile(file).iter_batches(1000))
     try:
         return iter(ipc.open_stream(file))
     except ArrowInvalid:
         opened = ipc.open_file(file)
-        return (opened.get_batch(index) for index in range(opened.num_record_batches))
+        return map(opened.get_batch, range(opened.num_record_batches))
 
 
 def _unreadable(error: Exception) -> Fault:

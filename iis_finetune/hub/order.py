@@ -130,19 +130,18 @@ def hubs(order: ModelOrder, environment: Mapping[str, str]) -> list[Hub]:
     sources: list[HubName] = ["huggingface", "modelscope"]
     if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch
         sources.reverse()
-    return [_configured(source, environment) for source in sources if order.source in ("auto", source)]
+    configured = []
+    for source in sources if order.source == "auto" else [order.source]:
+        row = toml("hubs")["hubs"][source]
+        endpoint = (first_set(row["endpoint_variables"], environment) or str(row["endpoint"])).strip().rstrip("/")
+        endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
+        configured.append(Hub(source, endpoint, first_set(row["token_variables"], environment) or _login(source)))
+    return configured
 
 
 def first_set(names: list[str], environment: Mapping[str, str]) -> str | None:
     """The value of the first of these variables that has one."""
     return next((environment[name] for name in names if environment.get(name)), None)
-
-
-def _configured(source: HubName, environment: Mapping[str, str]) -> Hub:
-    row = toml("hubs")["hubs"][source]
-    endpoint = (first_set(row["endpoint_variables"], environment) or str(row["endpoint"])).strip().rstrip("/")
-    endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
-    return Hub(source, endpoint, first_set(row["token_variables"], environment) or _login(source))
 
 
 def _login(source: HubName) -> str | None:
