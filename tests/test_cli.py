@@ -429,6 +429,9 @@ def test_a_path_or_a_hub_id_as_dataset_is_registered_on_the_way(quick: Command, 
     registry = json.loads((project / "data" / "dataset_info.json").read_text())
     assert registry.keys() == {"little", "rows", "some_rows"}
     assert registry["some_rows"] == {"hf_hub_url": "someone/some.rows"}
+    (project / "little").write_text("a file that has the name of a data set")
+    assert quick("check", "tiny", "dataset=little").returncode == 0
+    assert quick("check", "tiny", "dataset=" + "long/" * 2000 + "a.json").returncode == 2
     wrong = quick("check", "tiny", "dataset=./row.jsonl")
     assert wrong.returncode == 2 and "did you mean 'rows.jsonl'?" in wrong.stderr
     (project / "recipes" / "own.yaml").write_text(RECIPE.replace("dataset: little", "dataset: rows.jsonl"))

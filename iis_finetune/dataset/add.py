@@ -16,7 +16,7 @@ from .formats import NEEDED, Format, recognise
 from .readers import read_rows
 from .registry import Registry, read_registry
 from .rows import Progress, Reading, check_rows
-from .sources import FILE_TYPES, Options, Source, correction, layout_of
+from .sources import FILE_TYPES, Options, Source, correction, data_file, layout_of
 
 LOOKED_AT = 2000  # rows that decide the format
 ROWS = {"csv": "a line of column names, then a row a line", "text": "a text a line", "json": "one JSON object a row"}
@@ -73,20 +73,17 @@ def register_named(word: str, data_dir: Path) -> tuple[str, str]:
 
     Raises ProblemsFound as `add` does.
     """
-    path, registry = Path(word), read_registry(data_dir)
-    if path.is_file():
-        entry = {"file_name": _file_name(OwnFile(path), data_dir)}
-    elif HUB_ID.fullmatch(word) and not path.parent.is_dir():
-        entry = {"hf_hub_url": word}
-    else:
+    registry, file = read_registry(data_dir), data_file(word)
+    if word in registry.entries or not (file or HUB_ID.fullmatch(word)) or (not file and Path(word).parent.is_dir()):
         return word, ""
+    entry = {"file_name": _file_name(OwnFile(file), data_dir)} if file else {"hf_hub_url": word}
     known = [each for each in registry.entries.values() if isinstance(each.value, dict)]
-    if same := [each.name for each in known if each.name == word or entry.items() <= each.value.items()]:
+    if same := [each.name for each in known if entry.items() <= each.value.items()]:
         return same[0], ""
-    if path.is_file():
-        added = add(OwnFile(path), data_dir)
+    if file:
+        added = add(OwnFile(file), data_dir)
         return added.source.name, f"registered {word} as '{added.source.name}': {added.format.name} format"
-    name = _name_of(path.name)
+    name = _name_of(Path(word).name)
     _check_name(name, registry, Place(word))
     _write(_open(data_dir), name, entry)
     return name, f"registered {word} as '{name}': on Hugging Face, columns instruction, input and output"

@@ -168,8 +168,9 @@ def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     if EXAMPLE.fullmatch(name):
         fix = f"it is an example of LLaMA-Factory's, not in its package: get {EXAMPLES}{name}.json, and "
         fix += "iis-finetune data add FILE"
-    elif Path(name).suffix[1:] in FILE_TYPES:
-        fix = f"register it: iis-finetune data add '{name}'" if Path(name).is_file() else sources.correction(Path(name))
+    elif Path(name).suffix[1:].lower() in FILE_TYPES:
+        file = sources.data_file(name)
+        fix = f"register it: iis-finetune data add '{name}'" if file else sources.correction(Path(name))
     else:
         listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
         usual = f"registered are: {listed or 'none'}; register your own with: iis-finetune data add FILE"

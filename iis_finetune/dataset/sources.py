@@ -83,6 +83,16 @@ class Options:
         return "generate" if self.generate or self.stage == "ppo" else "rm" if self.stage == "dpo" else self.stage
 
 
+def data_file(word: str) -> Path | None:
+    """The file that a word names by its path, if it does."""
+    path = Path(word)
+    try:
+        path = path.expanduser()
+        return path if path.suffix[1:].lower() in FILE_TYPES and path.is_file() else None
+    except (OSError, RuntimeError):  # too long for a name, or the home of a user that there is not
+        return None
+
+
 def correction(path: Path) -> str:
     """The fix for a data file that is not there: a file beside it of nearly this name, or what there is."""
     there = sorted(each.name for each in path.parent.glob("*") if each.suffix[1:].lower() in FILE_TYPES)
