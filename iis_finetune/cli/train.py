@@ -69,8 +69,9 @@ def resume(
         raise runs.held(found)
     if now == "finished":
         raise ProblemsFound([Problem(f"{found.name} is finished", "nothing is left to do", Place(COMMAND_LINE))])
-    asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master))
-    examined = session.examine_run(found, asking)
+    with show.meter("reading rows") as progress:
+        asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master), progress=progress)
+        examined = session.examine_run(found, asking)
     show.problems(examined.problems)
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
