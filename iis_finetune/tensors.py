@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 LONGEST_HEADER = 100_000_000  # safetensors' own limit in bytes
 
@@ -84,15 +83,13 @@ def read_header(path: Path) -> Header | None:
             rows = json.loads(file.read(min(length, LONGEST_HEADER)))
         rows.pop("__metadata__", None)
         start = 8 + length
-        tensors = {name: _tensor(row, start) for name, row in rows.items()}
+        tensors = {
+            name: Tensor(row["dtype"], tuple(row["shape"]), *(start + offset for offset in row["data_offsets"]))
+            for name, row in rows.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Header(tensors, max((each.end for each in tensors.values()), default=start))
-
-
-def _tensor(row: Mapping[str, Any], start: int) -> Tensor:
-    begin, end = row["data_offsets"]
-    return Tensor(row["dtype"], tuple(row["shape"]), start + begin, start + end)
 
 
 def read_headers(folder: Path, pattern: str = "model*.safetensors") -> Header:

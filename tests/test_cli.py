@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from conftest import RECIPE, Command
 
-from iis_finetune import cli
+from iis_finetune import cli, dataset, preflight, runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -212,7 +213,7 @@ def test_own_data_is_registered_and_trains_by_its_name(quick: Command, project: 
 
 @pytest.mark.parametrize("words", [("check", "tiny", "dataset=many"), ("data", "check", "many")], ids=" ".join)
 @pytest.mark.parametrize("terminal", [True, False])
-def test_full_reads_every_row_and_a_terminal_sees_a_bar_when_that_takes_long(
+def test_full_reads_every_row_and_progress_is_shown_when_that_takes_long(
     words: tuple[str, ...],
     terminal: bool,
     project: Path,
@@ -232,7 +233,8 @@ def test_full_reads_every_row_and_a_terminal_sees_a_bar_when_that_takes_long(
         assert cli.run() == 0
         said.append(capsys.readouterr().err)
     assert ["1 of 4002 rows are dropped" in each for each in said] == [False, True]
-    assert ["reading rows" in each for each in said] == [terminal, terminal]
+    assert ["reading rows" in each for each in said] == [True, True]
+    assert [" left" in each for each in said] == [not terminal, not terminal]  # a bar shows the time by itself
 
 
 def test_any_llamafactory_yaml_anywhere_is_a_recipe(
@@ -416,3 +418,46 @@ def test_a_relative_path_still_leads_there_from_the_run_folder(quick: Command, p
 def test_keys_of_the_verbs_after_training_do_not_reach_it(quick: Command) -> None:
     made = json.loads(quick("plan", "tiny", "infer_backend=vllm", "export_size=2", "--json").stdout)
     assert not {"infer_backend", "export_size"} & set(made["arguments"])
+
+
+def test_a_path_or_a_hub_id_as_dataset_is_registered_on_the_way(quick: Command, project: Path) -> None:
+    row = '{"question": "a", "answer": "b"}\n'
+    (project / "rows.jsonl").write_text(row * 9)
+    for said in ("registered ./rows.jsonl as 'rows': Alpaca format", ""):
+        done = quick("check", "tiny", "dataset=little,./rows.jsonl", "eval_dataset=rows.jsonl", "do_eval=true")
+        assert done.returncode == 0 and ("registered" in done.stderr) == bool(said) and said in done.stderr, done.stderr
+    done = quick("check", "tiny", "dataset=someone/some.rows")
+    assert done.returncode == 0 and "registered someone/some.rows as 'some_rows'" in done.stderr
+    assert "not checked: the rows of 'some_rows'" in done.stderr
+    registry = json.loads((project / "data" / "dataset_info.json").read_text())
+    assert registry.keys() == {"little", "rows", "some_rows"}
+    assert registry["some_rows"] == {"hf_hub_url": "someone/some.rows"}
+    (project / "little").write_text("a file that has the name of a data set")
+    assert quick("check", "tiny", "dataset=little").returncode == 0
+    assert quick("check", "tiny", "dataset=" + "long/" * 2000 + "a.json").returncode == 2
+    wrong = quick("check", "tiny", "dataset=./row.jsonl")
+    assert wrong.returncode == 2 and "did you mean 'rows.jsonl'?" in wrong.stderr
+    (project / "recipes" / "own.yaml").write_text(RECIPE.replace("dataset: little", "dataset: rows.jsonl"))
+    assert "iis-finetune data add 'rows.jsonl'" in quick("check", "own").stderr
+
+
+def test_data_add_says_what_part_was_read_where_the_file_stays_and_the_stage(
+    quick: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "notes.txt").write_text("a line\n" * 30)
+    added = quick("data", "add", "notes.txt")
+    assert "with --copy it is put into" in added.stdout and added.stdout.endswith("dataset=notes stage=pt\n")
+    assert "plain text" in quick("check", "tiny", "dataset=notes").stderr
+    monkeypatch.setattr(sys.modules["iis_finetune.dataset.add"], "Options", partial(dataset.Options, limit=20))
+    monkeypatch.setattr(dataset, "LIMIT", 20)
+    added = quick("data", "add", "notes.txt", "--name", "part")
+    assert "first 20 of 30 rows read; all are read by: iis-finetune data check part --full" in added.stdout
+    assert "(first 20 of 30 rows read; --full reads all)" in quick("data", "check", "part").stdout
+
+
+def test_a_smoke_run_reads_a_sample_of_the_rows(project: Path) -> None:
+    (project / "data" / "little.json").write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}] * 1500))
+    workspace = runs.Workspace(project, project / "models", project / "runs")
+    asked = preflight.Question("tiny", (), workspace, dict(os.environ), smoke=True)
+    preflight.examine(asked)
+    assert [reading.rows for reading in asked.readings.rows.values()] == [dataset.SAMPLE]

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ def register(folder: Path, entry: dict[str, Any], body: bytes = lines(GOOD), nam
     (folder / name).write_bytes(body)
     (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": name, **entry}}, indent=2), "utf-8")
     return folder
+
+
+def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False) -> dataset.Added:
+    return dataset.add(dataset.OwnFile(file, name, copy), data_dir)
 
 
 def checked(case: Case, folder: Path) -> tuple[dataset.Reading | None, list[Problem]]:
@@ -216,16 +223,22 @@ def test_letters_that_the_locale_cannot_read_are_an_error(encoding: str, count: 
 
 def test_a_name_registered_twice_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text('{"a": {"hf_hub_url": "x/y"},\n"a": {"hf_hub_url": "x/z"}}', "utf-8")
-    sources, (problem,) = dataset.check_registered("a", tmp_path, "sft", RECIPE)
+    sources, (problem, _) = dataset.check_registered("a", tmp_path, "sft", RECIPE)
     assert (problem.severity, problem.where.line, sources) == ("warning", 1, [])
 
 
-def test_data_on_a_hub_and_in_a_cloud_is_left_alone(tmp_path: Path) -> None:
+def test_of_data_on_a_hub_and_in_a_cloud_is_said_that_they_are_not_checked(tmp_path: Path) -> None:
     entries = {"hub": {"hf_hub_url": "x/y", "split": "test"}, "cloud": {"cloud_file_name": "s3://x/y.json"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries), "utf-8")
-    assert dataset.check_registered("hub,cloud", tmp_path, "sft", RECIPE) == ([], [])
-    assert dataset.check_registered("x/y", "ONLINE", "sft", RECIPE) == ([], [])
-    assert dataset.check_registered("a", "REMOTE:x/y", "sft", RECIPE) == ([], [])
+    for names, folder, where in (
+        ("hub", tmp_path, "hf_hub_url: x/y"),
+        ("cloud", tmp_path, "cloud_file_name: s3://x/y.json"),
+        ("x/y", "ONLINE", "dataset_dir: ONLINE"),
+        ("a", "REMOTE:x/y", "dataset_dir: REMOTE:x/y"),
+    ):
+        sources, (problem,) = dataset.check_registered(names, folder, "sft", RECIPE)
+        assert (sources, problem.severity) == ([], "warning")
+        assert problem.what.startswith("not checked") and where in problem.what, problem
 
 
 @pytest.mark.parametrize(
@@ -282,8 +295,13 @@ def test_a_file_of_each_format_is_registered_and_then_checks_clean(
     name: str, file: str, body: bytes, stage: str, format_: str, columns: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / file).write_bytes(body)
-    added = dataset.add(tmp_path / file, tmp_path / "data")
-    assert (added.name, added.format.name, added.format.stage, added.entry["columns"]) == ("a", format_, stage, columns)
+    added = add(tmp_path / file, tmp_path / "data")
+    assert (added.source.name, added.format.name, added.format.stage, added.entry["columns"]) == (
+        "a",
+        format_,
+        stage,
+        columns,
+    )
     (source,), problems = dataset.check_registered("a", tmp_path / "data", stage, RECIPE)
     report = dataset.check_rows(source, dataset.Options(stage))
     assert (problems, report.problems, report.dropped) == ([], (), 0)
@@ -300,7 +318,7 @@ def test_tool_calls_are_registered_with_the_formatting_that_reads_them(tmp_path:
         ]
     }
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
-    added = dataset.add(tmp_path / "a.jsonl", tmp_path)
+    added = add(tmp_path / "a.jsonl", tmp_path)
     assert added.entry["formatting"] == "openai" and added.entry["tags"]["observation_tag"] == "tool"
     assert set(added.entry["tags"]) == {
         f"{tag}_tag" for tag in ("role", "content", "user", "assistant", "system", "observation", "function")
@@ -311,10 +329,10 @@ def test_adding_leaves_every_other_letter_of_the_registry_alone(tmp_path: Path) 
     before = '{\n    "旧": {"file_name": "x.json"}, "b" :\n {"hf_hub_url":"x/y"}\n\n}\n'
     (tmp_path / "dataset_info.json").write_text(before, "utf-8")
     (tmp_path / "新 闻.json").write_bytes(array(GOOD))
-    added = dataset.add(tmp_path / "新 闻.json", tmp_path)
+    added = add(tmp_path / "新 闻.json", tmp_path)
     after = (tmp_path / "dataset_info.json").read_text("utf-8")
     assert after.startswith(before.rstrip().rstrip("}").rstrip())
-    assert list(json.loads(after)) == ["旧", "b", "新_闻"] and added.name == "新_闻"
+    assert list(json.loads(after)) == ["旧", "b", "新_闻"] and added.source.name == "新_闻"
     assert after[len(before.rstrip()) - 3 :].isascii() and list(tmp_path.glob("tmp*")) == []
 
 
@@ -322,9 +340,9 @@ def test_a_file_inside_the_data_folder_is_relative_one_elsewhere_absolute_and_a_
     data = register(tmp_path / "data", {})
     for folder, name in ((data, "inside"), (tmp_path, "outside"), (tmp_path, "copied")):
         (folder / f"{name}.json").write_bytes(array(GOOD))
-    assert dataset.add(data / "inside.json", data).entry["file_name"] == "inside.json"
-    assert dataset.add(tmp_path / "outside.json", data).entry["file_name"] == str(tmp_path / "outside.json")
-    assert dataset.add(tmp_path / "copied.json", data, copy=True).entry["file_name"] == "copied.json"
+    assert add(data / "inside.json", data).entry["file_name"] == "inside.json"
+    assert add(tmp_path / "outside.json", data).entry["file_name"] == str(tmp_path / "outside.json")
+    assert add(tmp_path / "copied.json", data, copy=True).entry["file_name"] == "copied.json"
     assert (data / "copied.json").read_bytes() == array(GOOD)
     sources, problems = dataset.check_registered("mine,inside,outside,copied", data, "sft", RECIPE)
     assert len(sources) == 4 and problems == []
@@ -342,6 +360,13 @@ def test_a_file_inside_the_data_folder_is_relative_one_elsewhere_absolute_and_a_
         ("a.json", array(alpaca(1)), "no valid sample", "answer"),
         ("a.json", array(TALK, {"conversations": True}), "not a list of messages", "give the row its messages"),
         ("mine.json", array(GOOD), "registered already", "--name"),
+        ("a.csv", b"", "holds no rows", "a line of column names"),
+        ("a.txt", b"", "holds no rows", "a text a line"),
+        ("a.csv", b"instruction,output\na,1\nb,2\n", "another kind: number", "as text"),
+        ("a.json", array(alpaca(True)), "another kind: true or false", "as text"),
+        ("a.CSV", b"instruction,output\na,b\n", "cannot load '.CSV'", "a.csv'"),
+        ("a.csv", b"instruction;output\na, b;c\n", "separated by ';'", "sep=';'"),
+        ("a.csv", b"instruction\toutput\na\tb\n", "separated by '\\t'", "sep='\\t'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_and_nothing_is_written(
@@ -351,7 +376,7 @@ def test_a_file_that_cannot_be_used_is_refused_and_nothing_is_written(
     before = (data / "dataset_info.json").read_bytes()
     (tmp_path / file).write_bytes(body)
     with pytest.raises(ProblemsFound) as refused:
-        dataset.add(tmp_path / file, data, copy=True)
+        add(tmp_path / file, data, copy=True)
     (problem,) = [each for each in refused.value.problems if what in each.what]
     assert fix in problem.fix and refused.value.exit_code == 2
     assert (data / "dataset_info.json").read_bytes() == before and not (data / file).exists()
@@ -361,19 +386,83 @@ def test_a_copy_never_replaces_a_file_of_the_data_folder(tmp_path: Path) -> None
     data = register(tmp_path / "data", {}, name="a.jsonl")
     (tmp_path / "a.jsonl").write_bytes(lines(alpaca("another")))
     with pytest.raises(ProblemsFound, match="there already"):
-        dataset.add(tmp_path / "a.jsonl", data, copy=True)
+        add(tmp_path / "a.jsonl", data, copy=True)
     assert (data / "a.jsonl").read_bytes() == lines(GOOD)
 
 
 def test_a_folder_a_file_that_is_not_there_and_a_name_with_a_comma_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemsFound, match="is not there"):
-        dataset.add(tmp_path / "a.json", tmp_path)
+        add(tmp_path / "a.json", tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    for misspelt in ("rwos.jsonl", "Rows.JSONL", "rows.json"):
+        with pytest.raises(ProblemsFound, match="is not there") as refused:
+            add(tmp_path / misspelt, tmp_path)
+        assert refused.value.problems[0].fix == "did you mean 'rows.jsonl'?"
     with pytest.raises(ProblemsFound, match="is a folder") as refused:
-        dataset.add(tmp_path, tmp_path)
+        add(tmp_path, tmp_path)
     assert "give one file (.arrow, " in refused.value.problems[0].fix and refused.value.exit_code == 2
     (tmp_path / "a.json").write_bytes(array(GOOD))
     with pytest.raises(ProblemsFound, match="cannot name"):
-        dataset.add(tmp_path / "a.json", tmp_path, name="a,b")
+        add(tmp_path / "a.json", tmp_path, name="a,b")
+
+
+def test_names_of_columns_may_have_capitals_and_spaces_around_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Question, Answer\na,b\n")
+    assert add(tmp_path / "a.csv", tmp_path).entry["columns"] == {"prompt": "Question", "response": " Answer"}
+
+
+def test_the_fix_for_another_delimiter_makes_a_file_that_can_be_added(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("instruction;output\na, b;01\nc;d\n")
+    with pytest.raises(ProblemsFound) as refused:
+        add(tmp_path / "a.csv", tmp_path)
+    fix = refused.value.problems[0].fix.removeprefix("run: python ")
+    words = [sys.executable, *shlex.split(fix)]
+    assert subprocess.run(words, cwd=tmp_path, check=False).returncode == 0
+    assert add(tmp_path / "commas.csv", tmp_path).reading.kept == 2
+
+
+def test_rows_count_the_data_and_lines_the_file(tmp_path: Path) -> None:
+    head = b'instruction,input,output\n\n"a\nb",,c\n'  # the first row ends on line 4
+    for name, last, row, line in (
+        ("data.csv", b"d,e,f,g\n", "row 2", 5),
+        ("data.csv", "答案,,中文回答\n".encode("gbk"), "row 2", 5),
+        ("data.csv", b"d,e,\n", "row 2", None),
+    ):
+        (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, head + last, name), "sft", RECIPE)
+        (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
+        assert (problem.where.key, problem.where.line) == (row, line) and f"({row} below the header)" in problem.what
+    body = lines(GOOD) + b"\n" + lines(alpaca(None))
+    (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, body), "sft", RECIPE)
+    (problem,) = dataset.check_rows(source, dataset.Options("sft")).problems
+    assert (problem.where.key, problem.where.line) == ("row 2", 3)
+
+
+def test_an_object_nested_too_deeply_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    body = lines(GOOD) + b'{"instruction":' * 100_000 + b"1" + b"}" * 100_000
+    for text in (body, body[len(lines(GOOD)) :]):
+        (source,), _ = dataset.check_registered("mine", register(tmp_path, {}, text), "sft", RECIPE)
+        assert any(
+            "nested too deeply" in each.what for each in dataset.check_rows(source, dataset.Options("sft")).problems
+        )
+
+
+def test_plain_text_for_a_stage_with_answers_is_called_plain_text(tmp_path: Path) -> None:
+    _, (problem,) = dataset.check_registered("mine", register(tmp_path, {"columns": {"prompt": "text"}}), "sft", RECIPE)
+    assert "plain text" in problem.what and problem.fix.startswith("stage: pt; or")
+
+
+@pytest.mark.parametrize("limit", [None, 4000])
+def test_progress_is_the_share_of_what_will_be_read(limit: int | None, tmp_path: Path) -> None:
+    folder = register(tmp_path, {"file_name": "many"})
+    (folder / "many").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / "many" / name).write_bytes(lines(*[GOOD] * 5000))
+    (source,), _ = dataset.check_registered("mine", folder, "sft", RECIPE)
+    seen: list[float] = []
+    dataset.check_rows(source, dataset.Options("sft", limit=limit), progress=seen.append)
+    assert seen == sorted(seen) and seen[-1] == 1.0
+    assert len(seen) == (2 if limit else 5) and seen[0] < 0.6
+    assert dataset.count_rows(source) == 10_000
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,22 @@ Stage = Annotated[
 def add(file: File, name: Name = None, copy: Copied = False) -> None:
     """Register a data set: its format is recognised, dataset_info.json gets its entry."""
     workspace().data.mkdir(exist_ok=True)
-    added = dataset.add(file, workspace().data, name, copy)
+    with show.meter("reading rows") as progress:
+        added = dataset.add(dataset.OwnFile(file, name, copy), workspace().data, progress)
     show.problems(added.reading.problems)
-    found = f"{added.format.name} format, {added.reading.kept} usable rows"
-    show.line(f"registered '{added.name}' in {added.registry}: {found}")
-    show.line(f"next: iis-finetune train RECIPE dataset={added.name}")
+    name, reading, kind = added.source.name, added.reading, added.format
+    show.line(f"registered '{name}' in {added.registry}: {kind.name} format, {reading.kept} usable rows")
+    if not reading.complete:
+        show.line(f"  {_part(added.source, reading)}; all are read by: iis-finetune data check {name} --full")
+    if Path(added.entry["file_name"]).is_absolute():
+        show.line(f"  it is read from {added.entry['file_name']}; with --copy it is put into {added.registry.parent}")
+    stage = "" if kind.stage == "sft" else f" stage={'dpo' if kind.stage == 'rm' else kind.stage}"
+    show.line(f"next: iis-finetune train RECIPE dataset={name}{stage}")
+
+
+def _part(source: dataset.Source, reading: dataset.Reading) -> str:
+    with show.meter("counting rows") as progress:
+        return f"first {reading.rows:,} of {dataset.count_rows(source, progress):,} rows read"
 
 
 @app.command()
@@ -38,7 +49,7 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
     registry = dataset.read_registry(workspace().data)
     if errors_of(registry.problems):
         raise ProblemsFound(registry.problems)
-    problems, counts = list(registry.problems), {}
+    problems, counts, parts = list(registry.problems), {}, {}
     for name in names or registry.entries:
         entry = registry.entries.get(name)
         for_stage = stage or dataset.stage_of(entry.value if entry else {})
@@ -50,6 +61,8 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
                 report = dataset.check_rows(source, options, progress=progress)
             counts[source.name] = {"rows": report.rows, "kept": report.kept, "dropped": report.dropped}
             problems += report.problems
+            parts[source.name] = "" if report.complete else f" ({_part(source, report)}; --full reads all)"
     for name, count in counts.items() if not as_json else ():
-        show.line(f"{name}: {count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped")
+        told = f"{count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped"
+        show.line(f"{name}: {told}{parts[name]}")
     show.verdict(problems, {"data": counts} if as_json else None)

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import Problem, errors_of, exit_code
 
-METER_AFTER_SECONDS = 1.0
+METER_AFTER_SECONDS, METER_LINE_SECONDS = 2.0, 10.0  # before the first word; between two lines
 # What a terminal obeys or shows in another order than it stands in, and halves of characters, which are no text.
 UNSHOWN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -127,19 +127,25 @@ def duration(seconds: float | None) -> str:
 
 
 @contextmanager
-def meter(what: str) -> Iterator[Callable[[float], None] | None]:
-    """On a terminal, a bar on stderr for what takes a while; what it yields is told the share that is done (0 to 1)."""
+def meter(what: str) -> Iterator[Callable[[float], None]]:
+    """On stderr, a bar (lines, if that is no terminal) for what takes a while; it is told the share done, 0 to 1."""
     bars: list[Any] = []
-    began = time.monotonic()
+    began = told = time.monotonic()
 
     def move(share: float) -> None:
-        if not bars and time.monotonic() - began > METER_AFTER_SECONDS:
-            bars.append(_bar(what))
-        for bar in bars:
-            bar.update(bar.task_ids[0], completed=share)
+        nonlocal told
+        now = time.monotonic()
+        if now - began <= METER_AFTER_SECONDS:
+            return
+        if sys.stderr.isatty():
+            bars.extend([] if bars else [_bar(what)])
+            bars[0].update(bars[0].task_ids[0], completed=share)
+        elif now - told > METER_LINE_SECONDS or told == began:
+            told = now
+            aside(f"{what}: {share:.0%}, {duration((now - began) * (1 - share) / share)} left")
 
     try:
-        yield move if sys.stderr.isatty() else None
+        yield move
     finally:
         for bar in bars:
             bar.stop()

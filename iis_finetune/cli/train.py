@@ -33,8 +33,10 @@ def train(
     master: Master = "",
 ) -> None:
     """Check, fetch what is missing, train, watch; Ctrl-C stops the run."""
-    asking = replace(question(recipe, overrides), nodes=nodes_of(nodes, node_rank, master))
-    examined = preflight.examine(asking)
+    placed = nodes_of(nodes, node_rank, master)
+    with show.meter("reading rows") as progress:
+        asking = replace(question(recipe, overrides), nodes=placed, smoke=smoke, progress=progress)
+        examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
     show.problems(examined.problems, nothing_started=bool(stops))
@@ -67,8 +69,9 @@ def resume(
         raise runs.held(found)
     if now == "finished":
         raise ProblemsFound([Problem(f"{found.name} is finished", "nothing is left to do", Place(COMMAND_LINE))])
-    asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master))
-    examined = session.examine_run(found, asking)
+    with show.meter("reading rows") as progress:
+        asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master), progress=progress)
+        examined = session.examine_run(found, asking)
     show.problems(examined.problems)
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)

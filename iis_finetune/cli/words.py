@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .. import preflight
+from .. import dataset, preflight
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..runs import Nodes, Workspace
+from . import show
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")]
 Overrides = Annotated[
@@ -25,6 +26,8 @@ Rank = Annotated[int, typer.Option("--node-rank", min=0, metavar="R", help="Whic
 Master = Annotated[str, typer.Option("--master", metavar="HOST:PORT", help="Where the first of them is reached.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, not the first 200,000 only.")]
+
+NAMING_DATA = ("dataset", "eval_dataset", "kit.evaluate_after")
 
 
 def workspace() -> Workspace:
@@ -57,7 +60,20 @@ def _folder(variable: str, usual: Path) -> Path:
 
 
 def question(recipe: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
-    return preflight.Question(recipe, tuple(overrides or ()), workspace(), dict(os.environ), on, rows)
+    """What a verb before training asks; data sets that are given as paths or hub ids are registered on the way."""
+    given = tuple(map(_by_name, overrides or ()))
+    return preflight.Question(recipe, given, workspace(), dict(os.environ), on, rows)
+
+
+def _by_name(override: str) -> str:
+    """An override that names data sets, with each path or hub id in it replaced by the name it is registered by."""
+    key, sign, value = override.partition("=")
+    if key not in NAMING_DATA or value.startswith("["):
+        return override
+    found = [dataset.register_named(word.strip(), workspace().data) for word in value.split(",")]
+    for said in (sentence for _, sentence in found if sentence):
+        show.aside(said)
+    return f"{key}{sign}{','.join(name for name, _ in found)}"
 
 
 def nodes_of(number: int, rank: int, master: str) -> Nodes | None:

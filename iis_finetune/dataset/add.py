@@ -1,4 +1,4 @@
-"""Register one's own data file: recognise its format and write its entry into dataset_info.json."""
+"""Register one's own data: recognise a file's format and write its entry into dataset_info.json."""
 
 import json
 import re
@@ -15,91 +15,142 @@ from .faults import Fault
 from .formats import NEEDED, Format, recognise
 from .readers import read_rows
 from .registry import Registry, read_registry
-from .rows import Reading, check_rows
-from .sources import FILE_TYPES, Options, Source, layout_of
+from .rows import Progress, Reading, check_rows
+from .sources import FILE_TYPES, Options, Source, correction, data_file, layout_of
 
 LOOKED_AT = 2000  # rows that decide the format
+ROWS = {"csv": "a line of column names, then a row a line", "text": "a text a line", "json": "one JSON object a row"}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A data file, the name it is wanted under (None: its own), and whether as a `copy` in the data folder."""
+
+    path: Path
+    name: str | None = None
+    copy: bool = False
 
 
 @dataclass(frozen=True)
 class Added:
-    """What was registered: its name, the format recognised, its entry; the reading's problems are warnings."""
+    """What was registered: its source, the format recognised, its entry; the reading's problems are warnings."""
 
-    name: str
+    source: Source
     format: Format
     entry: Mapping[str, Any]
     registry: Path
     reading: Reading
 
 
-def add(file: Path, data_dir: Path, name: str | None = None, copy: bool = False) -> Added:
+def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added:
     """Register a JSON, JSONL, CSV, text, Parquet or Arrow file; with `copy` it is put into the data folder as well.
 
     Raises ProblemsFound, with nothing written, when the file cannot be used, is not recognised or its name is taken.
     """
-    registry = read_registry(data_dir)
-    if registry.file.exists() and not registry.entries and errors_of(registry.problems):
-        raise ProblemsFound(registry.problems)
-    name = name or re.sub(r"[^\w-]+", "_", file.stem)
-    _check_name(name, file, registry)
+    registry, file = _open(data_dir), own.path
+    name = own.name or _name_of(file.stem)
+    _check_file(file)
+    _check_name(name, registry, Place(str(file)))
     rows, seen = _look(file)
     found = recognise(rows, seen)
     if found is None:
         columns = ", ".join(seen) or "none"
         raise _refused(f"the format is not recognised; the columns are: {columns}", f"needed are {NEEDED}", file)
-    entry = {"file_name": _file_name(file, data_dir, copy), **found.entry}
-    reading = check_rows(Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry)), Options(found.stage))
+    entry = {"file_name": _file_name(own, data_dir), **found.entry}
+    source = Source(name, (file,), FILE_TYPES[file.suffix[1:]], layout_of(entry))
+    reading = check_rows(source, Options(found.stage), progress=progress)
     if errors_of(reading.problems):
         raise ProblemsFound(reading.problems)
-    if copy:
+    if own.copy:
         _copy(file, data_dir / file.name)
     _write(registry, name, entry)
-    return Added(name, found, entry, registry.file, reading)
+    return Added(source, found, entry, registry.file, reading)
+
+
+def register_named(word: str, data_dir: Path) -> tuple[str, str]:
+    """The name of a data set that may be given as a path or a hub's id, and a sentence if it was registered just now.
+
+    Raises ProblemsFound as `add` does.
+    """
+    registry, file = read_registry(data_dir), data_file(word)
+    if word in registry.entries or not (file or HUB_ID.fullmatch(word)) or (not file and Path(word).parent.is_dir()):
+        return word, ""
+    entry = {"file_name": _file_name(OwnFile(file), data_dir)} if file else {"hf_hub_url": word}
+    known = [each for each in registry.entries.values() if isinstance(each.value, dict)]
+    if same := [each.name for each in known if entry.items() <= each.value.items()]:
+        return same[0], ""
+    if file:
+        added = add(OwnFile(file), data_dir)
+        return added.source.name, f"registered {word} as '{added.source.name}': {added.format.name} format"
+    name = _name_of(Path(word).name)
+    _check_name(name, registry, Place(word))
+    _write(_open(data_dir), name, entry)
+    return name, f"registered {word} as '{name}': on Hugging Face, columns instruction, input and output"
+
+
+def _open(data_dir: Path) -> Registry:
+    """The registry, unless it cannot be added to: raises ProblemsFound."""
+    registry = read_registry(data_dir)
+    if registry.file.exists() and not registry.entries and errors_of(registry.problems):
+        raise ProblemsFound(registry.problems)
+    return registry
 
 
 def _refused(what: str, fix: str, file: Path) -> ProblemsFound:
     return ProblemsFound([Problem(what, fix, Place(str(file)))])
 
 
-def _check_name(name: str, file: Path, registry: Registry) -> None:
-    allowed = ", ".join(f".{suffix}" for suffix in FILE_TYPES)
+def _name_of(stem: str) -> str:
+    return re.sub(r"[^\w-]+", "_", stem)
+
+
+def _check_file(file: Path) -> None:
+    allowed, suffix = ", ".join(f".{suffix}" for suffix in FILE_TYPES), file.suffix
     if file.is_dir():
-        fix = f"give one file ({allowed}), or write the entry with the folder as file_name into {registry.file}"
+        fix = f"give one file ({allowed}), or write the entry with the folder as file_name into dataset_info.json"
         raise _refused(f"{file} is a folder", fix, file)
     if not file.is_file():
-        raise ProblemsFound([Problem(f"{file} is not there", "name a file", Place(str(file)), kind="missing", code=2)])
-    if file.suffix[1:] not in FILE_TYPES:
-        raise _refused(f"LLaMA-Factory cannot load '{file.suffix}' files", f"convert it to one of {allowed}", file)
+        what, where = f"{file} is not there", Place(str(file))
+        raise ProblemsFound([Problem(what, correction(file), where, kind="missing", code=2)])
+    if suffix[1:] not in FILE_TYPES:
+        renamed = f"run: mv '{file}' '{file.with_suffix(suffix.lower())}'"
+        fix = renamed if suffix[1:].lower() in FILE_TYPES else f"convert it to one of {allowed}"
+        raise _refused(f"LLaMA-Factory cannot load '{suffix}' files", fix, file)
+
+
+def _check_name(name: str, registry: Registry, place: Place) -> None:
     if not re.fullmatch(r"[\w.-]+", name):
-        raise _refused(f"'{name}' cannot name a data set", "use letters, digits, _ and -", file)
+        raise ProblemsFound([Problem(f"'{name}' cannot name a data set", "use letters, digits, _ and -", place)])
     if name in registry.entries:
-        what, fix = f"a data set '{name}' is registered already", "give another name: --name NAME"
+        what = f"a data set '{name}' is registered already"
+        fix = "give another name: iis-finetune data add FILE --name NAME"
         raise ProblemsFound([registry.entries[name].problem(what, fix)])
 
 
 def _look(file: Path) -> tuple[list[dict[Any, Any]], list[str]]:
     """The first rows, and the columns that any of them has."""
-    rows, seen = [], dict[str, None]()
-    for row in islice(read_rows(file, FILE_TYPES[file.suffix[1:]]), LOOKED_AT):
-        if isinstance(row.value, Fault):
-            what, fix = row.value.sentence(str(file))
-            raise ProblemsFound([Problem(what, fix, Place(str(file), row.line, f"row {row.number}"))])
-        if isinstance(row.value, dict):
-            rows.append(row.value)
-            seen |= dict.fromkeys(row.value)
+    rows, seen, file_type = [], dict[str, None](), FILE_TYPES[file.suffix[1:]]
+    with file.open("rb") as opened:
+        for row in islice(read_rows(opened, file_type), LOOKED_AT):
+            if isinstance(row.value, Fault):
+                what, fix = row.value.sentence(str(file))
+                raise ProblemsFound([Problem(what, fix, Place(str(file), row.line, row.key))])
+            if isinstance(row.value, dict):
+                rows.append(row.value)
+                seen |= dict.fromkeys(row.value)
     if not rows:
-        raise _refused("the file holds no rows", "put the data into it: one JSON object a row", file)
+        fix = f"put the data into it: {ROWS.get(file_type, 'write the file again')}"
+        raise _refused("the file holds no rows", fix, file)
     return rows, list(seen)
 
 
-def _file_name(file: Path, data_dir: Path, copy: bool) -> str:
+def _file_name(own: OwnFile, data_dir: Path) -> str:
     """Relative to the data folder for what lies in it, else the full path: LLaMA-Factory takes both."""
-    if copy:
-        return file.name
-    try:
-        return file.resolve().relative_to(data_dir.resolve()).as_posix()
-    except ValueError:
-        return str(file.resolve())
+    if own.copy:
+        return own.path.name
+    whole, folder = own.path.resolve(), data_dir.resolve()
+    return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 
 
 def _copy(file: Path, target: Path) -> None:

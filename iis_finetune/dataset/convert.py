@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .faults import Fault
+from .faults import Fault, kind_of
 from .sources import Layout
 
 # LLaMA-Factory's defaults for the words around a tool call and a thought; templates that differ change only lengths.
@@ -31,6 +31,7 @@ class Sample(NamedTuple):
     system: Any
     tools: Any
     label: bool | None = None
+    unread: Any = None  # what stands where the answer should, when it is no text
 
     def trained(self, processing: str) -> list[Turn]:
         """The turns that the stage gives to the template."""
@@ -58,7 +59,7 @@ def convert(row: Cells, layout: Layout) -> Sample:
         prompt = prompt if alpaca else [*prompt, *answers]
         answers = [Turn("assistant", item) if alpaca else _pair_turn(item, layout) for item in pair]
     elif alpaca and not isinstance(answers[0].text, str):
-        answers = []
+        return Sample(prompt, [], system, tools, unread=answers[0].text)
     return Sample(prompt, answers, system, tools)
 
 
@@ -147,7 +148,8 @@ def hold(sample: Sample, processing: str) -> None:
     if len(sample.prompt) % 2 != 1:
         raise Fault("empty")
     if processing == "sft" and answers != 1:
-        raise Fault("labelled" if answers else "no_answer")
+        kind = kind_of(sample.unread)
+        raise Fault("labelled") if answers else Fault("answer_kind", kind) if kind else Fault("no_answer")
     _check_texts(sample.trained(processing), sample)
 
 

@@ -38,7 +38,8 @@ class Fault(Exception):
 class Row(NamedTuple):
     """A row, or the fault found in its place.
 
-    `first_table`: it takes part in fixing the columns. `reads_dates`: texts that look like dates can become times.
+    `number` counts the data from 1, without a header and blank lines; 0: only the line is known. `first_table`: it
+    takes part in fixing the columns. `reads_dates`: texts that look like dates can become times.
     """
 
     number: int
@@ -46,6 +47,11 @@ class Row(NamedTuple):
     value: Any
     first_table: bool = True
     reads_dates: bool = False
+    file: str = ""
+
+    @property
+    def key(self) -> str | None:
+        return f"row {self.number}" if self.number else None
 
 
 @dataclass
@@ -62,8 +68,10 @@ class Findings:
 
     def rows(self, what: Any) -> str:
         """`row 3, 5, 8, ...`."""
-        more = ", ..." if self.counts[what] > SHOWN else ""
-        return f"row {', '.join(str(row.number) for row in self.first[what])}{more}"
+        first, more = self.first[what], ", ..." if self.counts[what] > SHOWN else ""
+        if first[0].number == 0:
+            return f"line {first[0].line}"
+        return f"row {', '.join(str(row.number) for row in first)}{more}"
 
 
 @dataclass
@@ -80,11 +88,16 @@ class Column:
         return self.members.setdefault(key, Column(f"{self.name}.{key}" if self.name else key))
 
 
+def kind_of(value: Any) -> str | None:
+    """The word for a value's type; None for a value that is not there."""
+    return None if value is None else KINDS.get(type(value)) or type(value).__name__
+
+
 def note(column: Column, value: Any, row: Row) -> Iterator[Fault]:
     """Record a value, and give what `datasets` would stop at: a second type, or a first one that comes too late."""
-    if value is None:
+    kind = kind_of(value)
+    if kind is None:
         return
-    kind = KINDS.get(type(value)) or type(value).__name__
     if kind not in column.kinds:
         yield from _new_kind(column, kind, row)
     if kind == "text" and column.only_dates:

@@ -30,7 +30,8 @@ def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
     columns = _found(known["columns"], seen)
     labelled = any(isinstance(row.get(columns.get("kto_tag")), bool) for row in rows)
     stage = "rm" if {"chosen", "rejected"} <= columns.keys() else "kto" if labelled else "sft"
-    if any(_is_messages(row.get(columns.get("messages"))) for row in rows):
+    talks = [row.get(columns.get("messages")) for row in rows]
+    if any(isinstance(talk, list) and talk and all(isinstance(item, dict) for item in talk) for talk in talks):
         return _talk(list(_all_messages(rows, columns)), columns, stage, known)
     if stage == "rm" and not any(isinstance(row.get(columns["chosen"]), str) for row in rows):
         return None
@@ -40,9 +41,11 @@ def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
 
 
 def _found(known: Mapping[str, Iterable[str]], there: Collection[Any]) -> dict[str, str]:
-    """Which name of each thing is there, if any."""
-    found = {key: next((name for name in names if name in there), None) for key, names in known.items()}
-    return {key: name for key, name in found.items() if name is not None}
+    """Which name of each thing is there, if any, as it is spelled there: capitals and spaces around it do not count."""
+    words = [each for each in there if isinstance(each, str)]
+    spelled = {word.strip().lower(): word for word in reversed(words)} | {word: word for word in words}
+    found = {key: next((spelled[name] for name in names if name in spelled), None) for key, names in known.items()}
+    return {key: word for key, word in found.items() if word is not None}
 
 
 def _single(columns: dict[str, str], stage: str) -> Format | None:
@@ -52,7 +55,7 @@ def _single(columns: dict[str, str], stage: str) -> Format | None:
     if columns.get("query") == columns["prompt"]:
         del columns["query"]
     keys = ("prompt", "query", "history", "system", "tools", *ANSWERS[stage])
-    return Format(NAMES[stage], stage, {**_ranking(stage), **_named(columns, keys)})
+    return Format(NAMES[stage], stage, _entry(stage, columns, keys))
 
 
 def _talk(messages: Rows, columns: dict[str, str], stage: str, known: Mapping[str, Any]) -> Format | None:
@@ -68,21 +71,15 @@ def _talk(messages: Rows, columns: dict[str, str], stage: str, known: Mapping[st
     tags |= {tag: TAGS[tag] for tag in known["roles"]} | _found(known["roles"], said)
     formatting = "openai" if "tool_calls" in members or "tool" in said else "sharegpt"
     answers = [key for key in ANSWERS[stage] if key != "response"]
-    entry = {"formatting": formatting, **_ranking(stage)}
-    entry |= {**_named(columns, ("messages", "system", "tools", *answers)), "tags": tags}
+    named = _entry(stage, columns, ("messages", "system", "tools", *answers))
+    entry = {"formatting": formatting, **named, "tags": tags}
     return Format("ShareGPT" if tags["role_tag"] == "from" else "ChatML messages", stage, entry)
 
 
-def _ranking(stage: str) -> dict[str, Any]:
-    return {"ranking": True} if stage == "rm" else {}
-
-
-def _named(columns: Mapping[str, str], keys: Iterable[str]) -> dict[str, Any]:
-    return {"columns": {key: columns[key] for key in keys if key in columns}}
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+def _entry(stage: str, columns: Mapping[str, str], keys: Iterable[str]) -> dict[str, Any]:
+    """What the entry says of the stage and of those columns that are there."""
+    named = {"columns": {key: columns[key] for key in keys if key in columns}}
+    return {"ranking": True, **named} if stage == "rm" else named
 
 
 def _all_messages(rows: Rows, columns: Mapping[str, str]) -> Iterator[dict[Any, Any]]:

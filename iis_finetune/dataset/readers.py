@@ -1,15 +1,16 @@
 """Stream the rows of data files, with the line each one starts on, without holding a file in memory."""
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from .faults import Fault, Row
 
-Progress = Callable[[float], None]
 Reader = Callable[[BinaryIO], Iterator[Row]]
 
 # `datasets` fixes a file's columns and types by what its first read holds: 10 MiB of JSON (packaged_modules/json,
@@ -21,53 +22,38 @@ LONGEST_ROW_CHARACTERS = 64 << 20
 JSON = json.JSONDecoder()
 BOM = b"\xef\xbb\xbf"
 SPACE = re.compile(r"\s*")
-TOO_MANY_CELLS = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")  # pandas 2.3
+DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}  # that CSV files in the wild use, as they are written in a command
 
 
-def read_rows(path: Path, file_type: str, progress: Progress | None = None) -> Iterator[Row]:
+def read_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
     """The rows of one file, numbered from 1; never raises for what the file holds, but yields a Fault as value."""
-    with path.open("rb") as file:
-        try:
-            rows = _reader(file, file_type)(file)
-            yield from _reporting(rows, file, progress) if progress else rows
-        except UnicodeDecodeError:
-            yield _encoding_fault(path)
-        except ModuleNotFoundError as error:
-            yield Row(1, None, Fault("package", str(error.name)))
-
-
-def _reporting(rows: Iterator[Row], file: BinaryIO, progress: Progress) -> Iterator[Row]:
-    """Tell how much of the file has been read, every 2,000 rows."""
-    size = max(Path(file.name).stat().st_size, 1)
-    for seen, row in enumerate(rows, 1):
-        yield row
-        if seen % 2000 == 0:
-            progress(min(1.0, file.tell() / size))
-
-
-def _reader(file: BinaryIO, file_type: str) -> Reader:
-    if file_type in {"parquet", "arrow"}:
-        return parquet_rows if file_type == "parquet" else arrow_rows
     head = file.read(1 << 20)
     file.seek(0)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return lambda _: iter([Row(1, 1, Fault("encoding", "UTF-16"))])
-    return _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
+    try:
+        if file_type in {"parquet", "arrow"}:
+            yield from _table_rows(file, file_type)
+        elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            yield Row(1, 1, Fault("encoding", "UTF-16"))
+        else:
+            reader = _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
+            yield from reader(file)
+    except UnicodeDecodeError:
+        yield _encoding_fault(Path(file.name), file_type)
+    except ModuleNotFoundError as error:
+        yield Row(1, None, Fault("package", str(error.name)))
 
 
 def _json_reader(head: bytes) -> Reader:
     """Lines when the first line is a value of its own; else one array, or values one after another."""
-    bare = head.removeprefix(BOM).lstrip()
-    if bare.startswith(b"["):
-        return json_array
-    try:
-        json.loads(bare.split(b"\n", 1)[0])
-    except ValueError:
-        try:
-            JSON.raw_decode(bare.decode("utf-8", "ignore"))
-        except ValueError:
-            return json_lines
-        return json_values
+    text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
+    if text.startswith("["):
+        return (lambda _: iter([Row(1, 1, Fault("bom"))])) if head.startswith(BOM) else json_text
+    with suppress(ValueError, RecursionError):
+        json.loads(text.split("\n", 1)[0])
+        return json_lines
+    with suppress(ValueError, RecursionError):
+        JSON.raw_decode(text)
+        return json_text
     return json_lines
 
 
@@ -102,28 +88,19 @@ def _second_look(line: bytes) -> Any:
     return Fault("surrogate") if halves else value
 
 
-def json_array(file: BinaryIO) -> Iterator[Row]:
+def json_text(file: BinaryIO) -> Iterator[Row]:
+    """The items of one array, or values one after another."""
     with TextIOWrapper(file, "utf-8") as text:
-        window, number = _Window(text), 0
-        if not window.takes("["):
-            yield Row(1, 1, Fault("bom"))
-            return
-        more = not window.takes("]")
+        window, number, value = _Window(text), 0, None
+        array = window.takes("[")
+        more = not window.takes("]") if array else bool(window.peek())
         while more:
             row = window.row(number := number + 1)
-            yield row._replace(value={"text": row.value}) if isinstance(row.value, str) else row
-            more = not isinstance(row.value, Fault) and window.takes(",")
-        if number and not isinstance(row.value, Fault) and not window.takes("]"):
+            value = {"text": row.value} if array and isinstance(row.value, str) else row.value
+            yield row._replace(value=value, reads_dates=not array)
+            more = not isinstance(value, Fault) and (window.takes(",") if array else bool(window.peek()))
+        if array and number and not isinstance(value, Fault) and not window.takes("]"):
             yield Row(number, window.line, Fault("json", "a comma or the closing ] is missing after this row"))
-
-
-def json_values(file: BinaryIO) -> Iterator[Row]:
-    with TextIOWrapper(file, "utf-8") as text:
-        window, number, fine = _Window(text), 0, True
-        while fine and window.peek():
-            row = window.row(number := number + 1)
-            yield row._replace(reads_dates=True)
-            fine = not isinstance(row.value, Fault)
 
 
 class _Window:
@@ -187,7 +164,11 @@ def csv_rows(file: BinaryIO) -> Iterator[Row]:
     from pandas import read_csv
     from pandas.errors import EmptyDataError, ParserError
 
-    number = 0
+    header, number = file.readline(), 0
+    file.seek(0)
+    if other := [mark for mark in DELIMITERS if mark.encode() in header and b"," not in header]:
+        yield Row(1, 1, Fault("delimiter", DELIMITERS[other[0]]))
+        return
     try:
         with read_csv(file, chunksize=CSV_ROWS) as tables:
             for values, first_table in _typed(tables):
@@ -196,22 +177,19 @@ def csv_rows(file: BinaryIO) -> Iterator[Row]:
     except EmptyDataError:
         return
     except ParserError as error:
-        found = TOO_MANY_CELLS.search(str(error))
-        fault = Fault("csv_cells", f"{found[3]} cells for {found[1]} columns") if found else _unreadable(error)
-        yield Row(int(found[2]) - 1 if found else number + 1, None, fault)
+        yield _long_row(file) or Row(number + 1, None, _unreadable(error))
 
 
 def _typed(tables: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
     """Rows, and whether their types fit the first table's: where that has texts, later numbers become texts too."""
     from pandas import RangeIndex
     from pandas.api.types import is_numeric_dtype
+    from pandas.errors import ParserError
 
     first: set[str] | None = None
     for table in tables:
-        if not isinstance(table.index, RangeIndex):  # pandas takes cells without a column for the names of the rows
-            count = len(table.columns)
-            yield Fault("csv_cells", f"{count + table.index.nlevels} cells for {count} columns"), True
-            return
+        if not isinstance(table.index, RangeIndex):
+            raise ParserError("cells without a column, which pandas takes for the names of the rows")
         texts = {name for name in table.columns if not is_numeric_dtype(table[name])}
         first = texts if first is None else first
         for name in first - texts:
@@ -220,49 +198,66 @@ def _typed(tables: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
             yield values, texts <= first
 
 
-def parquet_rows(file: BinaryIO) -> Iterator[Row]:
+def _records(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, the header's first, with its last line; blank lines are no rows, as in pandas."""
+    reader = csv.reader(lines)
+    return ((reader.line_num, cells) for cells in reader if len(cells) > 1 or "".join(cells).strip())
+
+
+def _long_row(file: BinaryIO) -> Row | None:
+    """The first row with more cells than the header."""
+    file.seek(0)
+    with TextIOWrapper(file, "utf-8-sig", newline="") as text, suppress(csv.Error):
+        columns = 0
+        for number, (line, cells) in enumerate(_records(text)):
+            columns = columns or len(cells)
+            if len(cells) > columns:
+                return Row(number, line, Fault("csv_cells", f"{len(cells)} cells for {columns} columns"))
+    return None
+
+
+def _table_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
+    from pyarrow import ArrowInvalid
+
+    try:
+        values = (value for batch in _batches(file, file_type) for value in batch.to_pylist())
+        for number, value in enumerate(values, 1):
+            yield Row(number, None, value)
+    except (ArrowInvalid, OSError) as error:
+        yield Row(1, None, _unreadable(error))
+
+
+def _batches(file: BinaryIO, file_type: str) -> Iterator[Any]:
+    """An Arrow file may be written as a stream or with an index."""
+    from pyarrow import ArrowInvalid, ipc
     from pyarrow.parquet import ParquetFile
 
-    return _table_rows(lambda: ParquetFile(file).iter_batches(1000))
-
-
-def arrow_rows(file: BinaryIO) -> Iterator[Row]:
-    return _table_rows(lambda: _arrow_batches(file))
-
-
-def _arrow_batches(file: BinaryIO) -> Iterator[Any]:
-    from pyarrow import ArrowInvalid, ipc
-
+    if file_type == "parquet":
+        return iter(ParquetFile(file).iter_batches(1000))
     try:
         return iter(ipc.open_stream(file))
     except ArrowInvalid:
         opened = ipc.open_file(file)
-        return (opened.get_batch(index) for index in range(opened.num_record_batches))
-
-
-def _table_rows(batches: Callable[[], Iterator[Any]]) -> Iterator[Row]:
-    from pyarrow import ArrowInvalid
-
-    try:
-        for number, value in enumerate((value for batch in batches() for value in batch.to_pylist()), 1):
-            yield Row(number, None, value)
-    except (ArrowInvalid, OSError) as error:
-        yield Row(1, None, _unreadable(error))
+        return map(opened.get_batch, range(opened.num_record_batches))
 
 
 def _unreadable(error: Exception) -> Fault:
     return Fault("unreadable", str(error).splitlines()[0][:120])
 
 
-def _encoding_fault(path: Path) -> Row:
-    """The first line that is not UTF-8."""
+def _encoding_fault(path: Path, file_type: str) -> Row:
+    """The first line that is not UTF-8, and its row where lines tell rows apart; a quoted cell has several lines."""
+    rows, quoted = 0, False
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                line.decode("utf-8")
+                text = line.decode("utf-8")
             except UnicodeDecodeError:
-                return Row(number, number, Fault("encoding", _guess_encoding(line)))
-    return Row(1, 1, Fault("encoding", "LATIN1"))
+                row = {"csv": rows, "text": number}.get(file_type, 0)
+                return Row(row, number, Fault("encoding", _guess_encoding(line)))
+            quoted ^= bool(text.count('"') % 2)
+            rows += not quoted and not text.isspace()
+    return Row(0, 1, Fault("encoding", "LATIN1"))
 
 
 def _guess_encoding(line: bytes) -> str:

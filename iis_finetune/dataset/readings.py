@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..errors import Place, Problem
-from ..runs import read_json, write
-from .readers import Progress
-from .rows import Reading, check_rows
+from ..runs import read_json, typed, write
+from .rows import Progress, Reading, check_rows
 from .sources import Options, Source
-from .truncation import Truncation
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,7 @@ class Readings:
 
 def kept(file: Path) -> Readings:
     """What another process knew; nothing when it kept nothing."""
-    words = read_json(file) or {"rows": {}, "hashes": {}}
-    return Readings({known: _reading(each) for known, each in words["rows"].items()}, words["hashes"])
-
-
-def _reading(words: Mapping[str, Any]) -> Reading:
-    truncation = Truncation(**{**words["truncation"], "problems": _problems(words["truncation"])})
-    return Reading(**{**words, "problems": _problems(words), "truncation": truncation})
-
-
-def _problems(words: Mapping[str, Any]) -> tuple[Problem, ...]:
-    return tuple(Problem(**{**each, "where": Place(**each["where"])}) for each in words["problems"])
+    return typed(file, Readings, read_json(file) or {})
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int] | None]:

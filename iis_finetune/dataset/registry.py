@@ -1,7 +1,6 @@
 """Read data/dataset_info.json with its line numbers, and hold its entries to what LLaMA-Factory does with them."""
 
 import codecs
-import difflib
 import json
 import locale
 import re
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Place, Problem, Severity, errors_of
+from ..errors import Place, Problem, Severity, did_you_mean, errors_of
 from . import sources
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
@@ -18,7 +17,7 @@ SPACE = re.compile(r"\s*")
 EXAMPLE = re.compile(r"identity|\w+_demo")  # what LLaMA-Factory's own recipes train on
 EXAMPLES = "https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/"
 CLOUD_PREFIXES = ("s3://", "gs://", "gcs://")
-PAIR_STAGES = {"rm", "dpo"}
+ELSEWHERE = (*HUB_KEYS, "cloud_file_name")  # what these keys name is not looked at here
 # What an entry must map for a stage when it maps columns at all, with what LLaMA-Factory does without it.
 NEEDED = {
     ("alpaca", "sft"): ("response",),
@@ -81,7 +80,11 @@ def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
         broken = Problem(f"{file.name} is not JSON: {error.msg}", f"mend column {error.colno} of this line", place)
         return Registry(file, text, {}, (*problems, broken))
     by_name = {entry.name: entry for entry in entries}
-    return Registry(file, text, by_name, (*problems, *_repeated(entries)))
+    fix = "remove this entry: the last one counts"
+    for entry in entries:
+        if entry is not by_name[entry.name]:
+            problems.append(entry.problem(f"data set '{entry.name}' is registered twice", fix, severity="warning"))
+    return Registry(file, text, by_name, tuple(problems))
 
 
 def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
@@ -91,16 +94,6 @@ def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
     line = next(number for number, text in enumerate(raw.splitlines(), 1) if not text.isascii())
     what = f"{file.name} has letters that LLaMA-Factory cannot read in this shell's encoding, {encoding}"
     return [Problem(what, "run: export PYTHONUTF8=1", Place(str(file), line))]
-
-
-def _repeated(entries: list[Registered]) -> list[Problem]:
-    last = {entry.name: entry for entry in entries}
-    what, fix = "data set '{}' is registered twice", "remove this entry: the last one counts"
-    return [
-        entry.problem(what.format(entry.name), fix, severity="warning")
-        for entry in entries
-        if entry is not last[entry.name]
-    ]
 
 
 def _entries(file: Path, text: str) -> Iterator[Registered]:
@@ -126,36 +119,37 @@ def check_registered(
 ) -> tuple[list[Source], list[Problem]]:
     """The named data sets as sources to read, and what is wrong with their registration.
 
-    `place` is the recipe's line. Names of a hub (`ONLINE`, `REMOTE:...`) cannot be looked up here and give neither.
+    `place` is the recipe's line. What lies on a hub (also a whole `data_dir`: `ONLINE`, `REMOTE:...`) gives no source.
     """
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if str(data_dir) == "ONLINE" or str(data_dir).startswith("REMOTE:"):
-        return [], []
+        return [], [_not_checked(", ".join(wanted), f"dataset_dir: {data_dir}", place)]
     registry = read_registry(Path(data_dir))
     problems = list(registry.problems)
     if not registry.text:
         return [], problems
-    sources = []
+    found = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:
-            source, found = _registered(registry.entries[name], stage)
-            sources += [source] if source else []
-            problems += found
+            source, of_entry = _registered(registry.entries[name], stage)
+            found += [source] if source else []
+            problems += of_entry
         elif not errors_of(registry.problems):  # an entry may stand in the part that cannot be read
             problems.append(_unknown(name, registry, place))
     if len(set(wanted)) < len(wanted):
-        problems.append(
-            Problem("a data set is named twice; LLaMA-Factory reads it once", "name it once", place, "warning")
-        )
-    return sources, problems
+        twice = "a data set is named twice; LLaMA-Factory reads it once"
+        problems.append(Problem(twice, "name it once", place, "warning"))
+    return found, problems
 
 
 def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Problem]]:
     """The files of an entry, unless it lies on a hub or in a cloud or there is something wrong with it."""
     value = entry.value
-    problems = list(_entry_problems(entry, "rm" if stage in PAIR_STAGES else stage))
-    if errors_of(problems) or any(key in value for key in (*HUB_KEYS, "cloud_file_name")):
+    problems = list(_entry_problems(entry, "rm" if stage == "dpo" else stage))
+    if errors_of(problems):
         return None, problems
+    if key := next((key for key in ELSEWHERE if key in value), None):
+        return None, [*problems, _not_checked(entry.name, f"{key}: {value[key]}", entry.place(key))]
     path = entry.file.parent / value["file_name"]
     files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
     if wrong := _file_problem(path, files):
@@ -163,15 +157,24 @@ def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Prob
     return Source(entry.name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(value)), problems
 
 
+def _not_checked(names: str, where: str, place: Place) -> Problem:
+    what = f"not checked: the rows of '{names}' are not on this disk ({where})"
+    fix = "training fetches them; to have them checked, download a file of them and run: iis-finetune data add FILE"
+    return Problem(what, fix, place, "warning")
+
+
 def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     known = list(registry.entries)
-    near = difflib.get_close_matches(name, known, 1, 0.7)
-    guess = f"did you mean '{near[0]}'? " if near else ""
-    listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    fix = f"{guess}registered are: {listed or 'none'}; register your own with: iis-finetune data add FILE"
     if EXAMPLE.fullmatch(name):
         fix = f"it is an example of LLaMA-Factory's, not in its package: get {EXAMPLES}{name}.json, and "
         fix += "iis-finetune data add FILE"
+    elif Path(name).suffix[1:].lower() in FILE_TYPES:
+        file = sources.data_file(name)
+        fix = f"register it: iis-finetune data add '{name}'" if file else sources.correction(Path(name))
+    else:
+        listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+        usual = f"registered are: {listed or 'none'}; register your own with: iis-finetune data add FILE"
+        fix = did_you_mean(name, known, usual)
     return Problem(f"data set '{name}' is not in {registry.file}", fix, place, kind="missing", code=2)
 
 
@@ -180,24 +183,20 @@ def _entry_problems(entry: Registered, stage: str) -> Iterator[Problem]:
     if not isinstance(value, dict):
         yield entry.problem("the entry is not an object", 'write {"file_name": "..."}')
         return
-    yield from _unknown_keys(entry, value, (*sources.SOURCE_KEYS, *sources.OPTION_KEYS))
-    for block, known in (("columns", sources.COLUMN_KEYS), ("tags", tuple(sources.TAGS))):
-        if block in value and not isinstance(value[block], dict):
+    own = (*sources.SOURCE_KEYS, *sources.OPTION_KEYS)
+    for block, known in (("", own), ("columns", sources.COLUMN_KEYS), ("tags", tuple(sources.TAGS))):
+        given = value.get(block, {}) if block else value
+        if not isinstance(given, dict):
             yield entry.problem(f"'{block}' is not an object", f'write "{block}": {{"{known[0]}": "..."}}', block)
             return
-        yield from _unknown_keys(entry, value.get(block, {}), known)
+        for key in (each for each in given if each not in known):
+            usual = f"known are: {', '.join(known)}"
+            fix = did_you_mean(key, known, usual)
+            what = f"unknown key '{key}', which LLaMA-Factory ignores silently"
+            yield entry.problem(what, fix, key, "warning" if fix == usual else "error")
     yield from _source_problems(entry)
     yield from _option_problems(entry)
     yield from _stage_problems(entry, stage)
-
-
-def _unknown_keys(entry: Registered, given: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[Problem]:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.7)
-            fix = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}"
-            what = f"unknown key '{key}', which LLaMA-Factory ignores silently"
-            yield entry.problem(what, fix, key, "error" if near else "warning")
 
 
 def _source_problems(entry: Registered) -> Iterator[Problem]:
@@ -218,10 +217,11 @@ def _source_problems(entry: Registered) -> Iterator[Problem]:
 
 def _option_problems(entry: Registered) -> Iterator[Problem]:
     value = entry.value
+    count = value.get("num_samples", 1)
     rules = (
         ("formatting", value.get("formatting", "alpaca") in FORMATTINGS, f"one of {', '.join(FORMATTINGS)}"),
         ("ranking", isinstance(value.get("ranking", False), bool), "true or false, without quotes"),
-        ("num_samples", _is_count(value.get("num_samples")), "a whole number above 0, without quotes"),
+        ("num_samples", count is None or (type(count) is int and count > 0), "a whole number above 0, without quotes"),
         ("split", "file_name" not in value or str(value.get("split", "train")).startswith("train"), "train for a file"),
     )
     for key, good, allowed in rules:
@@ -232,10 +232,6 @@ def _option_problems(entry: Registered) -> Iterator[Problem]:
             if tag not in value["tags"]:
                 what = f"'tags' has no '{tag}': what a tags block leaves out has no default"
                 yield entry.problem(what, f'add "{tag}"', "tags")
-
-
-def _is_count(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def _stage_problems(entry: Registered, stage: str) -> Iterator[Problem]:
@@ -253,14 +249,17 @@ def _stage_problems(entry: Registered, stage: str) -> Iterator[Problem]:
     named = sources.COLUMNS if columns is None else columns
     for key in NEEDED.get(("sharegpt" if formatting == "openai" else formatting, stage), ()):
         if named.get(key) is None:
-            what = f"'columns' does not name '{key}', and what it leaves out has no default"
-            plain = ", or train with stage: pt if this is plain text" if key == "response" and stage == "sft" else ""
-            yield entry.problem(what, f'add "{key}" to "columns"{plain}', "columns")
+            what, fix = f"'columns' does not name '{key}', and what it leaves out has no default", f'add "{key}" to it'
+            if sources.stage_of(entry.value) == "pt":
+                what = f"this is plain text, and stage {stage} trains answers: 'columns' does not name '{key}'"
+                fix = f'stage: pt; or, if the rows have answers, name their column: "{key}"'
+            yield entry.problem(what, fix, "columns")
 
 
 def _file_problem(path: Path, files: tuple[Path, ...]) -> Problem | None:
     if not path.exists():
-        return Problem(f"{path} is not there", "put the file there, or correct file_name", kind="missing", code=2)
+        fix = f"put the file there, or correct file_name: {sources.correction(path)}"
+        return Problem(f"{path} is not there", fix, kind="missing", code=2)
     if not files:
         return Problem(f"the folder {path} is empty", "put the data files into it", kind="missing", code=2)
     if odd := [file for file in files if file.suffix[1:] not in FILE_TYPES]:

@@ -1,7 +1,7 @@
 """Check the rows of a data set as LLaMA-Factory would meet them: what stops it, what it drops, what it trains oddly."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -9,13 +9,16 @@ from pathlib import Path
 from ..errors import Place, Problem
 from .convert import Sample, convert, hold
 from .faults import Column, Fault, Findings, Row, note
-from .readers import Progress, read_rows
+from .readers import read_rows
 from .sources import Layout, Options, Source
 from .truncation import BATCH, Truncation, count_cuts
 
 GROUPS = 40  # different findings kept apart; a file that is broken in more ways needs no longer list
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
+TOLD_ROWS = 2000
+
+Progress = Callable[[float], None]  # is told the share that has been read, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class _Tally:
 
     source: Source
     options: Options
-    file: str
-    words: tuple[tuple[str, str], ...]  # that a text should not hold, with the case that each one is
+    words: Mapping[str, str]  # that a text should not hold, with the case that each one is
     findings: Findings = field(default_factory=Findings)
     columns: Column = field(default_factory=Column)
     rows: int = 0
@@ -53,7 +55,7 @@ class _Tally:
 
     def add(self, fault: Fault, row: Row) -> None:
         detail = fault.detail if len(self.findings.first) < GROUPS else "..."
-        self.findings.add((fault.case, detail, self.file), row)
+        self.findings.add((fault.case, detail, row.file or str(self.source.files[-1])), row)
 
 
 def check_rows(
@@ -63,7 +65,10 @@ def check_rows(
 
     With a tokenizer, what cutoff_len would cut from the usable rows is counted in the same reading.
     """
-    tally = _Tally(source, options, str(source.files[-1]), _odd_words(options))
+    template = options.template
+    words = dict.fromkeys(template.tokens if template else (), "special_word")
+    words |= dict.fromkeys(() if template and template.multimodal else PLACEHOLDERS, "placeholder")
+    tally = _Tally(source, options, words)
     samples = _usable(tally, progress)
     cuts = count_cuts(source, samples, options, tokenizer_json) if tokenizer_json else Truncation()
     deque(samples, maxlen=0)  # the rows that nothing asked for
@@ -73,28 +78,34 @@ def check_rows(
     return Reading(tally.rows, tally.kept, tally.used - tally.kept, tally.complete, tuple(_problems(tally)), cuts)
 
 
+def count_rows(source: Source, progress: Progress | None = None) -> int:
+    """How many rows there are, the unusable ones included: read, not checked."""
+    return sum(1 for _ in _rows(source, None, progress))
+
+
 def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sample]]:
-    """Note every row, and give the samples that LLaMA-Factory would keep; their rows are numbered over all files."""
-    rows = _rows(tally.source, progress)
-    for file, row in islice(rows, tally.options.limit):
-        tally.file = file
+    """Note every row, and give the samples that LLaMA-Factory would keep."""
+    limit = tally.options.limit
+    rows = _rows(tally.source, limit, progress)
+    for row in islice(rows, limit):
         sample = _checked(tally, row)
         if sample is not None:
-            yield (row if row.number == tally.rows else row._replace(number=tally.rows)), sample
+            yield row, sample
     tally.complete = next(rows, None) is None
     _end_batch(tally, NOWHERE._replace(number=tally.rows))
 
 
-def _rows(source: Source, progress: Progress | None) -> Iterator[tuple[str, Row]]:
+def _rows(source: Source, limit: int | None, progress: Progress | None) -> Iterator[Row]:
+    """Every row with its file; `progress` is told how much of the files, or of the `limit`, is behind it."""
+    sizes, seen = [path.stat().st_size for path in source.files], 0
     for number, path in enumerate(source.files):
-        for row in read_rows(path, source.file_type, progress):
-            yield str(path), row if number == 0 else row._replace(first_table=False)
-
-
-def _odd_words(options: Options) -> tuple[tuple[str, str], ...]:
-    special = options.template.tokens if options.template else ()
-    placeholders = PLACEHOLDERS if not (options.template and options.template.multimodal) else ()
-    return (*((word, "special_word") for word in special), *((word, "placeholder") for word in placeholders))
+        with path.open("rb") as file:
+            for row in read_rows(file, source.file_type):
+                seen += 1
+                if progress and seen % TOLD_ROWS == 0:
+                    share = (sum(sizes[:number]) + file.tell()) / sum(sizes)
+                    progress(min(1.0, max(share, seen / limit if limit else 0.0)))
+                yield row._replace(file=str(path), first_table=row.first_table and number == 0)
 
 
 def _checked(tally: _Tally, row: Row) -> Sample | None:
@@ -136,7 +147,7 @@ def _end_batch(tally: _Tally, row: Row) -> None:
     tally.batch.clear()
 
 
-def _remarks(sample: Sample, processing: str, words: tuple[tuple[str, str], ...]) -> Iterator[Fault]:
+def _remarks(sample: Sample, processing: str, words: Mapping[str, str]) -> Iterator[Fault]:
     """What is odd about a row that is trained all the same."""
     answers = [turn.text for turn in sample.answers[: 2 if processing == "rm" else 1]]
     if processing == "sft" and answers == [""]:
@@ -149,7 +160,7 @@ def _remarks(sample: Sample, processing: str, words: tuple[tuple[str, str], ...]
         yield Fault("empty_question")
     turns = sample.prompt[:1] if processing == "pt" else sample.trained(processing)
     text = "\n".join(turn.text for turn in turns)
-    for word, case in words:
+    for word, case in words.items():
         if word in text:
             yield Fault(case, word)
 
@@ -187,7 +198,7 @@ def _needed(tally: _Tally, layout: Layout) -> list[str]:
     keys += ["kto_tag", "images", "videos", "audios"]
     keys += ["chosen", "rejected"] if layout.ranking else []
     keys += ["system", "tools"] if layout.formatting != "openai" else []
-    return [layout.columns[key] for key in keys if key in layout.columns]
+    return layout.named(*keys)
 
 
 def _problems(tally: _Tally) -> Iterator[Problem]:
@@ -206,7 +217,8 @@ def _problem(tally: _Tally, fault: Fault, file: str) -> Problem:
     what, fix = fault.sentence(file)
     place = Place(file, next((row.line for row in first if row.line), None))
     if fault.effect != "file":
-        what, place = f"{what} ({tally.findings.rows(finding)})", replace(place, key=f"row {first[0].number}")
+        below = " below the header" if tally.source.file_type == "csv" and first[0].number else ""
+        what, place = f"{what} ({tally.findings.rows(finding)}{below})", replace(place, key=first[0].key)
     if stops:
         return Problem(f"loading stops: {what}", fix, place, kind="missing" if fault.case == "package" else "invalid")
     if fault.effect == "keep":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import Settings, Template, find_template
+from ..errors import did_you_mean
 
 # Source of every table here: LLaMA-Factory, data/parser.py and extras/constants.py, read 2026-11.
 REGISTRY_FILE = "dataset_info.json"
@@ -30,6 +31,7 @@ TAGS = {
 }
 ROLES = ("user", "assistant", "observation", "function", "system")
 LIMIT = 200_000  # rows that are read when not all are asked for
+SAMPLE = 1000  # rows that a smoke run reads
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Layout:
     columns: Mapping[str, str]
     tags: Mapping[str, str]
     roles: Mapping[Any, str]
+
+    def named(self, *keys: str) -> list[str]:
+        """The columns that these keys name, as far as they do."""
+        return [self.columns[key] for key in keys if key in self.columns]
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,22 @@ class Options:
     def processing(self) -> str:
         """Which of LLaMA-Factory's data processors the rows go through."""
         return "generate" if self.generate or self.stage == "ppo" else "rm" if self.stage == "dpo" else self.stage
+
+
+def data_file(word: str) -> Path | None:
+    """The file that a word names by its path, if it does."""
+    path = Path(word)
+    try:
+        path = path.expanduser()
+        return path if path.suffix[1:].lower() in FILE_TYPES and path.is_file() else None
+    except (OSError, RuntimeError):  # too long for a name, or the home of a user that there is not
+        return None
+
+
+def correction(path: Path) -> str:
+    """The fix for a data file that is not there: a file beside it of nearly this name, or what there is."""
+    there = sorted(each.name for each in path.parent.glob("*") if each.suffix[1:].lower() in FILE_TYPES)
+    return did_you_mean(path.name, there, f"data files in {path.parent}: {', '.join(there[:12]) or 'none'}")
 
 
 def layout_of(entry: Mapping[str, Any]) -> Layout:

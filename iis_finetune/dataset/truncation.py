@@ -94,7 +94,7 @@ def count_cuts(
             if kind:
                 found.add(kind, row)
         answer = None if answer is None else _longest(batch, encoder, answer)
-    problems = tuple(_problems(source, encoder, found, (rows, longest)))
+    problems = tuple(_problems(encoder, found, (rows, longest)))
     return Truncation(tokenised, longest, dict(found.counts), problems, answer)
 
 
@@ -164,7 +164,7 @@ def _suspects(rows: list[_Rendered], encoder: _Encoder) -> list[_Rendered]:
     for (rendered, excess, part), tokens in zip(parts, encoder.counts([part for _, _, part in parts]), strict=True):
         if _bytes(part) - tokens < excess:
             suspects.append(rendered)
-    return sorted(suspects, key=lambda rendered: rendered[0].number)
+    return sorted(suspects, key=lambda rendered: (rendered[0].file, rendered[0].number))
 
 
 def _bytes(text: str) -> int:
@@ -220,13 +220,13 @@ def _kept(source: int, target: int, cutoff: int) -> tuple[int, int]:
     return min(max(cutoff - kept, 0), source), kept
 
 
-def _problems(source: Source, encoder: _Encoder, found: Findings, whole: tuple[int, int]) -> Iterator[Problem]:
+def _problems(encoder: _Encoder, found: Findings, whole: tuple[int, int]) -> Iterator[Problem]:
     rows, longest = whole
     for kind, what in KINDS.items():
         if count := found.counts[kind]:
             cut = f"cutoff_len {encoder.cutoff} is too short for {count} of {rows} rows: {what}"
             fix = f"cutoff_len: {longest} keeps every row whole; or shorten the rows"
-            place = Place(str(source.files[0]), None, f"row {found.first[kind][0].number}")
+            place = Place(found.first[kind][0].file, None, found.first[kind][0].key)
             hopeless = kind == "answer_lost" and count == rows
             yield Problem(f"{cut} ({found.rows(kind)})", fix, place, "error" if hopeless else "warning")
 

@@ -77,7 +77,7 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
     parts = slices_of("part", count, count if whole else asked.part_rows, reading.dropped)
-    taught = dataset.check_rows(source, dataset.options_of(settings, "pt" if plain else "sft", None))
+    taught = dataset.check_rows(source, dataset.options_of(settings, "pt" if plain else "sft", settings["max_samples"]))
     slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES), taught.dropped)
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
@@ -105,8 +105,8 @@ def _look(source: dataset.Source, trained: Trained) -> dataset.Reading:
     """How many rows there are; of answers, how long the longest expected one is and what cutoff_len would cut."""
     settings = trained_with(trained.arguments)
     if settings["stage"] == "pt":
-        return dataset.check_rows(source, dataset.options_of(settings, "pt", None))
-    options = replace(dataset.options_of(settings, "sft", None), generate=True)
+        return dataset.check_rows(source, dataset.options_of(settings, "pt", settings["max_samples"]))
+    options = replace(dataset.options_of(settings, "sft", settings["max_samples"]), generate=True)
     return dataset.check_rows(source, options, Path(trained.arguments["model_name_or_path"]) / "tokenizer.json")
 
 

@@ -10,22 +10,23 @@ however much came in between: 20 cuts lost 2 of 4 files. No line of ours would h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import count
 from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import ProblemsFound
+from ..tables import read
 from .file_lists import read_list
-from .order import Hub, Listing, ModelOrder, hubs
-from .refusals import HubFailure, no_answer, problem_of, refusal, table
+from .order import Hub, Listing, ModelOrder, first_set, hubs
+from .refusals import HubFailure, no_answer, problem_of, refusal
 from .selection import needed
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response, Session
+
+Answer = Listing | HubFailure
 
 MOST_REDIRECTS = 10
 LONGEST_LIST = 64 * 2**20  # bytes; 200,000 files are about 40 MB
@@ -39,9 +40,7 @@ def open_session(hub: Hub, environment: Mapping[str, str]) -> Session:
 
     session = requests.Session()
     session.headers.update({"User-Agent": "iis-finetune", "Accept-Encoding": "identity"})
-    session.verify = next(
-        (environment[name] for name in table()["certificate_variables"] if environment.get(name)), True
-    )
+    session.verify = first_set(read("hubs.toml")["certificate_variables"], environment) or True
 
     def sign(prepared: PreparedRequest) -> PreparedRequest:
         # Set as `auth` also without a token: else requests takes a password for this host out of ~/.netrc.
@@ -62,9 +61,13 @@ def get(
     for _ in range(MOST_REDIRECTS):
         try:
             response = _send(session, url, timeouts, headers)
+        except (OSError, ValueError) as error:  # what requests raises is an OSError, but for some malformed addresses
+            raise no_answer(error) from error
+        try:
             target = session.get_redirect_target(response)
             url = urljoin(url, target or "")
-        except (OSError, ValueError) as error:  # what requests raises is an OSError, but for some malformed addresses
+        except ValueError as error:  # not an address
+            response.close()
             raise no_answer(error) from error
         if target is None:
             return _granted(response, timeouts[1])
@@ -125,63 +128,55 @@ def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seco
 
 def choose_source(order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:
     """Take the preferred hub of those that list the model, asked at once, a busy one again; raises ProblemsFound."""
-    candidates = hubs(order, environment)
-    answer_of = _ask_all(candidates, order, environment)
-    failures: list[tuple[Hub, HubFailure]] = []
-    for hub in candidates:
-        answer = answer_of(hub)
+    failures: dict[Hub, HubFailure] = {}
+    for hub, answer in _ask_all(order, environment):
         if isinstance(answer, Listing):
-            others = "; ".join(
-                [*(f"{other.name}: {failure.detail}" for other, failure in failures), f"{hub.name} has it"]
-            )
-            return replace(answer, reason=others if order.source == "auto" else f"{hub.name} was asked for")
-        failures.append((hub, answer))
-    for hub in [hub for hub, failure in failures if failure.kind in {"busy", "broken"}]:
+            others = "".join(f"{other.name}: {failure.detail}; " for other, failure in failures.items())
+            reason = f"{others}{hub.name} has it" if order.source == "auto" else f"{hub.name} was asked for"
+            return replace(answer, reason=reason)
+        failures[hub] = answer
+    for hub in [hub for hub, failure in failures.items() if failure.kind in {"busy", "broken"}]:
         answer = _ask_again(hub, order, environment, say)
         if isinstance(answer, Listing):
             return replace(answer, reason=f"{hub.name} was busy, and answered when asked again")
-        failures = [(other, answer if other == hub else failure) for other, failure in failures]
-    telling = [pair for pair in failures if pair[1].kind != "unreachable"] or failures[:1]
+        failures[hub] = answer
+    telling = [pair for pair in failures.items() if pair[1].kind != "unreachable"] or list(failures.items())[:1]
     raise ProblemsFound(problem_of(failure, hub, order) for hub, failure in telling)
 
 
-def _ask_all(
-    candidates: list[Hub], order: ModelOrder, environment: Mapping[str, str]
-) -> Callable[[Hub], Listing | HubFailure]:
-    """Ask in threads that nobody has to wait for; return a function that gives a hub's answer, or its time-out."""
+def _ask_all(order: ModelOrder, environment: Mapping[str, str]) -> Iterator[tuple[Hub, Answer]]:
+    """The hubs' answers, preferred hub first, or their time-outs; asked at once, in threads nobody has to wait for."""
+    candidates = hubs(order, environment)
     # A hub that was asked for by name is worth waiting for.
     seconds = order.patience.probe_seconds if len(candidates) > 1 else order.patience.read_seconds
     deadline = time.monotonic() + seconds
-    answers: dict[Hub, Future[Listing | HubFailure]] = {hub: Future() for hub in candidates}
+    answers: dict[Hub, Answer] = {}
 
     def ask(hub: Hub) -> None:
-        try:
-            answers[hub].set_result(list_files(hub, order, environment, seconds))
-        except HubFailure as failure:
-            answers[hub].set_result(failure)
+        answers[hub] = _answer(hub, order, environment, seconds)
 
-    for hub in candidates:
-        Thread(target=ask, args=(hub,), daemon=True).start()
-
-    def answer_of(hub: Hub) -> Listing | HubFailure:
-        try:
-            return answers[hub].result(max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            return HubFailure("unreachable", f"no answer in {seconds:g} s")
-
-    return answer_of
+    threads = {hub: Thread(target=ask, args=(hub,), daemon=True) for hub in candidates}
+    for thread in threads.values():
+        thread.start()
+    for hub, thread in threads.items():
+        thread.join(max(0.0, deadline - time.monotonic()))
+        yield hub, answers.get(hub) or HubFailure("unreachable", f"no answer in {seconds:g} s")
 
 
-def _ask_again(
-    hub: Hub, order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object]
-) -> Listing | HubFailure:
-    for tries in count(1):
-        try:
-            return list_files(hub, order, environment)
-        except HubFailure as failure:
-            last = failure
-        if (seconds := order.patience.pause_seconds(last, tries)) is None:
+def _answer(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None) -> Answer:
+    try:
+        return list_files(hub, order, environment, seconds)
+    except HubFailure as failure:
+        return failure
+
+
+def _ask_again(hub: Hub, order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object]) -> Answer:
+    tries = 1
+    while isinstance(answer := _answer(hub, order, environment), HubFailure):
+        seconds = order.patience.pause_seconds(answer, tries)
+        if seconds is None:
             break
-        say(f"{hub.name}: {last.detail}; asking again in {seconds:.0f} s")
+        say(f"{hub.name}: {answer.detail}; asking again in {seconds:.0f} s")
         time.sleep(seconds)
-    return last
+        tries += 1
+    return answer

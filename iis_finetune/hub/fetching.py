@@ -9,22 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import Place, Problem, ProblemsFound
+from . import folder as folders
 from .asking import choose_source, open_session
-from .folder import (
-    INCOMPLETE,
-    Cached,
-    Manifest,
-    cached,
-    cached_files,
-    is_whole,
-    now,
-    read_manifest,
-    size_of,
-    write_manifest,
-)
+from .folder import INCOMPLETE, Installed, Manifest, is_whole, read_manifest, size_of
 from .order import Hub, Listing, ModelOrder, is_offline
 from .refusals import on_disk
-from .selection import is_model, weights_faults
+from .selection import weights_faults
 from .transfer import Progress, Report, Transfer, fetch_files, wrong_file
 
 
@@ -101,7 +91,7 @@ def _disk_problems(folder: Path) -> Iterator[None]:
 
 
 def _fetch(order: ModelOrder, environment: Mapping[str, str], report: Report) -> Fetched:
-    caches = [entry for entry in cached(environment) if entry.model == order.id_on(entry.source)]
+    caches = [each for each in folders.cached(environment) if each.source and each.model == order.id_on(each.source)]
     listing, from_cache = _choose(order, environment, caches, report)
     hub, staging = listing.hub, order.folder.with_name(order.folder.name + INCOMPLETE)
     if not listing.files:
@@ -116,14 +106,14 @@ def _fetch(order: ModelOrder, environment: Mapping[str, str], report: Report) ->
     files = fetch_files(transfer)
     if faults := weights_faults(staging):
         raise ProblemsFound(wrong_file(hub, path, fault) for path, fault in faults)
-    manifest = Manifest(listing.model, hub.source, hub.site, listing.revision, listing.commit, files, now())
-    write_manifest(staging, manifest)
+    manifest = Manifest(listing.model, hub.source, hub.site, listing.revision, listing.commit, files, folders.now())
+    folders.write_manifest(staging, manifest)
     _swap(staging, order.folder)
     return Fetched(order.folder, manifest, listing.reason, transfer.fetched_bytes)
 
 
 def _choose(
-    order: ModelOrder, environment: Mapping[str, str], caches: list[Cached], report: Report
+    order: ModelOrder, environment: Mapping[str, str], caches: list[Installed], report: Report
 ) -> tuple[Listing, bool]:
     """Ask the hubs; when none may be asked, or none gives the model, take a whole one out of their caches."""
     from_cache = _cached_choice(order, caches)
@@ -141,23 +131,23 @@ def _choose(
         return from_cache, True
 
 
-def _cached_choice(order: ModelOrder, caches: list[Cached]) -> Listing | None:
+def _cached_choice(order: ModelOrder, caches: list[Installed]) -> Listing | None:
     """Return a whole cached model of the asked revision, the branch's own commit before others, newer before older."""
     usable = [
         entry
         for entry in caches
         if order.source in ("auto", entry.source)
         and (order.revision in (None, entry.commit, entry.folder.name) or _is_branch(entry, order))
-        and is_model(entry.folder)
+        and entry.complete
     ]
-    if not usable:
+    entry = max(usable, key=lambda each: (_is_branch(each, order), each.folder.stat().st_mtime), default=None)
+    if entry is None or entry.source is None:
         return None
-    entry = max(usable, key=lambda entry: (_is_branch(entry, order), entry.folder.stat().st_mtime))
-    hub, files = Hub(entry.source, f"{entry.source} cache"), tuple(cached_files(entry))
+    hub, files = Hub(entry.source, entry.place), tuple(folders.cached_files(entry))
     return Listing(hub, entry.model, order.revision or "main", entry.commit, files, f"it lies in {entry.folder}")
 
 
-def _is_branch(entry: Cached, order: ModelOrder) -> bool:
+def _is_branch(entry: Installed, order: ModelOrder) -> bool:
     """Hugging Face's cache keeps the commit of each branch or tag in a file of that name."""
     name = entry.folder.parent.parent / "refs" / (order.revision or "main")
     return entry.source == "huggingface" and name.is_file() and name.read_text().strip() == entry.commit

@@ -23,7 +23,7 @@ class Manifest:
     """Where a model came from and what it consists of; `verified` is the UTC time of the last full check, or None."""
 
     model: str
-    source: str
+    source: HubName
     endpoint: str
     revision: str
     commit: str | None
@@ -42,24 +42,28 @@ class Installed:
     model: str
     folder: Path
     place: str
-    source: str | None
-    commit: str | None
-    size_bytes: int
-    verified: str | None
-    complete: bool
+    source: HubName | None = None
+    commit: str | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return self.manifest.size_bytes if self.manifest else sum(path.stat().st_size for path in files)
+
+    @property
+    def verified(self) -> str | None:
+        return self.manifest.verified if self.manifest else None
+
+    @property
+    def complete(self) -> bool:
+        if self.manifest:
+            return is_whole(self.folder)
+        return not self.folder.name.endswith(INCOMPLETE) and is_model(self.folder)
 
     def as_json(self) -> dict[str, str | int | bool | None]:
-        return asdict(self) | {"folder": str(self.folder)}
-
-
-@dataclass(frozen=True)
-class Cached:
-    """One revision of a model in a hub's own cache."""
-
-    model: str
-    source: HubName
-    folder: Path
-    commit: str | None
+        shown = ("model", "place", "source", "commit", "size_bytes", "verified", "complete")
+        return {name: getattr(self, name) for name in shown} | {"folder": str(self.folder)}
 
 
 def now() -> str:
@@ -123,54 +127,40 @@ def _fault(folder: Path, file: RemoteFile) -> str | None:
 def installed(models_root: Path, environment: Mapping[str, str]) -> list[Installed]:
     """List the models under the models folder and in both hubs' caches; reads no weights."""
     folders = [path for path in sorted(models_root.glob("*")) if path.is_dir() and "@" not in path.name]
-    here = [_installed(path) for path in folders]
-    for entry in cached(environment):
-        described = _described(entry.model, entry.folder, f"{entry.source} cache")
-        here.append(replace(described, source=entry.source, commit=entry.commit))
-    return here
+    return [*map(_installed, folders), *cached(environment)]
 
 
 def _installed(folder: Path) -> Installed:
     """A folder of the models folder, by its manifest where that is valid."""
     manifest = read_manifest(folder)
     if manifest is None or folder.name.endswith(INCOMPLETE):
-        name = folder.name.removesuffix(INCOMPLETE).replace("--", "/", 1)
-        return _described(name, folder, "models")
-    origin = manifest.source, manifest.commit, manifest.size_bytes, manifest.verified
-    return Installed(manifest.model, folder, "models", *origin, is_whole(folder))
+        return Installed(folder.name.removesuffix(INCOMPLETE).replace("--", "/", 1), folder, "models")
+    return Installed(manifest.model, folder, "models", manifest.source, manifest.commit, manifest)
 
 
-def _described(model: str, folder: Path, place: str) -> Installed:
-    """A folder without a manifest, by the files in it."""
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    complete = not folder.name.endswith(INCOMPLETE) and is_model(folder)
-    return Installed(model, folder, place, None, None, size, None, complete)
-
-
-def cached(environment: Mapping[str, str]) -> Iterator[Cached]:
-    """Yield what the hubs' own clients have fetched, in their present and former layouts."""
+def cached(environment: Mapping[str, str]) -> Iterator[Installed]:
+    """Yield what the hubs' own clients have fetched, each revision by itself, in their present and former layouts."""
     home = Path(environment.get("HOME") or Path.home())
     cache_home = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     huggingface = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
     hub_cache = Path(huggingface or Path(environment.get("HF_HOME") or cache_home / "huggingface") / "hub").expanduser()
     for folder in sorted(hub_cache.glob("models--*--*/snapshots/*")):
         model = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        yield Cached(model, "huggingface", folder, folder.name)
+        yield Installed(model, folder, "huggingface cache", "huggingface", folder.name)
     base = Path(environment.get("MODELSCOPE_CACHE") or home / ".cache" / "modelscope").expanduser()
     for folder in sorted(base.glob("models/*--*/snapshots/*")):
-        yield Cached(folder.parent.parent.name.replace("--", "/", 1), "modelscope", folder, None)
+        yield Installed(folder.parent.parent.name.replace("--", "/", 1), folder, "modelscope cache", "modelscope")
     for folder in sorted([*base.glob("models/*/*"), *base.glob("hub/models/*/*")]):  # up to modelscope 1.37
         if folder.is_dir() and folder.name != "snapshots":
-            yield Cached(f"{folder.parent.name}/{folder.name.replace('___', '.')}", "modelscope", folder, None)
+            model = f"{folder.parent.name}/{folder.name.replace('___', '.')}"
+            yield Installed(model, folder, "modelscope cache", "modelscope")
 
 
-def cached_files(entry: Cached) -> list[RemoteFile]:
+def cached_files(entry: Installed) -> list[RemoteFile]:
     """List what training needs of a cached model; Hugging Face's cache names each file by its hash."""
-    paths = [path for path in sorted(entry.folder.rglob("*")) if path.is_file()]
     files = []
-    for path in paths:
+    for path in sorted(path for path in entry.folder.rglob("*") if path.is_file()):
         blob = path.resolve().name if entry.source == "huggingface" else ""
-        sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
-        git_sha1 = blob if re.fullmatch(r"[0-9a-f]{40}", blob) else None
+        sha256, git_sha1 = (blob if re.fullmatch(f"[0-9a-f]{{{length}}}", blob) else None for length in (64, 40))
         files.append(RemoteFile(path.relative_to(entry.folder).as_posix(), path.stat().st_size, sha256, git_sha1))
     return needed(files)

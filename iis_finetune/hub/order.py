@@ -7,7 +7,8 @@ from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from ..arguments import find_model
-from .refusals import HubFailure, table
+from ..tables import read
+from .refusals import HubFailure
 
 HubName = Literal["huggingface", "modelscope"]
 LONGEST_PAUSE_SECONDS = 120.0
@@ -83,7 +84,7 @@ class Hub:
     @property
     def words(self) -> dict[str, str]:
         """Its row in the table of the hubs."""
-        return dict(table()["hubs"][self.source])
+        return dict(read("hubs.toml")["hubs"][self.source])
 
     @property
     def name(self) -> str:
@@ -135,14 +136,15 @@ def hubs(order: ModelOrder, environment: Mapping[str, str]) -> list[Hub]:
 
 def configured(source: HubName, environment: Mapping[str, str]) -> Hub:
     """Return one hub with its address and the token of a variable, else of its own client's login."""
-
-    def first(names: list[str]) -> str | None:
-        return next((environment[name] for name in names if environment.get(name)), None)
-
-    row = table()["hubs"][source]
-    endpoint = (first(row["endpoint_variables"]) or str(row["endpoint"])).strip().rstrip("/")
+    row = read("hubs.toml")["hubs"][source]
+    endpoint = (first_set(row["endpoint_variables"], environment) or str(row["endpoint"])).strip().rstrip("/")
     endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
-    return Hub(source, endpoint, first(row["token_variables"]) or _login(source))
+    return Hub(source, endpoint, first_set(row["token_variables"], environment) or _login(source))
+
+
+def first_set(names: list[str], environment: Mapping[str, str]) -> str | None:
+    """The value of the first of these variables that has one."""
+    return next((environment[name] for name in names if environment.get(name)), None)
 
 
 def _login(source: HubName) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..arguments import frozen
@@ -14,11 +14,6 @@ from ..tables import read
 
 if TYPE_CHECKING:
     from .order import Hub, ModelOrder
-
-
-def table() -> Any:
-    """The two hubs' words, and what their refusals mean."""
-    return read("hubs.toml")
 
 
 class HubFailure(Exception):
@@ -34,12 +29,12 @@ class HubFailure(Exception):
     @property
     def passes(self) -> bool:
         """Return whether it may be over soon."""
-        return self.kind in table()["passing"]
+        return self.kind in read("hubs.toml")["passing"]
 
 
 def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
     """Put a hub's refusal into the user's words."""
-    advice = table()["advice"][failure.kind]
+    advice = read("hubs.toml")["advice"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
     model, rows = order.id_on(hub.source), frozen("models")["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
@@ -69,7 +64,7 @@ def on_disk(order: ModelOrder) -> str:
 
 def refusal(status: int, headers: Mapping[str, str], body: str) -> HubFailure:
     """Name a refusal by the hub's own code, else by the status; ModelScope says 404 for revisions too."""
-    codes, statuses = table()["codes"], table()["statuses"]
+    codes, statuses = read("hubs.toml")["codes"], read("hubs.toml")["statuses"]
     kind = codes.get(headers.get("X-Error-Code")) or statuses.get(str(status), "busy")
     if kind == "model" and ("evision" in body or "版本" in body):
         kind = "revision"

@@ -87,7 +87,9 @@ def look(name_or_path: str, models_root: Path) -> ModelFacts:
         rows = {name.lower(): row["config"] for row in read("models.toml")["model"] for name in row["names"]}
         row = rows.get(name_or_path.lower())
         return from_config(ModelFacts(name_or_path, known="table"), row) if row else ModelFacts(name_or_path)
-    facts = ModelFacts(name_or_path, folder, "disk", chat_template=_has_chat_template(folder))
+    of_tokenizer = read_json(folder / "tokenizer_config.json") or {}
+    templated = bool(of_tokenizer.get("chat_template")) or any(folder.glob("chat_template.*"))
+    facts = ModelFacts(name_or_path, folder, "disk", chat_template=templated)
     config = read_json(folder / CONFIG)
     return from_config(facts, config, read_headers(folder)) if config else facts
 
@@ -190,8 +192,3 @@ def count_parameters(shapes: Shapes) -> int | None:
     block += shapes.norms_per_layer * shapes.hidden_size + (2 * shapes.head_dim if shapes.query_key_norm else 0)
     embeddings = shapes.vocabulary_size * shapes.hidden_size * (1 if shapes.tie_word_embeddings else 2)
     return shapes.layers * block + embeddings + shapes.hidden_size
-
-
-def _has_chat_template(folder: Path) -> bool:
-    settings = read_json(folder / "tokenizer_config.json") or {}
-    return bool(settings.get("chat_template")) or any(folder.glob("chat_template.*"))

@@ -17,6 +17,7 @@ POINTER = b"version https://git-lfs"
 LONGEST_POINTER = 1024
 LONGEST_ADDED = 2_000_000  # bytes of tokenizer.json that are looked through for the added tokens
 EMBEDDING = "embed_tokens.weight"
+WHOLE = "fetch the model again, whole"
 SAMPLES = 64  # of a weight file that its fingerprint is made of
 SAMPLE_BYTES = 4096
 HEAD_BYTES = 1 << 16
@@ -25,62 +26,46 @@ HEAD_BYTES = 1 << 16
 def check_folder(folder: Path, place: Place) -> list[Problem]:
     """Every reason why a model folder would fail to load, or would load as something else than meant."""
     if not folder.is_dir():
-        return [_missing(f"the folder {folder} is not there", "give the path of a model folder", place)]
+        what, fix = f"the folder {folder} is not there", "give the path of a model folder"
+        return [Problem(what, fix, place, kind="missing")]
     if not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file():
         base = (read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
         fix = f"model_name_or_path: {base or 'the model it was trained on'} and adapter_name_or_path: {folder}"
         return [Problem(f"{folder} is an adapter, not a whole model", fix, place)]
     config = read_json(folder / CONFIG)
-    problems = list(_pointers(folder, place))
-    if config is None:
+    lacking = list(_lacking(folder))
+    if config is None and folder / CONFIG not in [path for path, _, _ in lacking]:
         state = "cannot be read as JSON" if (folder / CONFIG).exists() else "is missing"
-        problems.append(_missing(f"{folder / CONFIG} {state}", "fetch the model again, whole", place))
-    problems += _tokenizer(folder, place)
-    problems += _weights(folder, {problem.what.split(" is ")[0] for problem in problems}, place)
-    if config is not None:
-        problems += _contradictions(folder, config, read_headers(folder), place)
-    return problems
+        lacking.append((folder / CONFIG, state, WHOLE))
+    problems = [Problem(f"{path} {state}", fix, place, kind="missing") for path, state, fix in lacking]
+    return problems if config is None else [*problems, *_contradictions(folder, config, read_headers(folder), place)]
 
 
-def _missing(what: str, fix: str, place: Place) -> Problem:
-    return Problem(what, fix, place, kind="missing")
-
-
-def _pointers(folder: Path, place: Place) -> Iterator[Problem]:
-    """Files that git cloned without git-lfs: three lines of text in place of the content."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size <= LONGEST_POINTER and path.read_bytes().startswith(POINTER):
-            yield _missing(f"{path} is a git-lfs pointer, not the file itself", "run `git lfs pull` there", place)
-
-
-def _tokenizer(folder: Path, place: Place) -> list[Problem]:
-    if any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
-        return []
-    # Seen with LLaMA-Factory: it trains on nothing but unknown tokens and exits 0.
-    what = f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): every token would be an unknown one"
-    return [_missing(what, "copy the tokenizer files of the model it was made from", place)]
-
-
-def _weights(folder: Path, reported: set[str], place: Place) -> list[Problem]:
+def _lacking(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """Files that are not there, or not whole: the path, its state, the fix."""
     from ..hub import weights_faults  # 20 ms that a model that is not here yet need not cost
 
+    small = [path for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_size <= LONGEST_POINTER]
+    pointers = [path for path in small if path.read_bytes().startswith(POINTER)]
+    for path in pointers:  # three lines of text, where git cloned without git-lfs
+        yield path, "is a git-lfs pointer, not the file itself", "run `git lfs pull` there"
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        # Seen with LLaMA-Factory: it trains on nothing but unknown tokens and exits 0.
+        state = "has no tokenizer (tokenizer.json or tokenizer.model): every token would be an unknown one"
+        yield folder, state, "copy the tokenizer files of the model it was made from"
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-        return [_missing(f"{folder} has no weights (model.safetensors)", "fetch the model again, whole", place)]
-    faults = [(folder / name, fault) for name, fault in weights_faults(folder)]
-    return [
-        _missing(f"{path} {fault}", "fetch this file again: its download is incomplete", place)
-        for path, fault in faults
-        if str(path) not in reported
-    ]
+        yield folder, "has no weights (model.safetensors)", WHOLE
+    for name, fault in weights_faults(folder):
+        if folder / name not in pointers:
+            yield folder / name, fault, "fetch this file again: its download is incomplete"
 
 
 def _contradictions(folder: Path, config: dict[str, Any], headers: Header, place: Place) -> Iterator[Problem]:
     rows = next((each.shape[0] for name, each in headers.tensors.items() if name.endswith(EMBEDDING)), None)
     shapes = shapes_of(config)
     if rows and shapes and rows != shapes.vocabulary_size:
-        what = (
-            f"{folder / CONFIG} says vocab_size {shapes.vocabulary_size}, the embedding in the weights has {rows} rows"
-        )
+        said = f"{folder / CONFIG} says vocab_size {shapes.vocabulary_size}"
+        what = f"{said}, the embedding in the weights has {rows} rows"
         yield Problem(what, "take config.json and weights from the same source", place)
     tokens = max((added_tokens(folder) or {}).values(), default=-1)
     if rows and tokens >= rows:
@@ -88,9 +73,8 @@ def _contradictions(folder: Path, config: dict[str, Any], headers: Header, place
         yield Problem(what, "take the tokenizer of this very model, or set resize_vocab: true", place)
     named = config_dtype(config)
     if {named, headers.dtype} == {"float16", "bfloat16"}:
-        what = (
-            f"{folder / CONFIG} says {named}, the weights are saved as {headers.dtype}; they are converted on loading"
-        )
+        saved = f"the weights are saved as {headers.dtype}; they are converted on loading"
+        what = f"{folder / CONFIG} says {named}, {saved}"
         yield Problem(what, f'write "dtype": "{headers.dtype}" into config.json', place, severity="warning")
 
 

@@ -1,13 +1,12 @@
 """Do a recipe's adapter, lora_target and template belong to this model?"""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..arguments import find_model, find_template
-from ..errors import Place, Problem
+from ..errors import Place, Problem, did_you_mean
 from ..runs import read_json
 from ..tensors import Header, read_header
 from .facts import ADAPTER_CONFIG, CONFIG, ModelFacts
@@ -41,16 +40,16 @@ def _names(value: Any) -> list[str]:
 
 
 def _unknown(names: Iterable[str], known: set[str], facts: ModelFacts, place: Place) -> list[Problem]:
-    problems = []
-    for name in names:
-        last = name.rsplit(".", 1)[-1]
-        if last in known:
-            continue
-        near = difflib.get_close_matches(last, known, n=2, cutoff=0.6)
-        choices = " or ".join(repr(each) for each in near)
-        fix = f"did you mean {choices}?" if near else f"use one of {', '.join(sorted(facts.linear_layers))}"
-        problems.append(Problem(f"{facts.name} has no layer '{name}', so this name would be ignored", fix, place))
-    return problems
+    usual = f"use one of {', '.join(sorted(facts.linear_layers))}"
+    return [
+        Problem(
+            f"{facts.name} has no layer '{name}', so this name would be ignored",
+            did_you_mean(name.rsplit(".", 1)[-1], sorted(known), usual, 0.6),
+            place,
+        )
+        for name in names
+        if name.rsplit(".", 1)[-1] not in known
+    ]
 
 
 def _tied(names: Iterable[str], facts: ModelFacts, place: Place) -> list[Problem]:

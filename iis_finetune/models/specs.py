@@ -23,6 +23,7 @@ LIMITS = {
 }
 NOT_KEPT = ("quantization_config", "_name_or_path")
 VOCABULARY = 1600  # of the tokenizer that stands in for one that is not on disk
+TEXTS = 5000  # that it is made of
 READABLE = (".json", ".jsonl", ".txt", ".csv")
 
 
@@ -44,7 +45,8 @@ def scratch_spec(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     sources, problems = dataset.check_registered(wanted.text, workspace.data, "pt", place)
     if errors_of(problems):
         raise ProblemsFound(problems)
-    files = [{"file": str(file), "columns": _columns(source)} for source in sources for file in source.files]
+    keys = ("prompt", "query", "response")
+    files = [{"file": str(file), "columns": each.layout.named(*keys)} for each in sources for file in each.files]
     return {
         "config": _config_of(wanted),
         "tokenizer": {"train_on": files, "vocab_size": wanted.vocabulary_size},
@@ -70,11 +72,6 @@ def _config_of(wanted: FromScratch) -> dict[str, Any]:
     }
 
 
-def _columns(source: dataset.Source) -> list[str]:
-    columns = source.layout.columns
-    return [columns[key] for key in ("prompt", "query", "response") if key in columns]
-
-
 def smoke_spec(facts: ModelFacts, special_words: Sequence[str], texts: Sequence[Path], folder: Path) -> dict[str, Any]:
     """The spec of a shrunken model with its own tokenizer, else one made from `texts` and the `special_words`."""
     stand_in = facts.folder is None
@@ -82,6 +79,7 @@ def smoke_spec(facts: ModelFacts, special_words: Sequence[str], texts: Sequence[
     if stand_in:
         train_on = [str(path) for path in texts if path.suffix in READABLE]
         tokenizer = {"train_on": train_on, "vocab_size": VOCABULARY, "special_words": list(special_words)}
+        tokenizer["most_texts"] = TEXTS
     config = shrink(facts.config, VOCABULARY if stand_in else None)
     return {"config": config, "tokenizer": tokenizer, "dtype": facts.dtype or "float32", "to": str(folder)}
 

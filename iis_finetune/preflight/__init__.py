@@ -43,7 +43,7 @@ class Question:
     environment: Mapping[str, str]
     on: str | None = None
     rows: bool = True
-    smoke: bool = False  # the run it leads to is a smoke run
+    smoke: bool = False  # the run it leads to is a smoke run, for which a sample of the rows is read
     limit: int | None = dataset.LIMIT
     progress: dataset.Progress | None = None
     readings: dataset.Readings = field(default_factory=dataset.Readings)  # those made already, and those to come
@@ -112,7 +112,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
-    how = (question.limit, question.progress, question.readings)
+    how = (dataset.SAMPLE if question.smoke else question.limit, question.progress, question.readings)
     asked = Asked(seen.recipe, seen.plan.settings, seen.model, question.workspace.data, *how)
     return data_problems(asked, question.rows)
 

@@ -6,7 +6,8 @@ SPEC.json holds
     config      the model's config.json as an object; `model_type` is needed. `vocab_size` and the token ids are
                 filled in from the tokenizer when that is trained here
     tokenizer   {"train_on": [FILE or {"file": FILE, "columns": [NAME, ..]}, ..], "vocab_size": N} trains a
-                byte-level BPE with ChatML tokens, or with the "special_words" of another template;
+                byte-level BPE with ChatML tokens, or with the "special_words" of another template, on all the
+                texts or on "most_texts" of them;
                 {"copy_from": FOLDER} takes the tokenizer of another model
     seed        of the weights (42)          dtype    of the weights (float32)
     to          the folder to make; one that is there is replaced
@@ -18,6 +19,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def train_tokenizer(spec: dict[str, Any]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    texts = [text for source in spec["train_on"] for text in texts_of(source)]
+    texts = list(islice((text for source in spec["train_on"] for text in texts_of(source)), spec.get("most_texts")))
     # The frame of a conversation is read as often as the texts are, so its words get tokens of their own.
     frame = [f"system\n{SYSTEM}\nuser\nassistant\n"] * len(texts)
     tokenizer = Tokenizer(models.BPE())
