@@ -167,6 +167,19 @@ def test_overrides_are_told_from_the_recipe(tmp_path: Path) -> None:
     assert (decision.value, decision.source) == ("fp32", "override")
 
 
+@pytest.mark.parametrize("where", ["recipe", "override"])
+def test_what_auto_decided_carries_the_source_of_the_answer(where: str, tmp_path: Path) -> None:
+    asked = {"kit.precision": "auto", "kit.attention": "auto", "flash_attn": "sdpa"}
+    for stated, source in ((("kit.precision", "kit.attention"), "machine table"), (("flash_attn",), where)):
+        lines = [f"{key}={asked[key]}" for key in stated]
+        kit = "".join(f"  {key[4:]}: {asked[key]}\n" for key in stated if key.startswith("kit."))
+        flat = "".join(f"{key}: {asked[key]}\n" for key in stated if not key.startswith("kit."))
+        text = SMALL + (f"kit:\n{kit}" if kit else "") + flat if where == "recipe" else SMALL
+        made = make(str(tmp_path / "r.yaml"), "mi50", *(lines if where == "override" else ()), text=text)
+        sources = {each.name: each.source for each in made.decisions}
+        assert (sources["precision"], sources["attention"]) == ("machine table", source)
+
+
 def test_several_processes_on_cpu_are_asked_for_by_devices(tmp_path: Path) -> None:
     made = make(str(tmp_path / "r.yaml"), "cpu", "kit.devices=2", text=SMALL)
     assert made.processes == 2

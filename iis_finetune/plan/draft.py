@@ -106,7 +106,7 @@ class Draft:
 
     def take(self, decision: Decision, problems: list[Problem], key: str) -> Draft:
         """Take over a decision of the machine table, with its problems placed at the line that led to it."""
-        if self.recipe.states(key):
+        if decision.source == "recipe":  # asked for there; `auto` is a question, and the table's is the answer
             decision = replace(decision, source=self._entry(key).source)
         return self.note(decision).complain(*(replace(each, where=self.recipe.place(key)) for each in problems))
 
