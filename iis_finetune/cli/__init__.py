@@ -23,6 +23,7 @@ VERBS = {
     "recipes": ("recipes.recipes", "List the recipes, with model, method and memory need."),
     "check": ("plan.check", "Every problem of a recipe, before anything starts."),
     "plan": ("plan.plan", "What would run: arguments, environment, memory, and why."),
+    "machines": ("machines.machines", "The machines that --on takes, and what is known of each."),
     "doctor": ("doctor.doctor", "This machine: what is wrong with it, and the fix."),
     "download": ("download.download", "Fetch a base model, resumable and verified."),
     "models": ("download.models", "The base models on disk."),
