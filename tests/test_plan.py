@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -217,12 +218,44 @@ def test_what_does_not_fit_is_told_with_the_changes_that_were_computed_to_fit(
         assert not [problem for problem in again.problems if "GiB a device are needed" in problem.what], remedy
 
 
-def test_a_fix_that_the_next_check_warns_of_is_not_offered_first() -> None:
-    """One MI50: every single change has something against it, and fp16 less than the slow bf16."""
+def test_one_mi50_is_offered_what_may_work_and_nothing_that_the_next_check_takes_back() -> None:
     fix = only(make("qwen7b_lora", "mi50").problems).fix
-    order = ["a smaller model", "kit.precision: fp16", "not proven", "kit.precision: bf16", "emulated", "quantization"]
-    assert sorted(order, key=fix.index) == order
+    order = ["a smaller model", "kit.precision: fp16 and kit.attention: sdpa", "not proven", "quantization_bit: 4"]
+    assert sorted(order, key=fix.index) == order and "bf16" not in fix
     assert "no ready-made build" in fix.partition("quantization")[2]
+    mended = make("qwen7b_lora", "mi50", "kit.precision=fp16", "kit.attention=sdpa")
+    [doubt] = mended.problems
+    assert mended.memory.ready and doubt.severity == "warning"
+    assert doubt.fix.startswith("keep attention sdpa, and let the watcher look for NaN")
+
+
+DOUBTS = ("keep attention sdpa", "build its main branch")  # said of what may work, not against it
+TOO_LARGE = {
+    "in fp32": ("kit.precision=fp32",),
+    "in fp32, by both switches": ("bf16=false", "fp16=false"),
+    "with plain attention": ("kit.precision=fp32", "flash_attn=disabled"),
+    "with many rows": ("per_device_train_batch_size=64",),
+    "whole": ("finetuning_type=full",),
+}
+
+
+@pytest.mark.parametrize("name", ["mi50", "mi50x2", "rx6800xt", "rtx4090", "v100", "rtx5090", "t4", "cpu", "rx7600"])
+@pytest.mark.parametrize("overrides", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_each_remedy_is_followed_and_the_next_check_has_nothing_against_it(
+    name: str, overrides: tuple[str, ...]
+) -> None:
+    made = make("qwen7b_lora", name, *overrides, "kit.global_batch_size=64")
+    for problem in made.problems:
+        if "GiB a device are needed" not in problem.what or "no single change" in problem.fix:
+            continue
+        for told in re.split(r" or (?=kit|[a-z_\d]+: )", problem.fix.removeprefix("try it, or ")):
+            lines = re.findall(r"(?:^| and )([\w.]+): (\w+)(?= and | \()", told)
+            kept = [each for each in overrides if each.partition("=")[0] not in dict(lines)]
+            wanted = [f"{key}={value}" for key, value in lines]
+            again = make("qwen7b_lora", name, *kept, "kit.global_batch_size=64", *wanted) if lines else made
+            new = [each for each in again.problems if each.what not in {other.what for other in made.problems}]
+            assert all(each.fix.startswith(DOUBTS) for each in new), (told, new)
+            assert again.memory.ready or not lines, told
 
 
 def test_between_what_fits_and_what_does_not_there_is_a_warning(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from .decide import (
     compile_problems,
     decide_attention,
     decide_precision,
+    emulates,
     fused_attention,
     offload_problems,
     quantization_problems,

@@ -1,29 +1,32 @@
 """Does a training fit into a device's memory, and which single changes would make it fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from ..errors import Problem, errors_of
-from ..machine import Machine, decide_precision, fused_attention, quantization_problems
+from ..machine import Machine, emulates, fused_attention, quantization_problems
+from ..recipe import Recipe
 from ..rules import Case, check
 from .draft import Draft, Inputs, Launcher
 from .memory import MemoryEstimate, Workload, estimate
 
 LEAST_TOKENS = 256
+Lines = tuple[str, ...]
 Planner = Callable[[Inputs], Draft]  # every step but the fit
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A line to write, the memory of the plan that has it, and what that plan is warned of beside this one's."""
+    """Lines to write, the memory of the plan that has them, and what that plan is warned of beside this one's."""
 
-    line: str
+    lines: Lines
     memory: MemoryEstimate
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
         against = f", but {'; '.join(self.warnings)}" if self.warnings else ""
-        return f"{self.line} ({self.memory.per_device_gib:.1f} GiB{against})"
+        return f"{' and '.join(self.lines)} ({self.memory.per_device_gib:.1f} GiB{against})"
 
 
 def workload(draft: Draft, launcher: Launcher) -> Workload:
@@ -67,7 +70,7 @@ def fit(draft: Draft, planned: Planner) -> Draft:
 
 def _remedies(draft: Draft, planned: Planner) -> str:
     """The single changes after which it fits, those first that nothing is said against; else what comes nearest."""
-    tried = [remedy for line in _changes(draft) if (remedy := _try(draft, planned, line))]
+    tried = [remedy for lines in _changes(draft) if (remedy := _try(draft, planned, lines))]
     fitting = sorted((each for each in tried if each.memory.ready), key=lambda each: bool(each.warnings))
     other = "a smaller model" if draft.machine.accelerator == "cpu" else "a smaller model or more devices"
     if fitting:
@@ -77,15 +80,15 @@ def _remedies(draft: Draft, planned: Planner) -> str:
     return f"{other}; no single change is enough, {nearest} comes nearest" if nearest else other
 
 
-def _try(draft: Draft, planned: Planner, line: str) -> Remedy | None:
-    """The plan with a changed line; None where it cannot be had, or where nothing is known of its memory."""
-    again = planned(replace(draft.inputs, recipe=draft.recipe.with_line(line)))
+def _try(draft: Draft, planned: Planner, lines: Lines) -> Remedy | None:
+    """The plan with changed lines; None where it cannot be had, or where nothing is known of its memory."""
+    again = planned(replace(draft.inputs, recipe=reduce(Recipe.with_line, lines, draft.recipe)))
     before, found = _problems(draft), _problems(again)
     new = [each for each in found if each.what not in {known.what for known in before}]
     memory = needed(again, again.launcher)
     if errors_of(new) or memory.per_device_gib is None:
         return None
-    return Remedy(line, memory, tuple(each.what for each in new))
+    return Remedy(lines, memory, tuple(each.what for each in new))
 
 
 def _problems(draft: Draft) -> list[Problem]:
@@ -95,22 +98,32 @@ def _problems(draft: Draft) -> list[Problem]:
     return [*draft.problems, *check(case), *bits]
 
 
-def _changes(draft: Draft) -> list[str]:
+def _changes(draft: Draft) -> list[Lines]:
     """The lines to try, those first that change the result least."""
     settings, several = draft.settings, draft.launcher.processes > 1
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
     evaluates = settings["do_eval"] or settings["eval_strategy"] != "no"
     launchers = ("zero3", "zero3_offload") if several else ()
-    slow = decide_precision(draft.machine, "bf16")[1]
-    precisions = () if draft.precision != "fp32" else ("fp16", "bf16") if slow else ("bf16", "fp16")
-    possible = (
+    mild = (
         (evaluates and settings["per_device_eval_batch_size"] > 1, "per_device_eval_batch_size: 1"),
         (settings["disable_gradient_checkpointing"], "disable_gradient_checkpointing: false"),
         (settings["per_device_train_batch_size"] > 1, "per_device_train_batch_size: 1"),
         *((True, f"kit.launcher: {name}") for name in launchers if name != draft.launcher.name),
         (half >= LEAST_TOKENS, f"cutoff_len: {half}"),
-        *((True, f"kit.precision: {name}") for name in precisions),
+    )
+    strong = (
         (method == "full", "finetuning_type: lora"),
         (method == "lora" and not settings["quantization_bit"], "quantization_bit: 4"),
     )
-    return [line for wanted, line in possible if wanted]
+    first, last = ([(line,) for wanted, line in lines if wanted] for lines in (mild, strong))
+    return [*first, *(_narrower(draft) if draft.precision == "fp32" else ()), *last]
+
+
+def _narrower(draft: Draft) -> Iterator[Lines]:
+    """The half precisions that this machine does not emulate, with an attention that does not overflow in them."""
+    switches = draft.stated("bf16", "fp16")
+    attention = "flash_attn: sdpa" if draft.stated("flash_attn") else "kit.attention: sdpa"
+    for name in ("bf16", "fp16"):
+        if not emulates(draft.machine, name):
+            line = f"{name}: true" if switches else f"kit.precision: {name}"
+            yield (line, attention) if draft.attention == "disabled" else (line,)
