@@ -301,6 +301,37 @@ def test_a_stated_deepspeed_file_shares_the_model_as_it_says(tmp_path: Path) -> 
     assert unread.memory.per_device_gib is None and "cannot be read" in unread.memory.not_counted[0]
 
 
+WITH_OFFLOAD = {
+    "automatic": ("", "zero3", []),
+    "ZeRO-2": ("kit: {launcher: zero2_offload}\n", "zero2_offload", ["119.7"]),
+    "ZeRO-3": ("kit: {launcher: zero3_offload}\n", "zero3_offload", ["134.6"]),
+    "FSDP": ("fsdp: full_shard offload\n", "fsdp", ["104.7"]),
+    "a file": ("deepspeed: FILE\n", "deepspeed", ["134.6"]),
+}
+
+
+@pytest.mark.parametrize(("lines", "launcher", "needs"), WITH_OFFLOAD.values(), ids=WITH_OFFLOAD.keys())
+def test_what_is_kept_in_the_computers_memory_has_to_fit_there(
+    lines: str, launcher: str, needs: list[str], tmp_path: Path
+) -> None:
+    """8.03 billion parameters: 119.7 GiB of states and masters (without masters 89.7), 15.0 of weights."""
+    elsewhere = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    (tmp_path / "z.json").write_text(json.dumps({"zero_optimization": elsewhere}))
+    (tmp_path / "r.yaml").write_text(EIGHT_BILLION + lines.replace("FILE", str(tmp_path / "z.json")))
+    recipe, _ = recipes.read(str(tmp_path / "r.yaml"))
+    facts = models.look("meta-llama/Llama-3.1-8B-Instruct", Path("/nowhere/models"))
+    told = {}
+    for memory_gib in (None, 64.0, 512.0):
+        host = replace(machine.profile("r9700x4"), memory_gib=memory_gib)
+        made = plan.make(Inputs(recipe, host, facts, Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))))
+        told[memory_gib] = [each.what for each in made.problems if "the computer's own memory" in each.what]
+        assert "zero3_offload" not in "".join(each.fix for each in made.problems) or memory_gib != 64.0
+        if memory_gib == 64.0:
+            assert made.launcher == launcher
+    assert told[None] == told[512.0] == []
+    assert [re.findall(r"at least ([\d.]+) GiB", each)[0] for each in told[64.0]] == needs
+
+
 @pytest.mark.parametrize(("words", "shared"), [("full_shard auto_wrap", 3), ("shard_grad_op", 2), ("no_shard", 0)])
 def test_fsdp_shares_what_its_words_say(words: str, shared: int, tmp_path: Path) -> None:
     items = make(str(tmp_path / "r.yaml"), "h100x8", text=f"{EIGHT_BILLION}fsdp: {words}\n").memory.items

@@ -9,7 +9,7 @@ from ..machine import Machine, emulates, fused_attention, quantization_problems
 from ..recipe import Recipe
 from ..rules import Case, check
 from .draft import Draft, Inputs, Launcher
-from .memory import MemoryEstimate, Workload, estimate
+from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
 
 LEAST_TOKENS = 256
 Lines = tuple[str, ...]
@@ -52,10 +52,21 @@ def needed(draft: Draft, launcher: Launcher) -> MemoryEstimate:
     return estimate(draft.inputs.model, workload(draft, launcher), limit_gib(draft.machine))
 
 
+def offload_problems(draft: Draft, launcher: Launcher) -> list[Problem]:
+    """Whether the computer's own memory holds what is kept in it instead of the devices'; a lower bound is checked."""
+    need, there = offloaded_gib(draft.inputs.model, workload(draft, launcher)) * launcher.here, draft.machine.memory_gib
+    if there is None or need <= there:
+        return []
+    what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory, {there:.1f} are there"
+    key = next(iter(draft.stated("deepspeed", "fsdp")), "kit.launcher")
+    fix = "a smaller model, a method that trains fewer parameters, or zero3 without offload on more devices"
+    return [Problem(what, fix, draft.recipe.place(key), kind="machine")]
+
+
 def fit(draft: Draft, planned: Planner) -> Draft:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
     memory = needed(draft, draft.launcher)
-    draft = replace(draft, memory=memory)
+    draft = replace(draft, memory=memory).complain(*offload_problems(draft, draft.launcher))
     if memory.ready:
         return draft
     need, limit, place = memory.per_device_gib, memory.limit_gib, draft.recipe.place("model_name_or_path")
@@ -95,7 +106,7 @@ def _problems(draft: Draft) -> list[Problem]:
     chosen = (draft.launcher.processes, draft.launcher.name, draft.precision)
     case = Case(draft.recipe, draft.settings, draft.machine, draft.inputs.model, *chosen)
     bits = quantization_problems(draft.machine) if draft.settings["quantization_bit"] else []
-    return [*draft.problems, *check(case), *bits]
+    return [*draft.problems, *check(case), *bits, *offload_problems(draft, draft.launcher)]
 
 
 def _changes(draft: Draft) -> list[Lines]:

@@ -6,7 +6,7 @@ from typing import Any
 from ..decision import Decision
 from ..errors import Problem
 from .draft import Draft, Launcher
-from .fit import needed
+from .fit import needed, offload_problems
 
 SHARDED = {"zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}  # the ZeRO stage of each
 UNNAMED = "FIRST_NODE"  # stands for an address that is not known yet
@@ -27,7 +27,7 @@ def launcher(draft: Draft) -> Draft:
     if stated and not clash:
         draft = draft.keep("launcher", stated[0], stated[0])
         return _write(replace(draft, launcher=Launcher(stated[0], processes, here)))
-    decision = _decision(draft, processes)
+    decision = _decision(draft, processes, here)
     chosen = Launcher() if decision.value == "single" else Launcher(str(decision.value), processes, here)
     return _write(replace(draft.note(decision), launcher=chosen))
 
@@ -49,7 +49,7 @@ def _devices(draft: Draft) -> tuple[Draft, int]:
     return draft, max(min(number or there, there), 1)
 
 
-def _decision(draft: Draft, processes: int) -> Decision:
+def _decision(draft: Draft, processes: int, here: int) -> Decision:
     wanted = draft.recipe.kit.launcher
     if wanted != "auto":
         entry = draft.recipe.kit_entries["kit.launcher"]
@@ -62,8 +62,9 @@ def _decision(draft: Draft, processes: int) -> Decision:
         fits = f", {whole.per_device_gib:.1f} GiB of {whole.limit_gib:.1f} GiB each" if known else ""
         return Decision("launcher", "ddp", "kit default", f"a whole copy of the model on each of {processes}{fits}")
     for name in ("zero2", "zero3", "zero3_offload"):
-        shared = needed(draft, Launcher(name, processes))
-        if shared.ready:
+        tried = Launcher(name, processes, here)
+        shared = needed(draft, tried)
+        if shared.ready and not offload_problems(draft, tried):
             reason = f"a whole copy needs {whole.per_device_gib:.1f} GiB, a device has {whole.limit_gib:.1f}"
             reason = f"{reason}; {name} needs {shared.per_device_gib:.1f}"
             return Decision("launcher", name, "kit default", reason)
