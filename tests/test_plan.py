@@ -14,7 +14,6 @@ from iis_finetune import arguments, machine, models, plan, process, rules, runs
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import Problem, errors_of
 from iis_finetune.plan import Inputs, Plan
-from iis_finetune.plan.draft import Draft
 from iis_finetune.plan.fit import needed
 from iis_finetune.runs import Run, Workspace
 
@@ -470,13 +469,13 @@ def recorded(recipe: recipes.Recipe, machine_name: str, workspace: Workspace) ->
     made, _ = arguments.settings_of(recipe)
     facts = models.look(str(recipe.value("model_name_or_path")), workspace.models)
     host = machine.profile(machine_name)
-    draft = Draft(Inputs(recipe, host, facts, workspace), Recording(made.table, made.stated, asked=asked))
+    draft = Plan(Inputs(recipe, host, facts, workspace), Recording(made.table, made.stated, asked=asked))
     for step in plan.STEPS:
         draft = step(draft)
-    needed(draft, draft.launcher)
+    needed(draft, draft.launch)
     planned = plan.make(draft.inputs)
     assert draft.settings.decided == planned.settings.decided
-    case = rules.Case(recipe, draft.settings, host, facts, draft.launcher.processes, draft.launcher.name, rows=1000)
+    case = rules.Case(recipe, draft.settings, host, facts, draft.processes, draft.launcher, rows=1000)
     return planned, asked, rules.disk_bytes(case)
 
 

@@ -8,12 +8,12 @@ from ..errors import Problem, errors_of
 from ..machine import Machine, emulates, fused_attention, quantization_problems
 from ..recipe import Recipe
 from ..rules import Case, check
-from .draft import Draft, Inputs, Launcher
 from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
+from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
 Lines = tuple[str, ...]
-Planner = Callable[[Inputs], Draft]  # every step but the fit
+Planner = Callable[[Inputs], Plan]  # every step but the fit
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Remedy:
         return f"{' and '.join(self.lines)} ({self.memory.per_device_gib:.1f} GiB{against})"
 
 
-def workload(draft: Draft, launcher: Launcher) -> Workload:
+def workload(plan: Plan, launcher: Launcher) -> Workload:
     """What the memory estimate needs to know of a training that is launched so."""
     return Workload(
-        settings=draft.settings,
-        precision=draft.precision,
-        attention=draft.attention,
+        settings=plan.settings,
+        precision=plan.precision,
+        attention=plan.attention,
         launcher=launcher.name,
         processes=launcher.processes,
-        accelerator=draft.machine.accelerator,
-        fused_attention=fused_attention(draft.machine, draft.recipe.kit.env),
+        accelerator=plan.machine.accelerator,
+        fused_attention=fused_attention(plan.machine, plan.recipe.kit.env),
         accumulates=True,  # the larger need: with a single micro-batch a step less is held
     )
 
@@ -47,43 +47,43 @@ def limit_gib(machine: Machine) -> float | None:
     return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
 
 
-def needed(draft: Draft, launcher: Launcher) -> MemoryEstimate:
+def needed(plan: Plan, launcher: Launcher) -> MemoryEstimate:
     """What a device needs when the training is launched so; nothing is known where the model's shapes are not."""
-    return estimate(draft.inputs.model, workload(draft, launcher), limit_gib(draft.machine))
+    return estimate(plan.inputs.model, workload(plan, launcher), limit_gib(plan.machine))
 
 
-def offload_problems(draft: Draft, launcher: Launcher) -> list[Problem]:
+def offload_problems(plan: Plan, launcher: Launcher) -> list[Problem]:
     """Whether the computer's own memory holds what is kept in it instead of the devices'; a lower bound is checked."""
-    need, there = offloaded_gib(draft.inputs.model, workload(draft, launcher)) * launcher.here, draft.machine.memory_gib
+    need, there = offloaded_gib(plan.inputs.model, workload(plan, launcher)) * launcher.here, plan.machine.memory_gib
     if there is None or need <= there:
         return []
     what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory, {there:.1f} are there"
-    key = next(iter(draft.stated("deepspeed", "fsdp")), "kit.launcher")
+    key = next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher")
     fix = "a smaller model, a method that trains fewer parameters, or zero3 without offload on more devices"
-    return [Problem(what, fix, draft.recipe.place(key), kind="machine")]
+    return [Problem(what, fix, plan.recipe.place(key), kind="machine")]
 
 
-def fit(draft: Draft, planned: Planner) -> Draft:
+def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
-    memory = needed(draft, draft.launcher)
-    draft = replace(draft, memory=memory).complain(*offload_problems(draft, draft.launcher))
+    memory = needed(plan, plan.launch)
+    plan = replace(plan, memory=memory).complain(*offload_problems(plan, plan.launch))
     if memory.ready:
-        return draft
-    need, limit, place = memory.per_device_gib, memory.limit_gib, draft.recipe.place("model_name_or_path")
+        return plan
+    need, limit, place = memory.per_device_gib, memory.limit_gib, plan.recipe.place("model_name_or_path")
     least = "at least " if memory.not_counted else ""
     what = f"{least}{need:.1f} GiB a device are needed, {limit:.1f} are there"
     if not memory.fits:
         what = f"{what}; the largest part is {memory.largest}"
-        return draft.complain(Problem(what, _remedies(draft, planned), place, kind="machine"))
+        return plan.complain(Problem(what, _remedies(plan, planned), place, kind="machine"))
     what = f"{what}: the estimate is not exact enough to say that it fits"
-    return draft.complain(Problem(what, f"try it, or {_remedies(draft, planned)}", place, "warning", "machine"))
+    return plan.complain(Problem(what, f"try it, or {_remedies(plan, planned)}", place, "warning", "machine"))
 
 
-def _remedies(draft: Draft, planned: Planner) -> str:
+def _remedies(plan: Plan, planned: Planner) -> str:
     """The single changes after which it fits, those first that nothing is said against; else what comes nearest."""
-    tried = [remedy for lines in _changes(draft) if (remedy := _try(draft, planned, lines))]
+    tried = [remedy for lines in _changes(plan) if (remedy := _try(plan, planned, lines))]
     fitting = sorted((each for each in tried if each.memory.ready), key=lambda each: bool(each.warnings))
-    other = "a smaller model" if draft.machine.accelerator == "cpu" else "a smaller model or more devices"
+    other = "a smaller model" if plan.machine.accelerator == "cpu" else "a smaller model or more devices"
     if fitting:
         first = [other] if fitting[0].warnings else []
         return " or ".join([*first, *map(str, fitting)])
@@ -91,27 +91,27 @@ def _remedies(draft: Draft, planned: Planner) -> str:
     return f"{other}; no single change is enough, {nearest} comes nearest" if nearest else other
 
 
-def _try(draft: Draft, planned: Planner, lines: Lines) -> Remedy | None:
+def _try(plan: Plan, planned: Planner, lines: Lines) -> Remedy | None:
     """The plan with changed lines; None where it cannot be had, or where nothing is known of its memory."""
-    again = planned(replace(draft.inputs, recipe=reduce(Recipe.with_line, lines, draft.recipe)))
-    before, found = _problems(draft), _problems(again)
+    again = planned(replace(plan.inputs, recipe=reduce(Recipe.with_line, lines, plan.recipe)))
+    before, found = _problems(plan), _problems(again)
     new = [each for each in found if each.what not in {known.what for known in before}]
-    memory = needed(again, again.launcher)
+    memory = needed(again, again.launch)
     if errors_of(new) or memory.per_device_gib is None:
         return None
     return Remedy(lines, memory, tuple(each.what for each in new))
 
 
-def _problems(draft: Draft) -> list[Problem]:
-    chosen = (draft.launcher.processes, draft.launcher.name, draft.precision)
-    case = Case(draft.recipe, draft.settings, draft.machine, draft.inputs.model, *chosen)
-    bits = quantization_problems(draft.machine) if draft.settings["quantization_bit"] else []
-    return [*draft.problems, *check(case), *bits, *offload_problems(draft, draft.launcher)]
+def _problems(plan: Plan) -> list[Problem]:
+    chosen = (plan.processes, plan.launcher, plan.precision)
+    case = Case(plan.recipe, plan.settings, plan.machine, plan.inputs.model, *chosen)
+    bits = quantization_problems(plan.machine) if plan.settings["quantization_bit"] else []
+    return [*plan.problems, *check(case), *bits, *offload_problems(plan, plan.launch)]
 
 
-def _changes(draft: Draft) -> list[Lines]:
+def _changes(plan: Plan) -> list[Lines]:
     """The lines to try, those first that change the result least."""
-    settings, several = draft.settings, draft.launcher.processes > 1
+    settings, several = plan.settings, plan.processes > 1
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
     evaluates = settings["do_eval"] or settings["eval_strategy"] != "no"
     launchers = ("zero3", "zero3_offload") if several else ()
@@ -119,7 +119,7 @@ def _changes(draft: Draft) -> list[Lines]:
         (evaluates and settings["per_device_eval_batch_size"] > 1, "per_device_eval_batch_size: 1"),
         (settings["disable_gradient_checkpointing"], "disable_gradient_checkpointing: false"),
         (settings["per_device_train_batch_size"] > 1, "per_device_train_batch_size: 1"),
-        *((True, f"kit.launcher: {name}") for name in launchers if name != draft.launcher.name),
+        *((True, f"kit.launcher: {name}") for name in launchers if name != plan.launcher),
         (half >= LEAST_TOKENS, f"cutoff_len: {half}"),
     )
     strong = (
@@ -127,14 +127,14 @@ def _changes(draft: Draft) -> list[Lines]:
         (method == "lora" and not settings["quantization_bit"], "quantization_bit: 4"),
     )
     first, last = ([(line,) for wanted, line in lines if wanted] for lines in (mild, strong))
-    return [*first, *(_narrower(draft) if draft.precision == "fp32" else ()), *last]
+    return [*first, *(_narrower(plan) if plan.precision == "fp32" else ()), *last]
 
 
-def _narrower(draft: Draft) -> Iterator[Lines]:
+def _narrower(plan: Plan) -> Iterator[Lines]:
     """The half precisions that this machine does not emulate, with an attention that does not overflow in them."""
-    switches = draft.stated("bf16", "fp16")
-    attention = "flash_attn: sdpa" if draft.stated("flash_attn") else "kit.attention: sdpa"
+    switches = plan.stated("bf16", "fp16")
+    attention = "flash_attn: sdpa" if plan.stated("flash_attn") else "kit.attention: sdpa"
     for name in ("bf16", "fp16"):
-        if not emulates(draft.machine, name):
+        if not emulates(plan.machine, name):
             line = f"{name}: true" if switches else f"kit.precision: {name}"
-            yield (line, attention) if draft.attention == "disabled" else (line,)
+            yield (line, attention) if plan.attention == "disabled" else (line,)
