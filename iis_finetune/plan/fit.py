@@ -5,13 +5,21 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 from ..errors import Problem, errors_of
-from ..machine import Machine, emulates, fused_attention, quantization_problems
+from ..machine import (
+    Machine,
+    compile_problems,
+    emulates,
+    fused_attention,
+    offload_problems,
+    quantization_problems,
+)
 from ..recipe import Recipe
 from ..rules import Case, check
 from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
 from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 Lines = tuple[str, ...]
 Planner = Callable[[Inputs], Plan]  # every step but the fit
 
@@ -52,21 +60,24 @@ def needed(plan: Plan, launcher: Launcher) -> MemoryEstimate:
     return estimate(plan.inputs.model, workload(plan, launcher), limit_gib(plan.machine))
 
 
-def offload_problems(plan: Plan, launcher: Launcher) -> list[Problem]:
-    """Whether the computer's own memory holds what is kept in it instead of the devices'; a lower bound is checked."""
-    need, there = offloaded_gib(plan.inputs.model, workload(plan, launcher)) * launcher.here, plan.machine.memory_gib
+def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
+    """What speaks against keeping a part in the computer's own memory: a slow processor, and too little memory."""
+    work, there = workload(plan, launcher), plan.machine.memory_gib
+    slow = offload_problems(plan.machine) if work.sharing.offloads and work.sharing.zero_stage else []
+    place = plan.recipe.place(next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher"))
+    found = [replace(each, where=place) for each in slow]
+    need = offloaded_gib(plan.inputs.model, work) * launcher.here
     if there is None or need <= there:
-        return []
+        return found
     what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory, {there:.1f} are there"
-    key = next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher")
     fix = "a smaller model, a method that trains fewer parameters, or zero3 without offload on more devices"
-    return [Problem(what, fix, plan.recipe.place(key), kind="machine")]
+    return [*found, Problem(what, fix, place, kind="machine")]
 
 
 def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
     memory = needed(plan, plan.launch)
-    plan = replace(plan, memory=memory).complain(*offload_problems(plan, plan.launch))
+    plan = replace(plan, memory=memory).complain(*problems_of_offload(plan, plan.launch))
     if memory.ready:
         return plan
     need, limit, place = memory.per_device_gib, memory.limit_gib, plan.recipe.place("model_name_or_path")
@@ -105,8 +116,16 @@ def _try(plan: Plan, planned: Planner, lines: Lines) -> Remedy | None:
 def _problems(plan: Plan) -> list[Problem]:
     chosen = (plan.processes, plan.launcher, plan.precision)
     case = Case(plan.recipe, plan.settings, plan.machine, plan.inputs.model, *chosen)
-    bits = quantization_problems(plan.machine) if plan.settings["quantization_bit"] else []
-    return [*plan.problems, *check(case), *bits, *offload_problems(plan, plan.launch)]
+    return [*plan.problems, *check(case), *machine_problems(case), *problems_of_offload(plan, plan.launch)]
+
+
+def machine_problems(case: Case) -> list[Problem]:
+    """What the machine, a named one too, cannot do or does badly: bitsandbytes' quantisation, compiling."""
+    ours = case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization
+    found = [("quantization_bit", each) for each in quantization_problems(case.machine) if ours]
+    compiling = next((key for key in COMPILING if case[key]), None)
+    found += [(compiling, each) for each in compile_problems(case.machine) if compiling]
+    return [replace(each, where=case.recipe.place(key)) for key, each in found]
 
 
 def _changes(plan: Plan) -> list[Lines]:

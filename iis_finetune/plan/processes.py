@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..decision import Decision
-from ..errors import Problem
-from .fit import needed, offload_problems
+from ..errors import Problem, errors_of
+from .fit import needed, problems_of_offload
 from .record import Launcher, Plan
 
 SHARDED = {"zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}  # the ZeRO stage of each
@@ -64,7 +64,7 @@ def _decision(plan: Plan, processes: int, here: int) -> Decision:
     for name in ("zero2", "zero3", "zero3_offload"):
         tried = Launcher(name, processes, here)
         shared = needed(plan, tried)
-        if shared.ready and not offload_problems(plan, tried):
+        if shared.ready and not errors_of(problems_of_offload(plan, tried)):
             reason = f"a whole copy needs {whole.per_device_gib:.1f} GiB, a device has {whole.limit_gib:.1f}"
             reason = f"{reason}; {name} needs {shared.per_device_gib:.1f}"
             return Decision("launcher", name, "kit default", reason)
