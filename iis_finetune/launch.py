@@ -141,7 +141,7 @@ def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
     """A Slurm job of the recipe that saves and queues itself again when it is told to leave."""
     devices = len(_devices(plan.environment))
     values = {
-        "@NAME@": re.sub(r"[^\w.-]", "-", plan.recipe),
+        "@NAME@": re.sub(r"[^\w.-]", "-", plan.recipe.name),
         "@NODES@": str(nodes),
         "@GPUS@": f"#SBATCH --gpus-per-node={devices}\n" if devices else "",
         "@RECIPE@": recipe,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,13 +23,13 @@ from iis_finetune.doctor import Subject, builds, hardware, probing
 from iis_finetune.doctor.probing import Tried
 from iis_finetune.doctor.subject import Check
 from iis_finetune.errors import ProblemsFound, exit_code
-from iis_finetune.machine import Machine, knowledge, profile
+from iis_finetune.machine import Machine, profile
 from iis_finetune.machine.records import HERE
 from iis_finetune.runs import Workspace
 from iis_finetune.wheels import RECORD, cure_of, record_of
 
 CARDS = ("0000:05:00.0", "0000:87:00.0")
-PROFILES = [row["name"] for row in knowledge.load()["profile"]]
+PROFILES = list(machine.profiles())
 
 
 @pytest.fixture
@@ -275,7 +276,7 @@ def test_a_llamafactory_that_is_missing_or_unknown_is_named(tmp_path: Path, fold
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_has_pip_lines_with_one_index_and_pins_that_stay(name: str) -> None:
-    first, second = doctor.install_plan(profile(name), {}).commands
+    first, second, *_ = doctor.install_plan(profile(name), {}).commands
     words = shlex.split(first)
     assert words[:2] == ["pip", "install"] and words[-2] == "--index-url"
     assert second.split()[-3:] == [re.sub(r"\[.*\]", "", word) for word in words[2:5]]
@@ -286,6 +287,38 @@ def test_two_mi50_get_the_last_build_that_works_on_them_and_deepspeed() -> None:
     pins = "torch==2.9.1+rocm6.3 torchvision==0.24.1+rocm6.3 torchaudio==2.9.1+rocm6.3"
     assert plan.commands[0] == f"pip install {pins} --index-url https://mirror/whl/rocm6.3"
     assert "deepspeed" in plan.commands[-1] and "2.8.0" in plan.note and not plan.confirmed
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The package alone, as pip puts it into an environment; the project is not there."""
+    shutil.copytree(ROOT / "iis_finetune", tmp_path / "site/iis_finetune", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "site"
+
+
+def test_outside_a_clone_the_pip_lines_name_only_what_is_there(installed: Path) -> None:
+    done = run(["doctor", "--install-plan", "--on", "mi50x2"], installed.parent, PYTHONPATH=str(installed))
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if "pip install" in line]
+    files = [Path(line[line.index("-c") + 1]) for line in lines if "-c" in line]
+    assert len(lines) == 4 and len(files) == 2 and all(file.is_file() for file in files)
+    assert "iis-finetune[train]" in lines[1] and not {"-e", ".[train]"} & {*lines[1]}
+    assert "make setup" not in done.stdout + done.stderr
+
+
+def test_in_a_clone_the_pip_lines_work_in_its_folder_and_in_any_other(tmp_path: Path) -> None:
+    at_home = doctor.install_plan(profile("mi50"), {}, ROOT).commands[1]
+    elsewhere = doctor.install_plan(profile("mi50"), {}, tmp_path).commands[1]
+    assert "-c constraints.txt -e '.[train]'" in at_home
+    assert f"-c {ROOT}/constraints.txt -e '{ROOT}[train]'" in elsewhere
+
+
+def test_a_package_that_a_verb_needs_and_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests/fixtures/runs", tmp_path / "runs")
+    staged = "import sys; sys.modules['matplotlib'] = None; from iis_finetune.cli import main; main()"
+    words = [sys.executable, "-c", staged, "report", "1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "bug" not in done.stderr
+    assert "this needs the package matplotlib, which is not installed" in done.stderr
 
 
 def test_a_card_without_a_published_build_is_told_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from iis_finetune import arguments, machine, models, plan, process, rules, runs
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import Problem, errors_of
 from iis_finetune.plan import Inputs, Plan
-from iis_finetune.plan.draft import Draft
 from iis_finetune.plan.fit import needed
 from iis_finetune.runs import Run, Workspace
 
@@ -167,6 +167,19 @@ def test_overrides_are_told_from_the_recipe(tmp_path: Path) -> None:
     assert (decision.value, decision.source) == ("fp32", "override")
 
 
+@pytest.mark.parametrize("where", ["recipe", "override"])
+def test_what_auto_decided_carries_the_source_of_the_answer(where: str, tmp_path: Path) -> None:
+    asked = {"kit.precision": "auto", "kit.attention": "auto", "flash_attn": "sdpa"}
+    for stated, source in ((("kit.precision", "kit.attention"), "machine table"), (("flash_attn",), where)):
+        lines = [f"{key}={asked[key]}" for key in stated]
+        kit = "".join(f"  {key[4:]}: {asked[key]}\n" for key in stated if key.startswith("kit."))
+        flat = "".join(f"{key}: {asked[key]}\n" for key in stated if not key.startswith("kit."))
+        text = SMALL + (f"kit:\n{kit}" if kit else "") + flat if where == "recipe" else SMALL
+        made = make(str(tmp_path / "r.yaml"), "mi50", *(lines if where == "override" else ()), text=text)
+        sources = {each.name: each.source for each in made.decisions}
+        assert (sources["precision"], sources["attention"]) == ("machine table", source)
+
+
 def test_several_processes_on_cpu_are_asked_for_by_devices(tmp_path: Path) -> None:
     made = make(str(tmp_path / "r.yaml"), "cpu", "kit.devices=2", text=SMALL)
     assert made.processes == 2
@@ -204,12 +217,44 @@ def test_what_does_not_fit_is_told_with_the_changes_that_were_computed_to_fit(
         assert not [problem for problem in again.problems if "GiB a device are needed" in problem.what], remedy
 
 
-def test_a_fix_that_the_next_check_warns_of_is_not_offered_first() -> None:
-    """One MI50: every single change has something against it, and fp16 less than the slow bf16."""
+def test_one_mi50_is_offered_what_may_work_and_nothing_that_the_next_check_takes_back() -> None:
     fix = only(make("qwen7b_lora", "mi50").problems).fix
-    order = ["a smaller model", "kit.precision: fp16", "not proven", "kit.precision: bf16", "emulated", "quantization"]
-    assert sorted(order, key=fix.index) == order
+    order = ["a smaller model", "kit.precision: fp16 and kit.attention: sdpa", "not proven", "quantization_bit: 4"]
+    assert sorted(order, key=fix.index) == order and "bf16" not in fix
     assert "no ready-made build" in fix.partition("quantization")[2]
+    mended = make("qwen7b_lora", "mi50", "kit.precision=fp16", "kit.attention=sdpa")
+    [doubt] = mended.problems
+    assert mended.memory.ready and doubt.severity == "warning"
+    assert doubt.fix.startswith("keep attention sdpa, and let the watcher look for NaN")
+
+
+DOUBTS = ("keep attention sdpa", "build its main branch")  # said of what may work, not against it
+TOO_LARGE = {
+    "in fp32": ("kit.precision=fp32",),
+    "in fp32, by both switches": ("bf16=false", "fp16=false"),
+    "with plain attention": ("kit.precision=fp32", "flash_attn=disabled"),
+    "with many rows": ("per_device_train_batch_size=64",),
+    "whole": ("finetuning_type=full",),
+}
+
+
+@pytest.mark.parametrize("name", ["mi50", "mi50x2", "rx6800xt", "rtx4090", "v100", "rtx5090", "t4", "cpu", "rx7600"])
+@pytest.mark.parametrize("overrides", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_each_remedy_is_followed_and_the_next_check_has_nothing_against_it(
+    name: str, overrides: tuple[str, ...]
+) -> None:
+    made = make("qwen7b_lora", name, *overrides, "kit.global_batch_size=64")
+    for problem in made.problems:
+        if "GiB a device are needed" not in problem.what or "no single change" in problem.fix:
+            continue
+        for told in re.split(r" or (?=kit|[a-z_\d]+: )", problem.fix.removeprefix("try it, or ")):
+            lines = re.findall(r"(?:^| and )([\w.]+): (\w+)(?= and | \()", told)
+            kept = [each for each in overrides if each.partition("=")[0] not in dict(lines)]
+            wanted = [f"{key}={value}" for key, value in lines]
+            again = make("qwen7b_lora", name, *kept, "kit.global_batch_size=64", *wanted) if lines else made
+            new = [each for each in again.problems if each.what not in {other.what for other in made.problems}]
+            assert all(each.fix.startswith(DOUBTS) for each in new), (told, new)
+            assert again.memory.ready or not lines, told
 
 
 def test_between_what_fits_and_what_does_not_there_is_a_warning(tmp_path: Path) -> None:
@@ -253,6 +298,37 @@ def test_a_stated_deepspeed_file_shares_the_model_as_it_says(tmp_path: Path) -> 
     assert "GiB a device are needed" in only(alone.problems).what
     unread = make(str(tmp_path / "r.yaml"), "h100x8", text=EIGHT_BILLION + "deepspeed: not_there.json\n")
     assert unread.memory.per_device_gib is None and "cannot be read" in unread.memory.not_counted[0]
+
+
+WITH_OFFLOAD = {
+    "automatic": ("", "zero3", []),
+    "ZeRO-2": ("kit: {launcher: zero2_offload}\n", "zero2_offload", ["119.7"]),
+    "ZeRO-3": ("kit: {launcher: zero3_offload}\n", "zero3_offload", ["134.6"]),
+    "FSDP": ("fsdp: full_shard offload\n", "fsdp", ["104.7"]),
+    "a file": ("deepspeed: FILE\n", "deepspeed", ["134.6"]),
+}
+
+
+@pytest.mark.parametrize(("lines", "launcher", "needs"), WITH_OFFLOAD.values(), ids=WITH_OFFLOAD.keys())
+def test_what_is_kept_in_the_computers_memory_has_to_fit_there(
+    lines: str, launcher: str, needs: list[str], tmp_path: Path
+) -> None:
+    """8.03 billion parameters: 119.7 GiB of states and masters (without masters 89.7), 15.0 of weights."""
+    elsewhere = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    (tmp_path / "z.json").write_text(json.dumps({"zero_optimization": elsewhere}))
+    (tmp_path / "r.yaml").write_text(EIGHT_BILLION + lines.replace("FILE", str(tmp_path / "z.json")))
+    recipe, _ = recipes.read(str(tmp_path / "r.yaml"))
+    facts = models.look("meta-llama/Llama-3.1-8B-Instruct", Path("/nowhere/models"))
+    told = {}
+    for memory_gib in (None, 64.0, 512.0):
+        host = replace(machine.profile("r9700x4"), memory_gib=memory_gib)
+        made = plan.make(Inputs(recipe, host, facts, Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))))
+        told[memory_gib] = [each.what for each in made.problems if "the computer's own memory" in each.what]
+        assert "zero3_offload" not in "".join(each.fix for each in made.problems) or memory_gib != 64.0
+        if memory_gib == 64.0:
+            assert made.launcher == launcher
+    assert told[None] == told[512.0] == []
+    assert [re.findall(r"at least ([\d.]+) GiB", each)[0] for each in told[64.0]] == needs
 
 
 @pytest.mark.parametrize(("words", "shared"), [("full_shard auto_wrap", 3), ("shard_grad_op", 2), ("no_shard", 0)])
@@ -393,13 +469,13 @@ def recorded(recipe: recipes.Recipe, machine_name: str, workspace: Workspace) ->
     made, _ = arguments.settings_of(recipe)
     facts = models.look(str(recipe.value("model_name_or_path")), workspace.models)
     host = machine.profile(machine_name)
-    draft = Draft(Inputs(recipe, host, facts, workspace), Recording(made.table, made.stated, asked=asked))
+    draft = Plan(Inputs(recipe, host, facts, workspace), Recording(made.table, made.stated, asked=asked))
     for step in plan.STEPS:
         draft = step(draft)
-    needed(draft, draft.launcher)
+    needed(draft, draft.launch)
     planned = plan.make(draft.inputs)
     assert draft.settings.decided == planned.settings.decided
-    case = rules.Case(recipe, draft.settings, host, facts, draft.launcher.processes, draft.launcher.name, rows=1000)
+    case = rules.Case(recipe, draft.settings, host, facts, draft.processes, draft.launcher, rows=1000)
     return planned, asked, rules.disk_bytes(case)
 
 

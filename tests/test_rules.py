@@ -328,8 +328,7 @@ def test_llamafactory_itself_is_asked_and_its_refusal_is_a_problem(
     question = preflight.Question(str(file), (), workspace, dict(os.environ))
     examined = preflight.examine(question)
     if lines.get("template"):  # the kit would not let it come this far
-        arguments = {**examined.plan.arguments, "template": "nope"}
-        examined = replace(examined, plan=replace(examined.plan, arguments=arguments))
+        examined = replace(examined, plan=examined.plan.write(template="nope"))
     found = preflight.ask_llamafactory(examined, question)
     assert [says in each.what for each in found if says] == ([True] if says else [])
     assert [each.where.key for each in found] == ([key] if says else [])

@@ -23,6 +23,7 @@ VERBS = {
     "recipes": ("recipes.recipes", "List the recipes, with model, method and memory need."),
     "check": ("plan.check", "Every problem of a recipe, before anything starts."),
     "plan": ("plan.plan", "What would run: arguments, environment, memory, and why."),
+    "machines": ("machines.machines", "The machines that --on takes, and what is known of each."),
     "doctor": ("doctor.doctor", "This machine: what is wrong with it, and the fix."),
     "download": ("download.download", "Fetch a base model, resumable and verified."),
     "models": ("download.models", "The base models on disk."),
@@ -154,8 +155,21 @@ def _of_the_machine(error: OSError) -> ProblemsFound | None:
     return ProblemsFound([Problem(what, "see to the rights and the room of that folder", Place(), kind="machine")])
 
 
+def _not_installed(error: ModuleNotFoundError) -> ProblemsFound | None:
+    """A package that only some verbs need; one of our own modules that is not there is a bug."""
+    from ..preflight import fitting
+
+    name = (error.name or __package__).partition(".")[0]
+    if name == __package__.partition(".")[0]:
+        return None
+    package = {"sklearn": "scikit-learn"}.get(name, name.replace("_", "-"))
+    what = f"this needs the package {package}, which is not installed"
+    return ProblemsFound([fitting(Problem(what, f"pip install {package}", kind="missing"), Path(sys.prefix))])
+
+
 def _last_resort(error: Exception) -> int:
     refused = _of_the_machine(error) if isinstance(error, OSError) else None
+    refused = _not_installed(error) if isinstance(error, ModuleNotFoundError) else refused
     if refused:
         return _report(refused)
     with NamedTemporaryFile("w", prefix="iis-finetune-", suffix=".log", delete=False) as log:

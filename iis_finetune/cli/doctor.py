@@ -39,10 +39,10 @@ def doctor(
     )
     environment = dict(os.environ)
     found = machine.profile(on) if on else machine.detect(environment=environment)
-    if install_plan:
-        _install_plan(clinic.install_plan(found, environment), as_json)
-        return
     folders = workspace()
+    if install_plan:
+        _install_plan(clinic.install_plan(found, environment, folders.root), as_json)
+        return
     about = recipe.read(own, (), folders.recipes)[0] if own else None
     subject = Subject(found, environment, folders, about)
     if fix:
@@ -82,7 +82,8 @@ def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
     if plan.note:
         show.line(f"# {plan.note}")
     show.line("\n".join(plan.commands))
-    show.aside("In the project's folder `make setup` does the same, in an environment of its own.")
+    if clinic.CLONE:
+        show.aside(f"In {clinic.CLONE} `make setup` does the same, in an environment of its own.")
 
 
 def _fix(environment: dict[str, str], as_json: bool) -> None:

@@ -18,7 +18,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Override a value: lora_rank=8, kit.precision=fp32."),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`.")]
-On = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Plan for another machine: mi50x2, h200, cpu.")]
+On = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Plan for another one: `machines` lists them.")]
 Number = Annotated[
     int, typer.Option("--nodes", min=1, max=10_000, metavar="N", help="How many machines train together.")
 ]

@@ -1,7 +1,12 @@
 """Look at this machine, propose what to mend, and make the repairs that are safe."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ..preflight import fitting
 from . import builds, hardware
-from .install import InstallPlan, install_plan, mend
+from .install import CLONE, InstallPlan, install_plan, mend
 from .probing import problems_of, risk, together, trials
 from .subject import Check, Subject
 
@@ -19,4 +24,5 @@ def examine(subject: Subject, quick: bool = False) -> list[Check]:
         *(hardware.disk(folder) for folder in (subject.workspace.models, subject.workspace.runs)),
         hardware.shared_memory(subject),
     ]
-    return [check for check in looked if check is not None]
+    found = [check for check in looked if check is not None]
+    return [replace(one, problems=[fitting(each, Path(sys.prefix)) for each in one.problems]) for one in found]

@@ -14,6 +14,8 @@ from ..wheels import RECORD, TRIO, cure_of, load_command, load_error, record_of,
 
 SECONDS = 300.0  # for pip, and for importing torch from a cold disk
 MIRROR = "IIS_TORCH_INDEX"
+KIT = Path(__file__).parent.parent
+CLONE = KIT.parent if (KIT.parent / "constraints.txt").is_file() else None
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,11 @@ class InstallPlan:
     note: str
 
 
-def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPlan:
-    """The trio from its index first, so that nothing can replace it; raises ProblemsFound when no build is known."""
+def install_plan(machine: Machine, environment: Mapping[str, str], folder: Path = KIT.parent) -> InstallPlan:
+    """The trio from its index first, so that nothing can replace it; raises ProblemsFound when no build is known.
+
+    The lines are those to type in `folder`.
+    """
     row = wheel(machine)
     if row is None:
         fix = "use a torch of your own: make setup TORCH=keep, or train on the CPU: make setup ACCEL=cpu"
@@ -36,11 +41,21 @@ def install_plan(machine: Machine, environment: Mapping[str, str]) -> InstallPla
     trio = " ".join(row.requirements())
     shown = shlex.join(replace(row, devices=(machine.arch,)).for_pip())
     commands = [f"pip install {shown} --index-url {row.index_at(environment.get(MIRROR))}"]
-    commands += [f"pip install -c constraints.txt -e '.[train]' {trio}"]  # named again: pip then keeps them
+    pins, kit = _pins_and_kit(folder)
+    commands += [f"pip install -c {pins} {kit} {trio}"]  # named again: pip then keeps them
     if len(machine.devices) > 1:
-        build = "DS_BUILD_OPS=0 pip install -c constraints.txt --no-build-isolation deepspeed"
+        build = f"DS_BUILD_OPS=0 pip install -c {pins} --no-build-isolation deepspeed"
         commands += ["pip install setuptools wheel", build]
     return InstallPlan(machine.title, tuple(commands), row.confirmed, row.source, row.note)
+
+
+def _pins_and_kit(folder: Path) -> tuple[str, str]:
+    """The file of versions and the kit as pip is given them: those of the clone, or what is installed."""
+    if CLONE is None:
+        return shlex.quote(str(KIT / "tables" / "constraints.txt")), "'iis-finetune[train]'"
+    if folder == CLONE:
+        return "constraints.txt", "-e '.[train]'"
+    return shlex.quote(str(CLONE / "constraints.txt")), f"-e '{CLONE}[train]'"
 
 
 def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:

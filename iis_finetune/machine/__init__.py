@@ -7,6 +7,7 @@ from .decide import (
     compile_problems,
     decide_attention,
     decide_precision,
+    emulates,
     fused_attention,
     offload_problems,
     quantization_problems,
@@ -14,5 +15,6 @@ from .decide import (
 from .detect import detect
 from .drivers import amd_cards_on_bus, text_of
 from .environment import decide_environment, dropped_variables, warned_variables
-from .knowledge import Row, applies, architecture, load, profile, rocm_version, version_numbers, wheel
+from .knowledge import Row, applies, architecture, load, rocm_version, version_numbers, wheel
+from .profiles import profile, profiles
 from .records import Device, Machine, trouble

@@ -38,11 +38,18 @@ def _precision_problems(machine: Machine, wanted: str, fix: str) -> list[Problem
     key, note = "kit.precision", cell.get("note", "")
     if cell.get("value") == "none":
         return [trouble(f"{wanted} cannot run on {machine.device}: {note}", fix, "error", key)]
-    if cell.get("value") == "emulated" and not set(cell.get("unless_flags", ())) & set(machine.cpu_flags):
+    if emulates(machine, wanted):
         return [trouble(f"{wanted} is emulated on {machine.device} and {note}", fix, key=key)]
     if wanted == "fp16" and note:
-        return [trouble(f"fp16 is not proven on {machine.device}: {note}", fix, key=key)]
+        watched = f"keep attention sdpa, and let the watcher look for NaN; or {fix}"
+        return [trouble(f"fp16 is not proven on {machine.device}: {note}", watched, key=key)]
     return []
+
+
+def emulates(machine: Machine, precision: str) -> bool:
+    """Whether the machine computes a precision, slowly, in another one."""
+    cell = architecture(machine.arch).get(precision, {})
+    return cell.get("value") == "emulated" and not set(cell.get("unless_flags", ())) & set(machine.cpu_flags)
 
 
 def decide_attention(machine: Machine, precision: str, wanted: str = "auto", source: Source = "recipe") -> Decided:

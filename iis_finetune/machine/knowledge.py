@@ -1,19 +1,15 @@
-"""The knowledge table (`tables/machine.toml`): architectures, environment variables, profiles, names of cards."""
+"""The knowledge table (`tables/machine.toml`): architectures, environment variables, faults, names of cards."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..tables import read
 from ..wheels import Wheels, read_table
-from .records import Device, Machine, Vendor
+from .records import Machine
 
 Row = Mapping[str, Any]
-
-PROFILE_CPU_COUNT = 16  # an assumption: profiles describe cards, and only OMP_NUM_THREADS follows from it
 
 
 def load() -> Mapping[str, list[Row]]:
@@ -92,31 +88,3 @@ def architecture_of(nvidia_name: str) -> str | None:
 def wheel(machine: Machine) -> Wheels | None:
     """The torch, torchvision and torchaudio that fit a machine, and their index; None when no build is known."""
     return next((row for row in read_table() if row.serves(machine.accelerator, machine.arch, machine.driver)), None)
-
-
-def profile(text: str) -> Machine:
-    """The machine that `--on NAME[xN]` names; raises ProblemsFound with near names when there is no such profile."""
-    rows = {row["name"]: row for row in load()["profile"]}
-    wanted = text.strip().lower()
-    several = re.fullmatch(r"(.+)x([1-9]\d{0,3})", wanted)
-    row = rows.get(wanted) or (rows.get(several[1]) if several else None)
-    count = int(several[2]) if several and wanted not in rows else 1
-    if row is None or (row["architecture"] == "cpu" and count > 1):
-        raise ProblemsFound([_no_profile(text, list(rows))])
-    if row["architecture"] == "cpu":
-        return Machine(wanted, "cpu", cpu_count=PROFILE_CPU_COUNT, memory_gib=row["memory_gib"], cpu_flags=("avx2",))
-    amd = row["architecture"].startswith("gfx")
-    integrated = cell(row["architecture"], "integrated") is not None
-    vendor: Vendor = "amd" if amd else "nvidia"
-    one = Device(0, row["device"], vendor, row["architecture"], row["memory_gib"], integrated=integrated)
-    devices = tuple(replace(one, index=number) for number in range(count))
-    return Machine(wanted, "rocm" if amd else "cuda", devices, cpu_count=PROFILE_CPU_COUNT, cpu_flags=("avx2",))
-
-
-def _no_profile(text: str, names: list[str]) -> Problem:
-    import difflib
-
-    near = difflib.get_close_matches(text.strip().lower(), names, n=3)
-    fix = f"did you mean {' or '.join(repr(name) for name in near)}?" if near else f"use one of {', '.join(names)}"
-    where = Place(file=COMMAND_LINE, key="--on")
-    return Problem(f"unknown machine {text!r}", f"{fix} ('mi50x2' is two of a card)", where)

@@ -7,7 +7,7 @@ from ..decision import Decision
 from ..errors import Problem
 from ..machine import decide_attention, decide_environment, decide_precision
 from ..models import Base
-from .draft import Draft
+from .record import Plan
 
 ATTENTIONS = ("disabled", "sdpa", "fa2")  # LLaMA-Factory's flash_attn has the same names
 PRECISION_SWITCHES = ("pure_bf16", "bf16", "fp16")
@@ -16,79 +16,79 @@ AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
 PPO_ENVIRONMENT = "{ppo}"
 
 
-def precision(draft: Draft) -> Draft:
+def precision(plan: Plan) -> Plan:
     """Decide the precision (fp32, fp16, bf16 or as-saved) and write it as LLaMA-Factory's switches."""
-    stated = draft.stated(*PRECISION_SWITCHES)
-    clash = draft.clash(stated, "precision")
-    wanted, key = str(draft.recipe.kit.precision), "kit.precision"
+    stated = plan.stated(*PRECISION_SWITCHES)
+    clash = plan.clash(stated, "precision")
+    wanted, key = str(plan.recipe.kit.precision), "kit.precision"
     if stated and not clash:
-        wanted, key = _stated_precision(draft, stated)
-    decision, problems = decide_precision(draft.machine, wanted)
+        wanted, key = _stated_precision(plan, stated)
+    decision, problems = decide_precision(plan.machine, wanted)
     chosen = str(decision.value)
-    draft = replace(draft.complain(*clash).take(decision, problems, key), precision=chosen)
-    if not draft.settings["pure_bf16"]:
-        draft = draft.write(bf16=chosen == "bf16", fp16=chosen == "fp16")
-    if chosen == "bf16" and draft.machine.accelerator == "cpu":
-        draft = draft.choose("use_cpu", True, "transformers accepts bf16 without a GPU only when told to use the CPU")
-    return draft
+    plan = replace(plan.complain(*clash).take(decision, problems, key), precision=chosen)
+    if not plan.settings["pure_bf16"]:
+        plan = plan.write(bf16=chosen == "bf16", fp16=chosen == "fp16")
+    if chosen == "bf16" and plan.machine.accelerator == "cpu":
+        plan = plan.choose("use_cpu", True, "transformers accepts bf16 without a GPU only when told to use the CPU")
+    return plan
 
 
-def _stated_precision(draft: Draft, stated: list[str]) -> tuple[str, str]:
+def _stated_precision(plan: Plan, stated: list[str]) -> tuple[str, str]:
     for switch in stated:
-        if draft.settings[switch]:
+        if plan.settings[switch]:
             return switch.removeprefix("pure_"), switch
     if {"bf16", "fp16"} <= set(stated):
         return "fp32", "fp16"  # both switched off: the user means FP32, which LLaMA-Factory alone does not give
     return "auto", stated[0]
 
 
-def attention(draft: Draft) -> Draft:
+def attention(plan: Plan) -> Plan:
     """Decide the attention implementation and write it as flash_attn."""
-    stated = draft.stated("flash_attn")
-    clash = draft.clash(stated, "attention")
-    wanted, key = str(draft.recipe.kit.attention), "kit.attention"
+    stated = plan.stated("flash_attn")
+    clash = plan.clash(stated, "attention")
+    wanted, key = str(plan.recipe.kit.attention), "kit.attention"
     if stated and not clash:
-        wanted, key = draft.settings["flash_attn"], "flash_attn"
-    draft = draft.complain(*clash)
+        wanted, key = plan.settings["flash_attn"], "flash_attn"
+    plan = plan.complain(*clash)
     if wanted not in ("auto", *ATTENTIONS):
-        return replace(draft, attention=wanted)  # fa3: the rules say what becomes of it
-    decision, problems = decide_attention(draft.machine, draft.precision, wanted)
+        return replace(plan, attention=wanted)  # fa3: the rules say what becomes of it
+    decision, problems = decide_attention(plan.machine, plan.precision, wanted)
     chosen = str(decision.value)
-    return replace(draft.take(decision, problems, key).write(flash_attn=chosen), attention=chosen)
+    return replace(plan.take(decision, problems, key).write(flash_attn=chosen), attention=chosen)
 
 
-def micro_batch(draft: Draft) -> Draft:
+def micro_batch(plan: Plan) -> Plan:
     """Choose the rows that a device computes at a time, where only the global batch is stated."""
-    if draft.recipe.kit.global_batch_size is None:
-        return draft
-    return draft.choose("per_device_train_batch_size", 1, "the smallest: accumulation makes up the global batch")
+    if plan.recipe.kit.global_batch_size is None:
+        return plan
+    return plan.choose("per_device_train_batch_size", 1, "the smallest: accumulation makes up the global batch")
 
 
-def accumulation(draft: Draft) -> Draft:
+def accumulation(plan: Plan) -> Plan:
     """Compute the accumulation from the global batch: micro-batch x accumulation x processes."""
-    wanted, micro = draft.recipe.kit.global_batch_size, draft.settings["per_device_train_batch_size"]
+    wanted, micro = plan.recipe.kit.global_batch_size, plan.settings["per_device_train_batch_size"]
     if wanted is None or micro < 1:  # below 1 is an error of its own
-        return draft
-    step = micro * draft.launcher.processes
-    if draft.stated("gradient_accumulation_steps"):
-        return draft.complain(*_batch_clash(draft, wanted, step))
-    processes = f"{draft.launcher.processes} process{'es' * (draft.launcher.processes > 1)}"
+        return plan
+    step = micro * plan.processes
+    if plan.stated("gradient_accumulation_steps"):
+        return plan.complain(*_batch_clash(plan, wanted, step))
+    processes = f"{plan.processes} process{'es' * (plan.processes > 1)}"
     if wanted % step:
         nearest = [size for size in (wanted // step * step, (wanted // step + 1) * step) if size]
         what = f"a global batch of {wanted} is not a multiple of micro-batch {micro} x {processes}"
         fix = f"kit.global_batch_size: {' or '.join(map(str, nearest))}"
-        return draft.complain(Problem(what, fix, draft.recipe.place("kit.global_batch_size")))
+        return plan.complain(Problem(what, fix, plan.recipe.place("kit.global_batch_size")))
     reason = f"{micro} a device x {processes} x {wanted // step} = global batch {wanted}"
-    return draft.choose("gradient_accumulation_steps", wanted // step, reason)
+    return plan.choose("gradient_accumulation_steps", wanted // step, reason)
 
 
-def _batch_clash(draft: Draft, wanted: int, step: int) -> list[Problem]:
-    steps = draft.settings["gradient_accumulation_steps"]
+def _batch_clash(plan: Plan, wanted: int, step: int) -> list[Problem]:
+    steps = plan.settings["gradient_accumulation_steps"]
     if steps * step == wanted:
         return []
-    there = draft.recipe.place("kit.global_batch_size")
+    there = plan.recipe.place("kit.global_batch_size")
     what = f"accumulation {steps} x {step} makes a batch of {steps * step}, not {wanted} ({there})"
-    return [Problem(what, "keep one of the two lines", draft.recipe.place("gradient_accumulation_steps"))]
+    return [Problem(what, "keep one of the two lines", plan.recipe.place("gradient_accumulation_steps"))]
 
 
 FORCED = (
@@ -115,45 +115,45 @@ FOLDERS = (
 )
 
 
-def output(draft: Draft) -> Draft:
+def output(plan: Plan) -> Plan:
     """The run's own output folder, and what makes its result readable and repeatable."""
     for row in FORCED:
-        draft = draft.force(*row)
+        plan = plan.force(*row)
     for row in CHOSEN:
-        draft = draft.choose(*row)
-    if draft.settings["pissa_init"] and not draft.settings["pissa_convert"]:
+        plan = plan.choose(*row)
+    if plan.settings["pissa_init"] and not plan.settings["pissa_convert"]:
         # LLaMA-Factory's default, the fast decomposition, draws at random and cannot be made again.
         reason = "the exact decomposition: a resume, a chat and the export start from the same"
-        draft = draft.choose("pissa_iter", -1, reason)
-    return draft
+        plan = plan.choose("pissa_iter", -1, reason)
+    return plan
 
 
-def environment(draft: Draft) -> Draft:
+def environment(plan: Plan) -> Plan:
     """The machine's variables, the kit's own, and over them `kit.env`."""
-    decided = decide_environment(draft.machine, draft.launcher.here, draft.launcher.processes)
+    decided = decide_environment(plan.machine, plan.launch.here, plan.processes)
     variables = {each.name.removeprefix("environment."): str(each.value) for each in decided}
-    paths = [HOOK, *([AUDIO_PLACEHOLDER] if draft.machine.torchaudio_placeholder else [])]
-    variables |= {"PYTHONPATH": ":".join(paths), "IIS_RUN": "{run}", "IIS_PRECISION": draft.precision}
-    draft = draft.export(variables).note(*decided)
-    for name, folder, reason in FOLDERS if "tensorboard" in draft.settings.names("report_to") else FOLDERS[:1]:
-        draft = draft.export({name: folder}).note(Decision(f"environment.{name}", folder, "kit default", reason))
-    for name, value in draft.recipe.kit.env.items():
+    paths = [HOOK, *([AUDIO_PLACEHOLDER] if plan.machine.torchaudio_placeholder else [])]
+    variables |= {"PYTHONPATH": ":".join(paths), "IIS_RUN": "{run}", "IIS_PRECISION": plan.precision}
+    plan = plan.export(variables).note(*decided)
+    for name, folder, reason in FOLDERS if "tensorboard" in plan.settings.names("report_to") else FOLDERS[:1]:
+        plan = plan.export({name: folder}).note(Decision(f"environment.{name}", folder, "kit default", reason))
+    for name, value in plan.recipe.kit.env.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        draft = draft.export({name: text}).keep(f"environment.{name}", text, "kit.env")
-    return _ppo(draft, draft.inputs.reward) if draft.settings["stage"] == "ppo" else draft
+        plan = plan.export({name: text}).keep(f"environment.{name}", text, "kit.env")
+    return _ppo(plan, plan.inputs.reward) if plan.settings["stage"] == "ppo" else plan
 
 
-def _ppo(draft: Draft, reward: Base | None) -> Draft:
+def _ppo(plan: Plan, reward: Base | None) -> Plan:
     """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
     # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
-    draft = draft.export({"VIRTUAL_ENV": PPO_ENVIRONMENT, "IIS_STAGE": "ppo"})
+    plan = plan.export({"VIRTUAL_ENV": PPO_ENVIRONMENT, "IIS_STAGE": "ppo"})
     able = version_of("ppo")
     reason = f"LLaMA-Factory {LLAMAFACTORY} cannot run PPO; {able} can, in an environment of its own (make setup-ppo)"
-    draft = draft.note(Decision("environment.VIRTUAL_ENV", PPO_ENVIRONMENT, "kit default", reason))
+    plan = plan.note(Decision("environment.VIRTUAL_ENV", PPO_ENVIRONMENT, "kit default", reason))
     if reward is None:
-        return draft
-    draft = draft.note(Decision("reward", reward.recipe.name, "recipe", "named by kit.reward"))
-    draft = draft.write(reward_model_type="full" if reward.whole else "lora")
+        return plan
+    plan = plan.note(Decision("reward", reward.recipe.name, "recipe", "named by kit.reward"))
+    plan = plan.write(reward_model_type="full" if reward.whole else "lora")
     if reward.whole or reward.adapters:
-        draft = draft.write(reward_model=str(reward.model if reward.whole else reward.adapters[-1]))
-    return draft
+        plan = plan.write(reward_model=str(reward.model if reward.whole else reward.adapters[-1]))
+    return plan

@@ -1,41 +1,52 @@
 """Does a training fit into a device's memory, and which single changes would make it fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from ..errors import Problem, errors_of
-from ..machine import Machine, decide_precision, fused_attention, quantization_problems
+from ..machine import (
+    Machine,
+    compile_problems,
+    emulates,
+    fused_attention,
+    offload_problems,
+    quantization_problems,
+)
+from ..recipe import Recipe
 from ..rules import Case, check
-from .draft import Draft, Inputs, Launcher
-from .memory import MemoryEstimate, Workload, estimate
+from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
+from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
-Planner = Callable[[Inputs], Draft]  # every step but the fit
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
+Lines = tuple[str, ...]
+Planner = Callable[[Inputs], Plan]  # every step but the fit
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A line to write, the memory of the plan that has it, and what that plan is warned of beside this one's."""
+    """Lines to write, the memory of the plan that has them, and what that plan is warned of beside this one's."""
 
-    line: str
+    lines: Lines
     memory: MemoryEstimate
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
         against = f", but {'; '.join(self.warnings)}" if self.warnings else ""
-        return f"{self.line} ({self.memory.per_device_gib:.1f} GiB{against})"
+        return f"{' and '.join(self.lines)} ({self.memory.per_device_gib:.1f} GiB{against})"
 
 
-def workload(draft: Draft, launcher: Launcher) -> Workload:
+def workload(plan: Plan, launcher: Launcher) -> Workload:
     """What the memory estimate needs to know of a training that is launched so."""
     return Workload(
-        settings=draft.settings,
-        precision=draft.precision,
-        attention=draft.attention,
+        settings=plan.settings,
+        precision=plan.precision,
+        attention=plan.attention,
         launcher=launcher.name,
         processes=launcher.processes,
-        accelerator=draft.machine.accelerator,
-        fused_attention=fused_attention(draft.machine, draft.recipe.kit.env),
+        accelerator=plan.machine.accelerator,
+        fused_attention=fused_attention(plan.machine, plan.recipe.kit.env),
         accumulates=True,  # the larger need: with a single micro-batch a step less is held
     )
 
@@ -44,32 +55,46 @@ def limit_gib(machine: Machine) -> float | None:
     return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
 
 
-def needed(draft: Draft, launcher: Launcher) -> MemoryEstimate:
+def needed(plan: Plan, launcher: Launcher) -> MemoryEstimate:
     """What a device needs when the training is launched so; nothing is known where the model's shapes are not."""
-    return estimate(draft.inputs.model, workload(draft, launcher), limit_gib(draft.machine))
+    return estimate(plan.inputs.model, workload(plan, launcher), limit_gib(plan.machine))
 
 
-def fit(draft: Draft, planned: Planner) -> Draft:
+def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
+    """What speaks against keeping a part in the computer's own memory: a slow processor, and too little memory."""
+    work, there = workload(plan, launcher), plan.machine.memory_gib
+    slow = offload_problems(plan.machine) if work.sharing.offloads and work.sharing.zero_stage else []
+    place = plan.recipe.place(next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher"))
+    found = [replace(each, where=place) for each in slow]
+    need = offloaded_gib(plan.inputs.model, work) * launcher.here
+    if there is None or need <= there:
+        return found
+    what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory, {there:.1f} are there"
+    fix = "a smaller model, a method that trains fewer parameters, or zero3 without offload on more devices"
+    return [*found, Problem(what, fix, place, kind="machine")]
+
+
+def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
-    memory = needed(draft, draft.launcher)
-    draft = replace(draft, memory=memory)
+    memory = needed(plan, plan.launch)
+    plan = replace(plan, memory=memory).complain(*problems_of_offload(plan, plan.launch))
     if memory.ready:
-        return draft
-    need, limit, place = memory.per_device_gib, memory.limit_gib, draft.recipe.place("model_name_or_path")
+        return plan
+    need, limit, place = memory.per_device_gib, memory.limit_gib, plan.recipe.place("model_name_or_path")
     least = "at least " if memory.not_counted else ""
     what = f"{least}{need:.1f} GiB a device are needed, {limit:.1f} are there"
     if not memory.fits:
         what = f"{what}; the largest part is {memory.largest}"
-        return draft.complain(Problem(what, _remedies(draft, planned), place, kind="machine"))
+        return plan.complain(Problem(what, _remedies(plan, planned), place, kind="machine"))
     what = f"{what}: the estimate is not exact enough to say that it fits"
-    return draft.complain(Problem(what, f"try it, or {_remedies(draft, planned)}", place, "warning", "machine"))
+    return plan.complain(Problem(what, f"try it, or {_remedies(plan, planned)}", place, "warning", "machine"))
 
 
-def _remedies(draft: Draft, planned: Planner) -> str:
+def _remedies(plan: Plan, planned: Planner) -> str:
     """The single changes after which it fits, those first that nothing is said against; else what comes nearest."""
-    tried = [remedy for line in _changes(draft) if (remedy := _try(draft, planned, line))]
+    tried = [remedy for lines in _changes(plan) if (remedy := _try(plan, planned, lines))]
     fitting = sorted((each for each in tried if each.memory.ready), key=lambda each: bool(each.warnings))
-    other = "a smaller model" if draft.machine.accelerator == "cpu" else "a smaller model or more devices"
+    other = "a smaller model" if plan.machine.accelerator == "cpu" else "a smaller model or more devices"
     if fitting:
         first = [other] if fitting[0].warnings else []
         return " or ".join([*first, *map(str, fitting)])
@@ -77,40 +102,58 @@ def _remedies(draft: Draft, planned: Planner) -> str:
     return f"{other}; no single change is enough, {nearest} comes nearest" if nearest else other
 
 
-def _try(draft: Draft, planned: Planner, line: str) -> Remedy | None:
-    """The plan with a changed line; None where it cannot be had, or where nothing is known of its memory."""
-    again = planned(replace(draft.inputs, recipe=draft.recipe.with_line(line)))
-    before, found = _problems(draft), _problems(again)
+def _try(plan: Plan, planned: Planner, lines: Lines) -> Remedy | None:
+    """The plan with changed lines; None where it cannot be had, or where nothing is known of its memory."""
+    again = planned(replace(plan.inputs, recipe=reduce(Recipe.with_line, lines, plan.recipe)))
+    before, found = _problems(plan), _problems(again)
     new = [each for each in found if each.what not in {known.what for known in before}]
-    memory = needed(again, again.launcher)
+    memory = needed(again, again.launch)
     if errors_of(new) or memory.per_device_gib is None:
         return None
-    return Remedy(line, memory, tuple(each.what for each in new))
+    return Remedy(lines, memory, tuple(each.what for each in new))
 
 
-def _problems(draft: Draft) -> list[Problem]:
-    chosen = (draft.launcher.processes, draft.launcher.name, draft.precision)
-    case = Case(draft.recipe, draft.settings, draft.machine, draft.inputs.model, *chosen)
-    bits = quantization_problems(draft.machine) if draft.settings["quantization_bit"] else []
-    return [*draft.problems, *check(case), *bits]
+def _problems(plan: Plan) -> list[Problem]:
+    chosen = (plan.processes, plan.launcher, plan.precision)
+    case = Case(plan.recipe, plan.settings, plan.machine, plan.inputs.model, *chosen)
+    return [*plan.problems, *check(case), *machine_problems(case), *problems_of_offload(plan, plan.launch)]
 
 
-def _changes(draft: Draft) -> list[str]:
+def machine_problems(case: Case) -> list[Problem]:
+    """What the machine, a named one too, cannot do or does badly: bitsandbytes' quantisation, compiling."""
+    ours = case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization
+    found = [("quantization_bit", each) for each in quantization_problems(case.machine) if ours]
+    compiling = next((key for key in COMPILING if case[key]), None)
+    found += [(compiling, each) for each in compile_problems(case.machine) if compiling]
+    return [replace(each, where=case.recipe.place(key)) for key, each in found]
+
+
+def _changes(plan: Plan) -> list[Lines]:
     """The lines to try, those first that change the result least."""
-    settings, several = draft.settings, draft.launcher.processes > 1
+    settings, several = plan.settings, plan.processes > 1
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
     evaluates = settings["do_eval"] or settings["eval_strategy"] != "no"
     launchers = ("zero3", "zero3_offload") if several else ()
-    slow = decide_precision(draft.machine, "bf16")[1]
-    precisions = () if draft.precision != "fp32" else ("fp16", "bf16") if slow else ("bf16", "fp16")
-    possible = (
+    mild = (
         (evaluates and settings["per_device_eval_batch_size"] > 1, "per_device_eval_batch_size: 1"),
         (settings["disable_gradient_checkpointing"], "disable_gradient_checkpointing: false"),
         (settings["per_device_train_batch_size"] > 1, "per_device_train_batch_size: 1"),
-        *((True, f"kit.launcher: {name}") for name in launchers if name != draft.launcher.name),
+        *((True, f"kit.launcher: {name}") for name in launchers if name != plan.launcher),
         (half >= LEAST_TOKENS, f"cutoff_len: {half}"),
-        *((True, f"kit.precision: {name}") for name in precisions),
+    )
+    strong = (
         (method == "full", "finetuning_type: lora"),
         (method == "lora" and not settings["quantization_bit"], "quantization_bit: 4"),
     )
-    return [line for wanted, line in possible if wanted]
+    first, last = ([(line,) for wanted, line in lines if wanted] for lines in (mild, strong))
+    return [*first, *(_narrower(plan) if plan.precision == "fp32" else ()), *last]
+
+
+def _narrower(plan: Plan) -> Iterator[Lines]:
+    """The half precisions that this machine does not emulate, with an attention that does not overflow in them."""
+    switches = plan.stated("bf16", "fp16")
+    attention = "flash_attn: sdpa" if plan.stated("flash_attn") else "kit.attention: sdpa"
+    for name in ("bf16", "fp16"):
+        if not emulates(plan.machine, name):
+            line = f"{name}: true" if switches else f"kit.precision: {name}"
+            yield (line, attention) if plan.attention == "disabled" else (line,)

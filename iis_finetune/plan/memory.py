@@ -157,12 +157,9 @@ class _Sizes:
 
 def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None) -> MemoryEstimate:
     """Estimate the peak of one device: what is always held, and the moment of a step that holds most beside it."""
-    trainable, unknown = trained_parameters(facts, work.settings), _unknown(facts, work)
-    if unknown or facts.shapes is None or facts.parameters is None or not facts.linear_layers or trainable is None:
-        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=unknown or (NO_SHAPES,))
-    stored = 4 if work.precision == "fp32" else 2 if work.precision in HALF else BYTES.get(facts.dtype or "", 4)
-    active = trained_at_once(facts, work.settings, trainable)
-    sizes = _Sizes(facts.shapes, facts, work, stored, trained_layers(facts, work.settings), trainable, active)
+    sizes = _sizes_of(facts, work)
+    if sizes is None:
+        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=_unknown(facts, work) or (NO_SHAPES,))
     moment = max(_moments(sizes), key=lambda items: sum(items.values()))
     held = {**_weights(sizes), **_optimizer(sizes), **_exchange(sizes)}
     items = {name: size / GIB for name, size in {**held, **moment}.items() if size > 0}
@@ -171,6 +168,30 @@ def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None)
         items["allocator"] = allocator["gib"] + allocator["share"] * sum({**items, "device context": 0}.values())
     items = {name: size for name, size in items.items() if size}
     return MemoryEstimate(sum(items.values()), device_memory_gib, items, _left_out(facts, work.settings))
+
+
+def offloaded_gib(facts: ModelFacts, work: Workload) -> float:
+    """What each process at least keeps in the computer's own memory; 0 without offload, or where it is not known.
+
+    The optimizer's states with fp32 gradients, and ZeRO's fp32 masters (DeepSpeed zero/stage_1_and_2.py, stage3.py).
+    """
+    sizes = _sizes_of(facts, work)
+    if sizes is None or not work.sharing.offloads:
+        return 0.0
+    each = _optimizer_row(work.settings)["bytes"] + (8 if _zero(work) else 4)
+    weights = sizes.parameters * sizes.stored if work.sharing.offloads_weights else 0
+    return float(sizes.trainable * each + weights) / work.processes / GIB
+
+
+def _sizes_of(facts: ModelFacts, work: Workload) -> _Sizes | None:
+    trainable = trained_parameters(facts, work.settings)
+    if _unknown(facts, work) or facts.shapes is None or facts.parameters is None or not facts.linear_layers:
+        return None
+    if trainable is None:
+        return None
+    stored = 4 if work.precision == "fp32" else 2 if work.precision in HALF else BYTES.get(facts.dtype or "", 4)
+    active = trained_at_once(facts, work.settings, trainable)
+    return _Sizes(facts.shapes, facts, work, stored, trained_layers(facts, work.settings), trainable, active)
 
 
 def _unknown(facts: ModelFacts, work: Workload) -> tuple[str, ...]:
@@ -224,17 +245,18 @@ def _optimizer(sizes: _Sizes) -> Items:
     work, settings = sizes.work, sizes.work.settings
     if work.sharing.offloads:
         return {}
-    row = next(
-        row
-        for row in read("memory.toml")["optimizer"]
-        if any(fnmatch(settings["optim"], name) for name in row["names"])
-    )
+    row = _optimizer_row(settings)
     each = row["bytes"] * (sizes.stored / 4 if settings["pure_bf16"] and row.get("follows_weights") else 1)
     if settings["use_badam"]:
         return {"optimizer states": sizes.active * (row["bytes"] + 4)}
     numbers, projection = low_rank_states(sizes.facts, settings, sizes.trainable)
     masters = 4 * sizes.trainable if _zero(work) and sizes.autocast else 0
     return {"optimizer states": (numbers * each + projection * sizes.stored + masters) / sizes.shards}
+
+
+def _optimizer_row(settings: Settings) -> Mapping[str, Any]:
+    rows: list[Mapping[str, Any]] = read("memory.toml")["optimizer"]
+    return next(row for row in rows if any(fnmatch(settings["optim"], name) for name in row["names"]))
 
 
 def _exchange(sizes: _Sizes) -> Items:

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..decision import Decision
-from ..errors import Problem
-from .draft import Draft, Launcher
-from .fit import needed
+from ..errors import Problem, errors_of
+from .fit import needed, problems_of_offload
+from .record import Launcher, Plan
 
 SHARDED = {"zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}  # the ZeRO stage of each
 UNNAMED = "FIRST_NODE"  # stands for an address that is not known yet
@@ -17,71 +17,72 @@ NOT_ON_NODES = {
 }
 
 
-def launcher(draft: Draft) -> Draft:
+def launcher(plan: Plan) -> Plan:
     """Decide the launcher and write what LLaMA-Factory and torchrun need for it."""
-    draft, here = _devices(draft)
-    processes = here * (draft.inputs.nodes.number if draft.inputs.nodes else 1)
-    stated = draft.stated("deepspeed", "fsdp")
-    clash = draft.clash(stated, "launcher")
-    draft = draft.complain(*clash)
+    plan, here = _devices(plan)
+    processes = here * (plan.nodes.number if plan.nodes else 1)
+    stated = plan.stated("deepspeed", "fsdp")
+    clash = plan.clash(stated, "launcher")
+    plan = plan.complain(*clash)
     if stated and not clash:
-        draft = draft.keep("launcher", stated[0], stated[0])
-        return _write(replace(draft, launcher=Launcher(stated[0], processes, here)))
-    decision = _decision(draft, processes)
+        plan = plan.keep("launcher", stated[0], stated[0])
+        return _write(replace(plan, launch=Launcher(stated[0], processes, here)))
+    decision = _decision(plan, processes, here)
     chosen = Launcher() if decision.value == "single" else Launcher(str(decision.value), processes, here)
-    return _write(replace(draft.note(decision), launcher=chosen))
+    return _write(replace(plan.note(decision), launch=chosen))
 
 
-def _devices(draft: Draft) -> tuple[Draft, int]:
+def _devices(plan: Plan) -> tuple[Plan, int]:
     """One process a device; on CPU one, or as many as `kit.devices` says."""
-    wanted, machine, place = draft.recipe.kit.devices, draft.machine, draft.recipe.place("kit.devices")
+    wanted, machine, place = plan.recipe.kit.devices, plan.machine, plan.recipe.place("kit.devices")
     number = len(wanted) if isinstance(wanted, list) else wanted
     if machine.accelerator == "cpu":
         if number and number > machine.cpu_count:
             what = f"{number} processes share {machine.cpu_count} processor threads: each step waits for the slowest"
             fix = f"kit.devices: {machine.cpu_count}, or fewer"
-            draft = draft.complain(Problem(what, fix, place, "warning", "machine"))
-        return draft, max(number or 1, 1)
+            plan = plan.complain(Problem(what, fix, place, "warning", "machine"))
+        return plan, max(number or 1, 1)
     there = len(machine.devices)
     if number and number > there:
         what = f"{number} devices are asked for, {machine.name} has {there}"
-        draft = draft.complain(Problem(what, f"kit.devices: {there}", place, kind="machine"))
-    return draft, max(min(number or there, there), 1)
+        plan = plan.complain(Problem(what, f"kit.devices: {there}", place, kind="machine"))
+    return plan, max(min(number or there, there), 1)
 
 
-def _decision(draft: Draft, processes: int) -> Decision:
-    wanted = draft.recipe.kit.launcher
+def _decision(plan: Plan, processes: int, here: int) -> Decision:
+    wanted = plan.recipe.kit.launcher
     if wanted != "auto":
-        entry = draft.recipe.kit_entries["kit.launcher"]
+        entry = plan.recipe.kit_entries["kit.launcher"]
         return Decision("launcher", wanted, entry.source, f"stated as kit.launcher: {wanted}")
     if processes == 1:
         return Decision("launcher", "single", "kit default", "one device, one process")
-    whole = needed(draft, Launcher("ddp", processes))
-    if not draft.machine.devices or whole.ready:
-        known = draft.machine.devices and whole.per_device_gib
+    whole = needed(plan, Launcher("ddp", processes))
+    if not plan.machine.devices or whole.ready:
+        known = plan.machine.devices and whole.per_device_gib
         fits = f", {whole.per_device_gib:.1f} GiB of {whole.limit_gib:.1f} GiB each" if known else ""
         return Decision("launcher", "ddp", "kit default", f"a whole copy of the model on each of {processes}{fits}")
     for name in ("zero2", "zero3", "zero3_offload"):
-        shared = needed(draft, Launcher(name, processes))
-        if shared.ready:
+        tried = Launcher(name, processes, here)
+        shared = needed(plan, tried)
+        if shared.ready and not errors_of(problems_of_offload(plan, tried)):
             reason = f"a whole copy needs {whole.per_device_gib:.1f} GiB, a device has {whole.limit_gib:.1f}"
             reason = f"{reason}; {name} needs {shared.per_device_gib:.1f}"
             return Decision("launcher", name, "kit default", reason)
     return Decision("launcher", "zero3", "kit default", "nothing fits; zero3 comes nearest")
 
 
-def _write(draft: Draft) -> Draft:
-    chosen, nodes = draft.launcher, draft.inputs.nodes
+def _write(plan: Plan) -> Plan:
+    chosen, nodes = plan.launch, plan.nodes
     if chosen.name in SHARDED:
         config = deepspeed_config(chosen.name, nodes.number if nodes else 1)
-        draft = replace(draft.write(deepspeed="{run}/deepspeed.json"), files={"deepspeed.json": config})
-    elif chosen.name == "fsdp" and not draft.stated("fsdp"):
-        draft = draft.write(fsdp="full_shard auto_wrap", fsdp_config={"use_orig_params": True})
+        plan = replace(plan.write(deepspeed="{run}/deepspeed.json"), files={"deepspeed.json": config})
+    elif chosen.name == "fsdp" and not plan.stated("fsdp"):
+        plan = plan.write(fsdp="full_shard auto_wrap", fsdp_config={"use_orig_params": True})
     if chosen.processes == 1 and chosen.name not in (*SHARDED, "deepspeed", "fsdp"):
-        return draft
-    draft = draft.export({"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(chosen.here)})
+        return plan
+    plan = plan.export({"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(chosen.here)})
     # The hook holds the training to it: what is planned as shared must be shared.
-    return draft.export({"IIS_LAUNCHER": chosen.name, "IIS_PROCESSES": str(chosen.processes)})
+    return plan.export({"IIS_LAUNCHER": chosen.name, "IIS_PROCESSES": str(chosen.processes)})
 
 
 def deepspeed_config(launcher: str, nodes: int = 1) -> dict[str, Any]:
@@ -107,52 +108,52 @@ def deepspeed_config(launcher: str, nodes: int = 1) -> dict[str, Any]:
     }
 
 
-def several_processes(draft: Draft) -> Draft:
+def several_processes(plan: Plan) -> Plan:
     """What every run of more than one process needs."""
-    if draft.launcher.processes == 1:
-        return draft
+    if plan.processes == 1:
+        return plan
     reason = "the other ranks wait while the first tokenises; 30 minutes, the default, is too short for large data"
-    draft = draft.choose("ddp_timeout", 180_000_000, reason)
-    method, reward = draft.settings["finetuning_type"], draft.settings["stage"] == "rm"
-    if draft.launcher.name == "ddp" and (method == "oft" or (reward and method == "full")):
+    plan = plan.choose("ddp_timeout", 180_000_000, reason)
+    method, reward = plan.settings["finetuning_type"], plan.settings["stage"] == "rm"
+    if plan.launcher == "ddp" and (method == "oft" or (reward and method == "full")):
         reason = "with torch's older checkpointing DDP ends in 'Expected to mark a variable ready only once' here"
-        draft = draft.choose("use_reentrant_gc", False, reason)
-    return draft
+        plan = plan.choose("use_reentrant_gc", False, reason)
+    return plan
 
 
-def several_nodes(draft: Draft) -> Draft:
+def several_nodes(plan: Plan) -> Plan:
     """What a run on several machines needs beside what several processes do."""
-    nodes = draft.inputs.nodes
+    nodes = plan.nodes
     if nodes is None:
-        return draft
+        return plan
     told = f"--nodes on the command line; this is node {nodes.rank}, the first is at {nodes.address}:{nodes.port}"
-    draft = draft.complain(*_node_problems(draft)).note(Decision("nodes", nodes.number, "override", told))
-    draft = draft.export(nodes.variables())
+    plan = plan.complain(*_node_problems(plan)).note(Decision("nodes", nodes.number, "override", told))
+    plan = plan.export(nodes.variables())
     reason = "every node keeps whole checkpoints in a run folder of its own, so no disk need be shared"
-    draft = draft.choose("save_on_each_node", True, reason)
+    plan = plan.choose("save_on_each_node", True, reason)
     reason = f"a node waits {JOIN_SECONDS // 60} minutes for the others to come, then its attempt ends"
-    draft = _variable(draft, "PET_RDZV_CONF", f"timeout={JOIN_SECONDS}", reason)
+    plan = _variable(plan, "PET_RDZV_CONF", f"timeout={JOIN_SECONDS}", reason)
     if nodes.interface:
         reason = f"the card that leads to {nodes.address}; gloo would take the one that the host's name belongs to"
-        draft = _variable(draft, "GLOO_SOCKET_IFNAME", nodes.interface, reason)
-    return draft
+        plan = _variable(plan, "GLOO_SOCKET_IFNAME", nodes.interface, reason)
+    return plan
 
 
-def _node_problems(draft: Draft) -> list[Problem]:
-    found, nodes, place = [], draft.inputs.nodes, draft.recipe.place
-    if draft.launcher.name in NOT_ON_NODES:
-        found.append(Problem(NOT_ON_NODES[draft.launcher.name], "kit.launcher: ddp, or zero3", place("kit.launcher")))
-    if draft.settings["stage"] == "ppo":
+def _node_problems(plan: Plan) -> list[Problem]:
+    found, nodes, place = [], plan.nodes, plan.recipe.place
+    if plan.launcher in NOT_ON_NODES:
+        found.append(Problem(NOT_ON_NODES[plan.launcher], "kit.launcher: ddp, or zero3", place("kit.launcher")))
+    if plan.settings["stage"] == "ppo":
         found.append(Problem("stage ppo runs on one machine", "train without --nodes", place("stage")))
     known = nodes is None or nodes.interface or nodes.address == UNNAMED
-    if nodes and not known and draft.machine.here and "GLOO_SOCKET_IFNAME" not in draft.recipe.kit.env:
+    if nodes and not known and plan.machine.here and "GLOO_SOCKET_IFNAME" not in plan.recipe.kit.env:
         what = f"no network card is known to lead to {nodes.address}"
         found.append(Problem(what, "kit.env={GLOO_SOCKET_IFNAME: eth0}", severity="warning", kind="machine"))
-    if draft.settings["save_total_limit"] == 1:
+    if plan.settings["save_total_limit"] == 1:
         what = "with one checkpoint kept, nodes that are cut off during a save have none in common"
         found.append(Problem(what, "save_total_limit: 2", place("save_total_limit"), severity="warning"))
     return found
 
 
-def _variable(draft: Draft, name: str, value: str, reason: str) -> Draft:
-    return draft.export({name: value}).note(Decision(f"environment.{name}", value, "kit default", reason))
+def _variable(plan: Plan, name: str, value: str, reason: str) -> Plan:
+    return plan.export({name: value}).note(Decision(f"environment.{name}", value, "kit default", reason))

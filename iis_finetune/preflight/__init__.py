@@ -15,7 +15,7 @@ from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
-from .here import fitting, here_problems, machine_problems, quantization_problems
+from .here import fitting, here_problems
 from .model import looks_local, model_problems, reward_problems
 from .training_data import Asked, data_problems
 
@@ -99,7 +99,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
     problems = [*seen.problems, *model_problems(recipe, seen.model, planned.arguments)]
     of_data, rows = data = data or _data(seen, question)
     case = replace(_case(seen), rows=rows)
-    problems += [*of_data, *rules.check(case), *quantization_problems(case), *machine_problems(case)]
+    problems += [*of_data, *rules.check(case), *plan.machine_problems(case)]
     of_found = replace(question, machine=host)
     problems += [*_of_base(seen.base, of_found), *_of_base(seen.reward, of_found)]
     inputs = plan.Inputs(recipe, host, seen.model, question.workspace, seen.base, None, seen.reward)

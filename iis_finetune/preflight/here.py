@@ -17,7 +17,6 @@ from ..wheels import EXTRAS, record_of
 
 GIB = 2**30
 INSTALLING = re.compile(r"(?P<setup>make setup, or )?(?P<pip>(?<!/)pip install '?(?P<name>[\w-]+)[^\s,]*)")
-COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 
 
 def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
@@ -74,23 +73,6 @@ def _of_ppo(case: Case, environment: Path) -> list[Problem]:
     versions = {name: machine.package_version(name, paths) for name in rules.packages_of(case)}
     pip = f"{environment / 'bin' / 'pip'} install"
     return [replace(each, fix=each.fix.replace("pip install", pip)) for each in rules.check_needs(case, versions)]
-
-
-def quantization_problems(case: Case) -> list[Problem]:
-    """What the machine table says of bitsandbytes, on a named machine too."""
-    if not case["quantization_bit"] or case["quantization_method"] != "bnb" or case.model.quantization:
-        return []
-    place = case.recipe.place("quantization_bit")
-    return [replace(each, where=place) for each in machine.quantization_problems(case.machine)]
-
-
-def machine_problems(case: Case) -> list[Problem]:
-    """What the machine, a named one too, does badly: compiling, and an optimizer in the computer's own memory."""
-    compiling = [key for key in COMPILING if case[key]]
-    found = [(compiling[0], each) for each in machine.compile_problems(case.machine) if compiling]
-    offload = "deepspeed" if case.states("deepspeed") else "kit.launcher"
-    found += [(offload, each) for each in machine.offload_problems(case.machine) if case.offloads]
-    return [replace(each, where=case.recipe.place(key)) for key, each in found]
 
 
 def _login(case: Case, environment: Mapping[str, str]) -> list[Problem]:

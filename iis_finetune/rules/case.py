@@ -109,11 +109,6 @@ class Case:
         return self.sharing.zero_stage
 
     @property
-    def offloads(self) -> bool:
-        """Whether DeepSpeed keeps the optimizer's states in the computer's own memory."""
-        return self.zero_stage is not None and self.sharing.offloads
-
-    @property
     def sharded(self) -> bool:
         """Whether no process holds a whole copy of the weights (ZeRO-3, FSDP)."""
         return self.zero_stage == 3 or self.launcher == "fsdp"

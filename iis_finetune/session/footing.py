@@ -25,7 +25,8 @@ def without_errors(examined: Examined) -> Examined:
 
 def under_its_own_name(run: Run, examined: Examined) -> Examined:
     """A run's recipe is the file recipe.yaml in its folder; its name is the one it was started with."""
-    recipe, planned = replace(examined.recipe, name=run.recipe_name), replace(examined.plan, recipe=run.recipe_name)
+    recipe = replace(examined.recipe, name=run.recipe_name)
+    planned = replace(examined.plan, inputs=replace(examined.plan.inputs, recipe=recipe))
     return replace(examined, recipe=recipe, plan=planned)
 
 

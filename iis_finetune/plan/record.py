@@ -1,11 +1,11 @@
-"""A plan in the making: each step of planning takes a draft and returns the next one."""
+"""The plan, and what it is made from: each step of planning takes a plan and returns the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..arguments import Settings, for_verb
 from ..decision import Decision
@@ -13,8 +13,10 @@ from ..errors import Problem
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..recipe import Entry, Recipe
-from ..runs import Nodes, Workspace
+from ..runs import Decided, Nodes, Workspace
 from .memory import MemoryEstimate
+
+SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,21 @@ class Launcher:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """What is decided so far; never changed, each method returns another draft."""
+class Plan:
+    """What would run, and why; never changed, each method returns another plan with more decided.
+
+    Paths hold `{run}`, `{models}`, `{data}`, `{kit}` and `{ppo}`, filled in at launch. `settings` answers for every
+    argument, also for those that LLaMA-Factory is not given; `view_of` is the model folder that a precision view is
+    made of, `files` are written into the run folder beside the arguments.
+    """
+
+    command: ClassVar[tuple[str, ...]] = ("llamafactory-cli", "train", "arguments.yaml")
 
     inputs: Inputs
     settings: Settings
     precision: str = "as-saved"
     attention: str = "sdpa"
-    launcher: Launcher = Launcher()
+    launch: Launcher = Launcher()
     memory: MemoryEstimate = field(default_factory=MemoryEstimate)
     view_of: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -64,49 +73,73 @@ class Draft:
         return self.inputs.machine
 
     @property
+    def nodes(self) -> Nodes | None:
+        return self.inputs.nodes
+
+    @property
+    def launcher(self) -> str:
+        return self.launch.name
+
+    @property
+    def processes(self) -> int:
+        return self.launch.processes
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """What LLaMA-Factory is given: what the recipe states, and over it what was decided."""
         stated = for_verb(self.settings.stated, "train", self.settings.table)
         return {name: value for name, value in {**stated, **self.settings.decided}.items() if value is not None}
 
+    def decided(self) -> Decided:
+        """What a run folder keeps of it; its paths are still placeholders."""
+        here = {"recipe": self.recipe.name, "machine": self.machine.name, "memory": self.memory.as_json()}
+        problems = tuple(problem.as_json() for problem in self.problems)
+        rest = {each.name: getattr(self, each.name) for each in fields(Decided) if each.name not in here}
+        return Decided(**{**rest, **here, "problems": problems})
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` shows."""
+        written = asdict(self.decided())
+        return {name: written[name] for name in SHOWN}
+
     def stated(self, *names: str) -> list[str]:
         """Those of the arguments that the recipe or the command line gives a value that can be used."""
         return [name for name in names if self.settings.states(name)]
 
-    def write(self, **arguments: Any) -> Draft:
+    def write(self, **arguments: Any) -> Plan:
         return replace(self, settings=self.settings.decide(**arguments))
 
-    def export(self, variables: Mapping[str, str]) -> Draft:
+    def export(self, variables: Mapping[str, str]) -> Plan:
         """Set variables of the training's environment."""
         return replace(self, environment={**self.environment, **variables})
 
-    def note(self, *decisions: Decision) -> Draft:
+    def note(self, *decisions: Decision) -> Plan:
         return replace(self, decisions=(*self.decisions, *decisions))
 
-    def complain(self, *problems: Problem) -> Draft:
+    def complain(self, *problems: Problem) -> Plan:
         return replace(self, problems=(*self.problems, *problems))
 
-    def choose(self, name: str, value: Any, reason: str) -> Draft:
+    def choose(self, name: str, value: Any, reason: str) -> Plan:
         """Set an argument that the kit chooses, unless the recipe states it."""
         if self.settings.states(name):
             return self
         return self.write(**{name: value}).note(Decision(name, value, "kit default", reason))
 
-    def force(self, name: str, value: Any, reason: str) -> Draft:
+    def force(self, name: str, value: Any, reason: str) -> Plan:
         """Set an argument that only the kit sets; a foreign value is replaced, and the reason says so."""
         if self.settings.states(name) and self.recipe.value(name) != value:
             reason = f"{reason} (the recipe's {self.recipe.value(name)!r} is replaced)"
         return self.write(**{name: value}).note(Decision(name, value, "kit default", reason))
 
-    def keep(self, name: str, value: Any, key: str) -> Draft:
+    def keep(self, name: str, value: Any, key: str) -> Plan:
         """Note that a value is as it is because the recipe or the command line states `key`."""
         entry = self._entry(key)
         where = "the command line" if entry.source == "override" else f"line {entry.place.line}"
         return self.note(Decision(name, value, entry.source, f"stated as {key} in {where}"))
 
-    def take(self, decision: Decision, problems: list[Problem], key: str) -> Draft:
+    def take(self, decision: Decision, problems: list[Problem], key: str) -> Plan:
         """Take over a decision of the machine table, with its problems placed at the line that led to it."""
-        if self.recipe.states(key):
+        if decision.source == "recipe":  # asked for there; `auto` is a question, and the table's is the answer
             decision = replace(decision, source=self._entry(key).source)
         return self.note(decision).complain(*(replace(each, where=self.recipe.place(key)) for each in problems))
 
