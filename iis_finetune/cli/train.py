@@ -11,7 +11,7 @@ import typer
 
 from .. import notify, preflight, process, runs, session
 from ..dataset import Readings
-from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
+from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, errors_of, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
@@ -37,9 +37,12 @@ def train(
     examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
-    show.problems(examined.problems, nothing_started=bool(stops))
+    told = [each for each in examined.problems if stops or not smoke or each.severity == "warning"]
+    show.problems(told, nothing_started=bool(stops))
     if stops:
         raise typer.Exit(code)
+    for each in errors_of(examined.problems):
+        show.line(f"note: {each.what}: a smoke run goes without, the training itself needs it ({each.fix})")
     order = Order(str(examined.recipe.path.absolute()), asking.overrides)
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
@@ -60,18 +63,21 @@ def resume(
     background: Background = False,
     master: Master = "",
 ) -> None:
-    """Go on with a run from its newest good checkpoint; refused when its data or arguments have changed."""
+    """Go on with a run from its newest good checkpoint, a finished one as a longer run (max_steps=N); refused when its
+    data or arguments have changed."""
     found = runs.find(workspace(), run)
-    now = runs.state(found)
+    finished = runs.state(found) == "finished"
     if runs.holder(found):
         raise runs.held(found)
-    if now == "finished":
-        raise ProblemsFound([Problem(f"{found.name} is finished", "nothing is left to do", Place(COMMAND_LINE))])
     asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master))
     examined = session.examine_run(found, asking)
     show.problems(examined.problems)
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
+    if finished:
+        schedule = examined.plan.settings["lr_scheduler_type"]
+        show.line(f"{found.name} goes on from {found.checkpoints()[-1].name} as a longer run")
+        show.line(f"schedule: {schedule} over the longer run: the learning rate goes on from there, not from its end")
     order = Order(asking.recipe, asking.overrides, asking.nodes, resume=found.name, accept_changes=accept_changes)
     _start(order, asking.readings, background)
 

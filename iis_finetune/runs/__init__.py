@@ -17,6 +17,7 @@ from .listing import (
     reached_the_end,
     state,
     state_after_end,
+    steps_done,
     weights,
 )
 from .run import Request, Run, Workspace, step_of
