@@ -186,7 +186,7 @@ def tree(who: Identity) -> list[Identity]:
     except psutil.Error:
         children = []
     found = (identity(child.pid) for child in children)
-    return [who, *(child for child in found if child)]
+    return [who, *(child for child in found if child and alive(child))]
 
 
 def send(processes: Iterable[Identity], number: signal.Signals) -> None:

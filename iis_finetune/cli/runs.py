@@ -118,7 +118,6 @@ def _status(run: Run) -> dict[str, Any]:
         "recipe": run.recipe_name,
         "state": state,
         "held": held.work if held else None,
-        "evaluating": evaluating(run),
         "step": now.step,
         "total_steps": now.total_steps,
         "loss": _finite(now.loss),
@@ -130,6 +129,7 @@ def _status(run: Run) -> dict[str, Any]:
         "attempts": list(runs.read_lines(run.attempts)),
         "events": runs.events(run),
         "device": devices() if active else None,
+        "evaluating": evaluating(run),
     }
 
 

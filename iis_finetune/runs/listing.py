@@ -20,25 +20,22 @@ from .run import NAME, SMOKE, Request, Run, Workspace, step_of
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """transformers' callback of that name, as its trainer saves it."""
+    """transformers' callback of that name, as its trainer saves it: patience, and what is used up of it, in looks."""
 
-    args: Mapping[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, int | float] = field(default_factory=dict)
+    attributes: Mapping[str, int | float] = field(default_factory=dict)
+
+    @property
+    def stopped(self) -> bool:
+        waited = self.attributes.get("early_stopping_patience_counter", 0)
+        return waited >= self.args.get("early_stopping_patience", 1)
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """The callbacks in trainer_state.json that count here."""
+    """The one callback in trainer_state.json that counts here."""
 
     EarlyStoppingCallback: EarlyStopping | None = None
-
-    @property
-    def stopped_early(self) -> bool:
-        if self.EarlyStoppingCallback is None:
-            return False
-        patience = self.EarlyStoppingCallback.args.get("early_stopping_patience", 1)
-        waited = self.EarlyStoppingCallback.attributes.get("early_stopping_patience_counter", 0)
-        return isinstance(waited, int) and isinstance(patience, int) and waited >= patience
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,8 @@ def reached_last_step(run: Run) -> bool:
     step, planned = progress.global_step, progress.max_steps
     if not step or not planned or not (weights(run.output) or _kept_elsewhere(run)):
         return False
-    return step >= planned or (progress.stateful_callbacks or Callbacks()).stopped_early
+    early = (progress.stateful_callbacks or Callbacks()).EarlyStoppingCallback
+    return step >= planned or bool(early and early.stopped)
 
 
 def steps_done(run: Run) -> StepsDone:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import evaluate, models, preflight, process, runs, supervise
+from .. import evaluate, launch, models, preflight, process, runs, supervise
 from ..errors import FINE, ProblemsFound
 from ..preflight import Examined, Question
 from ..recipe import Recipe
@@ -17,7 +17,7 @@ from ..runs import Claim, Request, Run
 from ..supervise import Stop
 from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name, without_errors
 from .making import make_model, make_view, publish
-from .supervision import environment_of, failure, rewrite, task_of, tell_ending
+from .supervision import environment_of, failure, task_of, tell_ending
 
 Named = Literal["base", "reward"]  # the kit keys that name a recipe which is run first
 NAMED: tuple[Named, ...] = ("base", "reward")
@@ -56,7 +56,7 @@ def resume(session: Session, made: Run, accepted: bool) -> int:
         with runs.turn(workspace):
             check_devices(examined, workspace, made)
             process.end(runs.living(made), 0)  # what an attempt without a supervisor left
-            rewrite(made, examined, session.question, data)
+            launch.rewrite(made, examined, workspace, data)
             claim.tell("trained")
         session.tell(run=made.name)
         runs.note(made, "resumed", changed=changed)
@@ -74,7 +74,7 @@ def brought_up(session: Session) -> Iterator[tuple[Claim, Examined]]:
             check_devices(examined, question.workspace)
             made = runs.create(question.workspace, examined.recipe.name, question.smoke)
             claim = held.enter_context(runs.claimed(made, "prepared"))
-            rewrite(made, examined, question, data)
+            launch.rewrite(made, examined, question.workspace, data)
             claim.tell("trained")
         session.tell(run=made.name)
         supervise.supervise(task_of(made, examined, session.request, question), session.stop)

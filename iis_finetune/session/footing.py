@@ -40,7 +40,7 @@ def refuse_changes(run: Run, examined: Examined, question: Question, accepted: b
     if decided is None or not proof:
         what = f"{run.name} ended before its plan was written: there is nothing to resume"
         raise ProblemsFound([Problem(what, f"iis-finetune train {run.recipe_name}", Place(COMMAND_LINE))])
-    arguments = json.loads(json.dumps(launch.fill(examined.plan.arguments, run, question.workspace)))
+    arguments = json.loads(json.dumps(runs.fill(examined.plan.arguments, run, question.workspace)))
     old = Footing(decided.arguments, proof.get("data_sha256", {}), decided.processes)
     new = Footing(arguments, data_hashes(examined, question), examined.plan.processes)
     problems = resume_problems(old, new, accepted)

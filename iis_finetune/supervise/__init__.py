@@ -5,7 +5,6 @@ The only writer of attempts and events while a run lives.
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from ..errors import ProblemsFound, RunFailed
 from ..observe import StallLimits
 from ..recover import Action, Failure, Situation
 from ..runs import Ending, Run, Skipped, step_of
-from .attempt import Outcome, Start, keep, tell, try_once
-from .space import DiskSpace
+from .attempt import Outcome, Start, try_once
+from .disk import DiskSpace
 from .task import Facts, Stop, Task, facts_of, loaded_precision
 
 ROOM_SECONDS, ROOM_LOOK_SECONDS = 6 * 3600.0, 10.0  # a night's sleep of whoever can make room
@@ -56,9 +55,7 @@ def _supervise(task: Task, stop: Stop) -> Ending:
     course = _Course(_reached(checkpoint))
     change: dict[str, Any] = {}
     while True:
-        number = len(runs.attempts(task.run)) + 1
-        start = Start(number, checkpoint, change, fresh=not task.run.output.exists())
-        outcome = try_once(task, facts, start, stop)
+        outcome = try_once(task, facts, Start(checkpoint, change), stop)
         if outcome.ending:
             return _end(task, outcome, outcome.ending, outcome.why)
         failure = outcome.failure or Failure("crash", None, "no reason is known")
@@ -129,7 +126,7 @@ def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
     for bad in skipped:
         _set_aside(run, bad, keep_it=not spare_disk)
     if good and facts.begins_anew:
-        tell(run, "not resumable", why=f"the training begins anew: {facts.begins_anew}")
+        runs.note(run, "not resumable", why=f"the training begins anew: {facts.begins_anew}")
         for each in run.checkpoints():
             _set_aside(run, Skipped(each, (facts.begins_anew,)), keep_it=True)
         return None
@@ -147,21 +144,21 @@ def _set_aside(run: Run, bad: Skipped, keep_it: bool) -> None:
         bad.folder.replace(there)
     else:
         shutil.rmtree(bad.folder, ignore_errors=True)
-    tell(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
+    runs.note(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
 
 
 def _go_on(task: Task, outcome: Outcome, action: Action, checkpoint: Path | None) -> None:
-    attempt = replace(outcome.attempt, ended=time.time(), ending="interrupted", why=action.why)
-    keep(task.run, attempt)
-    details: Mapping[str, Any] = {
-        "cause": outcome.failure.cause if outcome.failure else None,
-        "step": outcome.failure.step if outcome.failure else None,
-        "why": action.why,
-        "change": dict(action.change) or None,
-        "from_checkpoint": checkpoint.name if checkpoint else "the beginning",
-        "pause_seconds": action.pause_seconds,
-    }
-    tell(task.run, "recovering", **details)
+    runs.record(task.run, replace(outcome.attempt, ended=time.time(), ending="interrupted", why=action.why))
+    runs.note(
+        task.run,
+        "recovering",
+        cause=outcome.failure.cause if outcome.failure else None,
+        step=outcome.failure.step if outcome.failure else None,
+        why=action.why,
+        change=dict(action.change) or None,
+        from_checkpoint=checkpoint.name if checkpoint else "the beginning",
+        pause_seconds=action.pause_seconds,
+    )
     task.tell("recovering", action.why)
 
 
@@ -181,10 +178,10 @@ def _room_came(run: Run, facts: Facts, stop: Stop) -> bool:
 
 def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
     run, attempt = task.run, outcome.attempt
-    keep(run, replace(attempt, ended=time.time(), ending=ending, why=why))
+    runs.record(run, replace(attempt, ended=time.time(), ending=ending, why=why))
     for checkpoint in run.checkpoints() if ending != "finished" else ():
         runs.seal(run, checkpoint)
     kept = run.checkpoints()[-1].name if ending == "stopped" and run.checkpoints() else None
-    tell(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
+    runs.note(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
     task.tell(ending, why or "")
     return ending
