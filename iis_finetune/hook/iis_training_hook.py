@@ -69,7 +69,7 @@ def leave_when_done() -> Patch:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the real finders find each of the modules and wraps its loader; then it is out of the way."""
+    """Lets the real finders find each of the modules and changes it once it is loaded; then it is out of the way."""
 
     def __init__(self, patches: dict[str, Patch]) -> None:
         self.patches = patches
@@ -82,21 +82,14 @@ class _Finder(importlib.abc.MetaPathFinder):
             sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec and spec.loader:
-            spec.loader = _Loader(spec.loader, change)
+            load = spec.loader.exec_module
+
+            def load_and_change(module: ModuleType) -> None:
+                load(module)
+                change(module)
+
+            spec.loader.exec_module = load_and_change  # type: ignore[method-assign]
         return spec
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, real: Any, change: Patch) -> None:
-        self.real, self.change = real, change
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        created: ModuleType | None = self.real.create_module(spec)
-        return created
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.real.exec_module(module)
-        self.change(module)
 
 
 def patch(trainer: Any) -> None:
