@@ -128,7 +128,9 @@ def test_a_delete_against_an_evaluate_one_wins(start: Start, project: Path, seed
     assert said(start("train", "tiny", FAKE_STEP_SECONDS="0.01")).returncode == 0
     (run,) = all_runs(project)
     # The staged program answers nothing: who wins the run is what is looked at.
-    evaluated, deleted = both(start, ("evaluate", "last", "--data", "little"), ("runs", "--delete", "last"), seed=seed)
+    evaluated, deleted = both(
+        start, ("evaluate", "last", "--data", "little"), ("runs", "--delete", "last", "--yes"), seed=seed
+    )
     if deleted.returncode == 0:
         assert not run.folder.exists() and evaluated.returncode in (1, 2), evaluated
     else:

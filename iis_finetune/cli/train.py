@@ -37,11 +37,11 @@ def train(
     examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
-    told = [each for each in examined.problems if stops or not smoke or each.severity == "warning"]
-    show.problems(told, nothing_started=bool(stops))
+    goes_without = errors_of(examined.problems) if smoke and not stops else ()
+    show.problems([each for each in examined.problems if each not in goes_without], nothing_started=bool(stops))
     if stops:
         raise typer.Exit(code)
-    for each in errors_of(examined.problems):
+    for each in goes_without:
         show.line(f"note: {each.what}: a smoke run goes without, the training itself needs it ({each.fix})")
     order = Order(str(examined.recipe.path.absolute()), asking.overrides)
     if smoke:
