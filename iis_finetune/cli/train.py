@@ -37,23 +37,22 @@ def train(
     examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
-    goes_without = errors_of(examined.problems) if smoke and not stops else ()
-    show.problems([each for each in examined.problems if each not in goes_without], nothing_started=bool(stops))
+    notes = errors_of(examined.problems) if smoke and not stops else ()
+    show.problems([each for each in examined.problems if each not in notes], nothing_started=bool(stops))
     if stops:
         raise typer.Exit(code)
-    for each in goes_without:
-        show.line(f"note: {each.what}: a smoke run goes without, the training itself needs it ({each.fix})")
-    order = Order(str(examined.recipe.path.absolute()), asking.overrides)
+    for note in notes:
+        show.line(f"note: {note.what}: a smoke run goes without, the training itself needs it ({note.fix})")
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
-        _start(replace(order, smoke=True), asking.readings, background)
-        return
-    session.check_devices(examined, workspace())
-    for decision in examined.plan.decisions:
-        if decision.name in ("precision", "attention", "launcher", "nodes"):
-            show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-    _start(replace(order, nodes=asking.nodes), asking.readings, background)
+    else:
+        session.check_devices(examined, workspace())
+        for decision in examined.plan.decisions:
+            if decision.name in ("precision", "attention", "launcher", "nodes"):
+                show.line(f"{decision.name}: {decision.value} ({decision.reason})")
+    order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
+    _start(order, asking.readings, background)
 
 
 def resume(
