@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..runs import Run, holder, read_json
-from .text import TAIL_BYTES, tail
+from .text import TAIL_BYTES, changed_at, tail
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,8 @@ def evaluating(run: Run) -> Evaluating | None:
     held = holder(run)
     if held is None or held.work != "evaluated":
         return None
-    began = run.claim.stat().st_mtime
-    logs = {path.stat().st_mtime: path for path in run.evaluation.glob("*/*.log")}
-    if not logs or max(logs) < began:
+    logs = {changed_at(path): path for path in run.evaluation.glob("*/*.log")}
+    if not logs or max(logs) < changed_at(run.claim):
         return Evaluating()  # it still reads its rows
     log = logs[max(logs)]
     parts = [name for name in read_json(log.parent / "rows" / "dataset_info.json") or {} if name.startswith("part-")]

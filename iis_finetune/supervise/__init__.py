@@ -13,8 +13,8 @@ from .. import recover, runs
 from ..errors import ProblemsFound, RunFailed
 from ..observe import StallLimits
 from ..recover import Action, Failure, Situation
-from ..runs import Ending, Run, Skipped, step_of
-from .attempt import Outcome, Start, try_once
+from ..runs import Attempt, Ending, Run, Skipped, step_of
+from .attempt import Start, try_once
 from .disk import DiskSpace
 from .task import Facts, Stop, Task, facts_of, loaded_precision
 
@@ -56,23 +56,24 @@ def _supervise(task: Task, stop: Stop) -> Ending:
     change: dict[str, Any] = {}
     while True:
         outcome = try_once(task, facts, Start(checkpoint, change), stop)
-        if outcome.ending:
-            return _end(task, outcome, outcome.ending, outcome.why)
-        failure = outcome.failure or Failure("crash", None, "no reason is known")
+        attempt, failure = outcome.attempt, outcome.end
+        if not isinstance(failure, Failure):
+            return _end(task, attempt, failure, outcome.why)
         checkpoint = _after(task.run, facts, course, failure)
         course.count(failure, _reached(checkpoint))
         action = _decide(task, facts, course, checkpoint)
         if not action.resume or stop.asked:
-            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
-        _go_on(task, outcome, action, checkpoint)
+            return _end(task, attempt, "stopped" if stop.asked else "failed", action.why)
+        runs.record(task.run, replace(attempt, ended=time.time(), ending="interrupted", why=action.why))
+        _tell_recovering(task, failure, action, checkpoint)
         _pause(action.pause_seconds, stop)
         if failure.cause == "disk full" and not _room_came(task.run, facts, stop):
-            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
+            return _end(task, attempt, "stopped" if stop.asked else "failed", action.why)
         change = dict(action.change)
         try:
             task = replace(task, environment=task.replan(change)) if change and task.replan else task
         except ProblemsFound as found:
-            return _end(task, outcome, "failed", f"{action.why}, but {found}")
+            return _end(task, attempt, "failed", f"{action.why}, but {found}")
         facts = facts_of(task.run)
 
 
@@ -147,13 +148,12 @@ def _set_aside(run: Run, bad: Skipped, keep_it: bool) -> None:
     runs.note(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
 
 
-def _go_on(task: Task, outcome: Outcome, action: Action, checkpoint: Path | None) -> None:
-    runs.record(task.run, replace(outcome.attempt, ended=time.time(), ending="interrupted", why=action.why))
+def _tell_recovering(task: Task, failure: Failure, action: Action, checkpoint: Path | None) -> None:
     runs.note(
         task.run,
         "recovering",
-        cause=outcome.failure.cause if outcome.failure else None,
-        step=outcome.failure.step if outcome.failure else None,
+        cause=failure.cause,
+        step=failure.step,
         why=action.why,
         change=dict(action.change) or None,
         from_checkpoint=checkpoint.name if checkpoint else "the beginning",
@@ -176,8 +176,8 @@ def _room_came(run: Run, facts: Facts, stop: Stop) -> bool:
     return space.room() and not stop.asked
 
 
-def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
-    run, attempt = task.run, outcome.attempt
+def _end(task: Task, attempt: Attempt, ending: Ending, why: str | None) -> Ending:
+    run = task.run
     runs.record(run, replace(attempt, ended=time.time(), ending=ending, why=why))
     for checkpoint in run.checkpoints() if ending != "finished" else ():
         runs.seal(run, checkpoint)

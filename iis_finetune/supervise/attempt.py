@@ -31,12 +31,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: an ending for good, or a failure to decide about."""
+    """How an attempt ended: for good, and why, or by a failure to decide about."""
 
     attempt: Attempt
-    ending: Ending | None
-    why: str | None
-    failure: Failure | None = None
+    end: Ending | Failure
+    why: str | None = None
 
 
 @dataclass
@@ -164,12 +163,10 @@ def _judge(live: LiveAttempt) -> Outcome:
     if attempt.returncode == 0 and runs.reached_last_step(run) and not live.seen:
         wrong = runs.weight_faults(run.output)
         if not wrong:
-            return Outcome(attempt, "finished", None)
-        return Outcome(attempt, None, None, Failure("not finite", live.watcher.step, "; ".join(wrong)))
+            return Outcome(attempt, "finished")
+        return Outcome(attempt, Failure("not finite", live.watcher.step, "; ".join(wrong)))
     asked = _asked(live)
-    if asked:
-        return Outcome(attempt, "stopped", asked)
-    return Outcome(attempt, None, None, _failure(live))
+    return Outcome(attempt, "stopped", asked) if asked else Outcome(attempt, _failure(live))
 
 
 def _asked(live: LiveAttempt) -> str | None:
