@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from iis_finetune import observe, process, runs
 from iis_finetune.errors import ProblemsFound
@@ -211,3 +212,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         runs.write(target, "two\ud800")
     assert target.read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_deleting_asks_on_a_terminal_and_wants_a_word_elsewhere(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    words = [sys.executable, "-m", "iis_finetune", "runs", "--delete", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    piped = subprocess.run(words, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
+    assert piped.returncode == 2 and "fix:   iis-finetune runs --delete 0001-a --yes" in piped.stderr
+    for answer, kept in (("n", True), ("y", False)):
+        ours, theirs = os.openpty()
+        with subprocess.Popen(words, cwd=workspace.root, env=environment, stdin=theirs, stdout=theirs) as asked:
+            os.write(ours, f"{answer}\n".encode())
+        assert asked.returncode == 0 and run.folder.exists() is kept
+        os.close(ours)
+        os.close(theirs)
