@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,22 @@ from .machine import Machine, dropped_variables, package_version
 from .models import fingerprint
 from .plan import Plan
 from .plan.after import VISIBLE
+from .preflight import Examined
 from .recipe import Recipe
-from .runs import Run, Workspace, holder, listed, read_decided, write, write_decided
+from .runs import KIT, Run, Workspace, fill, holder, listed, read_decided, write, write_decided
 
-KIT = Path(__file__).parent
 SBATCH = KIT / "tables" / "job.sbatch"
 TORCHRUN = ("NPROC_PER_NODE", "FORCE_TORCHRUN")
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "deepspeed")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a run folder is made from, beside the workspace."""
+def rewrite(run: Run, examined: Examined, workspace: Workspace, data: Mapping[str, str]) -> None:
+    """Write a run's plan, over an earlier one too: everything a reader, a resume or a rerun by hand needs.
 
-    recipe: Recipe
-    plan: Plan
-    machine: Machine
-    data: Mapping[str, str]
-
-
-def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
-    """Write a run's plan, over an earlier one too: everything a reader, a resume or a rerun by hand needs."""
-    plan = prepared.plan
-    write(run.recipe, yaml_text(document_of(prepared.recipe)))
+    `data` are the hashes of the data files that it is trained on.
+    """
+    plan = examined.plan
+    write(run.recipe, yaml_text(document_of(examined.recipe)))
     write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
     for name, content in plan.files.items():
         write(run.folder / name, json.dumps(content, indent=2) + "\n")
@@ -48,9 +40,9 @@ def rewrite(run: Run, prepared: Prepared, workspace: Workspace) -> None:
     mode = run.command.stat().st_mode
     run.command.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may start it
     write_decided(run, fill(plan.decided(), run, workspace))
-    write(run.machine, _json(prepared.machine.as_json()))
+    write(run.machine, _json(examined.machine.as_json()))
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
-    write(run.provenance, _json(provenance(prepared, workspace, model)))
+    write(run.provenance, _json({**provenance(plan, workspace, model), "data_sha256": dict(data)}))
 
 
 def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
@@ -60,28 +52,6 @@ def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
     text = run.arguments.read_text(encoding="utf-8")
     write(run.resumed_arguments, f"{text}resume_from_checkpoint: {where}\n")
     return run.resumed_arguments
-
-
-def fill(value: Any, run: Run, workspace: Workspace) -> Any:
-    """Put this run's real, absolute paths where the plan has `{run}`, `{models}`, `{data}`, `{kit}`."""
-    places = {
-        "{run}": str(run.folder.resolve()),
-        "{models}": str(workspace.models.resolve()),
-        "{data}": str(workspace.data.resolve()),
-        "{kit}": str(KIT),
-        "{ppo}": str(workspace.ppo),
-    }
-    if isinstance(value, str):
-        for name, path in places.items():
-            value = value.replace(name, path)
-        return value
-    if isinstance(value, Mapping):
-        return {key: fill(inner, run, workspace) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(fill(inner, run, workspace) for inner in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{each.name: fill(getattr(value, each.name), run, workspace) for each in fields(value)})
-    return value
 
 
 def document_of(recipe: Recipe) -> dict[str, Any]:
@@ -181,7 +151,7 @@ def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | No
     wanted = _devices(environment)
     for run in listed(workspace):
         held = holder(run)
-        if run != but and held and held.work == "trained":
+        if run != but and held and held.work in ("trained", "evaluated"):
             decided = read_decided(run)
             if decided and wanted & _devices(decided.environment):
                 return run
@@ -192,15 +162,14 @@ def _devices(environment: Mapping[str, str]) -> set[tuple[str, str]]:
     return {(name, each) for name in VISIBLE for each in environment.get(name, "").split(",") if each not in ("", "-1")}
 
 
-def provenance(prepared: Prepared, workspace: Workspace, model: Path) -> dict[str, Any]:
-    """What a result came from: versions, the state of the repository, the data, the model and its revision."""
+def provenance(plan: Plan, workspace: Workspace, model: Path) -> dict[str, Any]:
+    """What a result came from, beside its data: versions, the state of the repository, the model and its revision."""
     fetched = hub.read_manifest(Path(os.path.realpath(model)))
     return {
         "iis_finetune": __version__,
         "python": sys.version.split()[0],
-        "packages": {name: package_version(name, packages_of(prepared.plan, workspace)) for name in PACKAGES},
+        "packages": {name: package_version(name, packages_of(plan, workspace)) for name in PACKAGES},
         "git": _git(workspace.root),
-        "data_sha256": dict(prepared.data),
         "model": str(model),
         "model_fingerprint": fingerprint(model),
         "model_revision": fetched.commit if fetched else None,

@@ -1,13 +1,15 @@
 """The only module that starts programs: own sessions, signals by process id, time limits."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ Child = subprocess.Popen[bytes]
 STATUS, STARTED = 0, 19  # fields of /proc/PID/stat, counted from the one after the name (proc_pid_stat(5))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 GUARD = Path(__file__).parent / "probe" / "guard.py"
+SCRATCH = "iis-finetune-"  # how a scratch folder's name begins
+NEW_SECONDS = 60.0  # a folder this young may not be locked yet
 LEAVE_SECONDS = 3.0  # what an ended program gets to leave in order
 
 
@@ -85,6 +89,29 @@ def start(launch: Launch) -> Child:
             env=dict(launch.environment),
             start_new_session=True,
         )
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, locked while it is needed; those that a killed process left behind are put away first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/"):
+        with contextlib.suppress(OSError):  # another user's, in use, or gone by now
+            if time.time() - left.stat().st_mtime > NEW_SECONDS:
+                with _locked(left):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as made, _locked(Path(made)):
+        yield Path(made)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The lock ends with this process, however it does; raises OSError where another one has it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def ended(child: Child, seconds: float) -> int | None:
@@ -159,7 +186,7 @@ def tree(who: Identity) -> list[Identity]:
     except psutil.Error:
         children = []
     found = (identity(child.pid) for child in children)
-    return [who, *(child for child in found if child)]
+    return [who, *(child for child in found if child and alive(child))]
 
 
 def send(processes: Iterable[Identity], number: signal.Signals) -> None:

@@ -81,8 +81,8 @@ def decide(now: Situation) -> Action:
         return _give_up(failure, f"the nodes have to change together: resume each of them {told}")
     if change:
         return Action(True, f"{failure.what}; {_words(change)}", change, PAUSES_SECONDS[0])
-    times = _times(now)
-    if row["change"] and (failure.cause == "out of memory" or times):
+    known = any(old.cause == failure.cause for old in now.before)
+    if row["change"] and (known or failure.cause == "out of memory"):
         return _give_up(failure, row["advice"])
     return _again(now, row)
 
@@ -93,7 +93,7 @@ def _again(now: Situation, row: Mapping[str, Any]) -> Action:
     same = 1 + sum(1 for old in now.before if old == failure)
     if row["same"] and same >= row["same"]:
         return _give_up(failure, f"{_count(same)} at the same step: {row['advice']}")
-    recent = (*now.before[len(now.before) - now.attempts + 1 :], failure) if now.attempts > 1 else (failure,)
+    recent = (*now.before[len(now.before) - now.attempts + 1 :], failure)
     often = sum(1 for old in recent if old.cause == failure.cause)
     if row["times"] and often >= row["times"]:
         return _give_up(failure, f"{_count(often)} without a new checkpoint: {row['advice']}")
@@ -119,11 +119,6 @@ def _count(number: int) -> str:
 
 def _words(change: Mapping[str, Any]) -> str:
     return "going on with " + ", ".join(f"{name.replace('_', '-')} {value}" for name, value in change.items())
-
-
-def _times(now: Situation) -> int:
-    """How often this cause has come before."""
-    return sum(1 for old in now.before if old.cause == now.failure.cause)
 
 
 def _safer_precision(now: Situation) -> dict[str, Any]:

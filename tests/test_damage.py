@@ -57,7 +57,7 @@ def test_a_damaged_run_is_one_line_and_the_others_are_listed(
         refused = quick(*words)
         assert refused.returncode == 2 and Path(file).name in refused.stderr, (words, refused)
     assert quick("status", "1").returncode == 0
-    assert quick("runs", "--delete", "2").returncode == 0
+    assert quick("runs", "--delete", "2", "--yes").returncode == 0
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -14,7 +14,6 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from iis_finetune import launch, preflight, runs
-from iis_finetune.launch import Prepared
 from iis_finetune.preflight import Examined, Question
 from iis_finetune.runs import Run, Workspace
 
@@ -37,7 +36,7 @@ def examined(workspace: Workspace) -> Examined:
 def made(examined: Examined, workspace: Workspace) -> Run:
     data = {str(workspace.data / "little.json"): "0" * 64}
     run = runs.create(workspace, examined.recipe.name)
-    launch.rewrite(run, Prepared(examined.recipe, examined.plan, examined.machine, data), workspace)
+    launch.rewrite(run, examined, workspace, data)
     return run
 
 

@@ -95,7 +95,7 @@ def test_the_plan_names_the_other_environment_and_only_for_ppo(iis: Command, cha
 def test_the_training_alone_finds_the_other_environments_programs_first(chain: Path, stand_in: Path) -> None:
     workspace = Workspace(chain, chain / "models", chain / "runs", stand_in)
     made = runs.create(workspace, "ppo", False)
-    chosen = launch.fill({"VIRTUAL_ENV": "{ppo}", "IIS_STAGE": "ppo"}, made, workspace)
+    chosen = runs.fill({"VIRTUAL_ENV": "{ppo}", "IIS_STAGE": "ppo"}, made, workspace)
     environment = launch.child_environment(machine.profile("cpu"), {"PATH": "/usr/bin"}, chosen)
     assert environment["PATH"] == f"{stand_in}/bin:/usr/bin"
     assert after.one_process(environment) == {"PATH": "/usr/bin", "PYTHONPATH": ""}

@@ -112,3 +112,38 @@ def test_the_hook_leaves_other_python_processes_alone(tmp_path: Path) -> None:
     code = "import sys; print('iis_training_hook' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+TUNER = """
+import os
+
+class Tensor:
+    def __del__(self, abort=os.abort):
+        abort()
+
+def run_exp(args=None):
+    global kept
+    kept = Tensor()  # freed as the interpreter takes itself apart
+    if os.environ.get("WRONG"):
+        raise ValueError("a broken row")
+"""
+
+
+@pytest.mark.parametrize(("wrong", "codes"), [("", {0}), ("yes", {1, -6})])
+def test_a_training_that_has_returned_is_not_aborted_by_the_interpreters_end(
+    tmp_path: Path, wrong: str, codes: set[int]
+) -> None:
+    package = tmp_path / "llamafactory" / "train"
+    package.mkdir(parents=True)
+    for file in (package.parent / "__init__.py", package / "__init__.py"):
+        file.touch()
+    (package / "tuner.py").write_text(TUNER)
+    path = f"{ROOT / 'iis_finetune' / 'hook'}:{tmp_path}"
+    environment = {"PYTHONPATH": path, "IIS_RUN": str(tmp_path), "WRONG": wrong}
+    code = (
+        "import atexit; atexit.register(print, 'the others have had their turn');"
+        "from llamafactory.train.tuner import run_exp; run_exp(); print('saved')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in codes, done.stderr
+    assert done.stdout == ("" if wrong else "saved\n") + "the others have had their turn\n"

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -96,3 +97,24 @@ def test_a_bound_program_gives_its_output_its_exit_code_and_its_signal(tmp_path:
     words = process.bound(["touch", str(tmp_path / "started")])
     words[3] = "1"
     assert process.capture(words, 20) is not None and not (tmp_path / "started").exists()
+
+
+def test_a_scratch_folder_that_a_killed_process_left_is_put_away_and_a_living_ones_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import time; from iis_finetune import process\n"
+        "with process.scratch_folder() as folder: print(folder, flush=True); time.sleep(60)"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        folder = Path(child.stdout.readline().strip())
+        os.utime(folder, (1, 1))
+        with process.scratch_folder() as mine:
+            assert folder.is_dir() and mine.parent == tmp_path
+        child.kill()
+    assert folder.is_dir() and not mine.exists()
+    with process.scratch_folder():
+        assert not folder.exists()

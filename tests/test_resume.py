@@ -60,7 +60,7 @@ def wait(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def running(kit: Kit, project: Path, *words: str, **more: str) -> Run:
     """A run in the background that takes its time."""
-    done = kit("train", "tiny", *words, "--background", FAKE_STEP_SECONDS="0.5", **more)
+    done = kit("train", "tiny", *words, "--background", **{"FAKE_STEP_SECONDS": "0.5", **more})
     assert done.returncode == 0, done.stderr
     run = all_runs(project)[-1]
     wait(lambda: runs.state(run) == "running")
@@ -78,16 +78,34 @@ def test_background_names_the_run_and_stop_and_resume_say_what_they_do(kit: Kit,
     assert runs.state(run) == "finished"
     assert [attempt.ending for attempt in runs.attempts(run)] == ["stopped", "finished"]
     again = kit("resume", "1")
-    assert again.returncode == 2 and "is finished" in again.stderr
+    assert again.returncode == 2 and "is finished: it has done 10 steps" in again.stderr
+    assert "iis-finetune resume 0001 max_steps=N goes on from its last checkpoint" in again.stderr
+
+
+def test_a_finished_run_goes_on_as_a_longer_one_and_never_from_the_beginning(kit: Kit, project: Path) -> None:
+    assert kit("train", "tiny").returncode == 0
+    run = only(project)
+    assert kit("resume", "1", "max_steps=10").returncode == 2
+    longer = kit("resume", "1", "max_steps=20")
+    assert longer.returncode == 0, longer.stderr
+    assert "0001-tiny goes on from checkpoint-10 as a longer run" in longer.stdout
+    assert "schedule: linear over the longer run" in longer.stdout
+    assert runs.attempts(run)[-1].from_checkpoint == "checkpoint-10"
+    for checkpoint in run.checkpoints():
+        (checkpoint / "optimizer.pt").unlink()
+    refused = kit("resume", "1", "max_steps=30")
+    assert refused.returncode == 2 and "no whole checkpoint is left" in refused.stderr
+    assert f"train tiny adapter_name_or_path={run.output}" in refused.stderr
+    assert [each.attempt for each in runs.attempts(run)] == [1, 2]
 
 
 def test_a_running_run_is_neither_deleted_nor_resumed_and_a_stopped_one_can_be(kit: Kit, project: Path) -> None:
-    run = running(kit, project)
-    for words in (("runs", "--delete", "1"), ("resume", "1")):
+    run = running(kit, project, FAKE_STEP_SECONDS="20")
+    for words in (("runs", "--delete", "1", "--yes"), ("resume", "1")):
         refused = kit(*words)
         assert refused.returncode == 2 and "0001-tiny is being trained by process" in refused.stderr
     assert kit("stop", "1", "--now").returncode == 0
-    assert kit("runs", "--delete", "1").returncode == 0 and not run.folder.exists()
+    assert kit("runs", "--delete", "1", "--yes").returncode == 0 and not run.folder.exists()
 
 
 def test_changed_data_and_arguments_are_listed_and_refused_unless_accepted(kit: Kit, project: Path) -> None:
@@ -134,7 +152,7 @@ def test_status_is_strict_json_with_every_key(kit: Kit, project: Path) -> None:
             "eta_seconds",
             "tokens_per_second",
         ),
-        *("pids", "supervisor_pid", "attempts", "events", "device"),
+        *("pids", "supervisor_pid", "attempts", "events", "device", "evaluating"),
     ]
     assert told["state"] == "running" and len(told["pids"]) == 1 and told["supervisor_pid"] and told["device"] is None
     assert told["events"][0]["event"] == "started" and told["attempts"][0]["attempt"] == 1

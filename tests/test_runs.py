@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from iis_finetune import process, runs
+from iis_finetune import observe, process, runs
 from iis_finetune.errors import ProblemsFound
 from iis_finetune.process import Identity
 from iis_finetune.runs import Attempt, Decided, Nodes, Run, Workspace
@@ -48,8 +50,52 @@ def test_the_number_after_a_deleted_run_is_not_used_again_while_newer_ones_exist
     first = runs.create(workspace, "a")
     runs.create(workspace, "a")
     runs.delete(first)
-    assert runs.create(workspace, "a").number == 3
+    third = runs.create(workspace, "a")
+    assert third.number == 3
     assert [run.number for run in runs.listed(workspace)] == [2, 3]
+    runs.delete(third)
+    runs.delete(runs.find(workspace, "2"))
+    assert runs.create(workspace, "a").number == 4, "a number of a run that was the newest one as well"
+
+
+def test_last_names_the_smoke_run_where_there_is_no_other(workspace: Workspace) -> None:
+    runs.create(workspace, "a", smoke=True)
+    with pytest.raises(ProblemsFound, match="no run yet but the smoke run 0001-a-smoke") as found:
+        runs.find(workspace, "last")
+    assert "0001" in found.value.problems[0].fix
+
+
+def test_a_run_that_is_not_finished_is_answered_with_what_can_be_done_now(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    (run.output / "checkpoint-4").mkdir(parents=True)
+    with pytest.raises(ProblemsFound, match="0001-a is interrupted, not finished") as found:
+        runs.finished_run(workspace, "last")
+    assert "iis-finetune resume 0001" in found.value.problems[0].fix
+    with runs.claimed(run, "trained"), pytest.raises(ProblemsFound) as found:
+        runs.finished_run(workspace, "last")
+    assert "iis-finetune watch 0001" in found.value.problems[0].fix
+    assert "--checkpoint 4" in found.value.problems[0].fix
+
+
+def test_an_evaluation_tells_how_far_it_is_and_a_supervisors_own_is_still_its_run(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    assert observe.evaluating(run) is None
+    me = process.identity(os.getpid())
+    assert me is not None
+    with runs.claimed(run, "evaluated"):
+        assert str(observe.evaluating(run)) == "evaluating" and runs.state(run) == "interrupted"
+        runs.record(run, Attempt(1, 0.0, me))
+        assert runs.state(run) == "starting", "the supervisor evaluates what it has trained"
+        folder = run.evaluation / "news"
+        (folder / "parts" / "base").mkdir(parents=True)
+        (folder / "rows").mkdir()
+        parts: dict[str, dict[str, str]] = {"part-00000": {}, "part-00200": {}, "slice-00000": {}}
+        (folder / "rows" / "dataset_info.json").write_text(json.dumps(parts))
+        (folder / "parts" / "base" / "part-00000.jsonl").touch()
+        (folder / "base.log").write_text("\r 40%|#  | 20/50 [00:01<00:08]")
+        os.utime(folder / "base.log", (time.time() + 1, time.time() + 1))
+        assert str(observe.evaluating(run)) == "evaluating on news: base 70%"
+    assert observe.evaluating(run) is None
 
 
 def test_exit_code_zero_before_the_last_step_is_not_finished(workspace: Workspace) -> None:
@@ -166,3 +212,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         runs.write(target, "two\ud800")
     assert target.read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_deleting_asks_on_a_terminal_and_wants_a_word_elsewhere(workspace: Workspace) -> None:
+    run = runs.create(workspace, "a")
+    words = [sys.executable, "-m", "iis_finetune", "runs", "--delete", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    piped = subprocess.run(words, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
+    assert piped.returncode == 2 and "fix:   iis-finetune runs --delete 0001-a --yes" in piped.stderr
+    for answer, kept in (("n", True), ("y", False)):
+        ours, theirs = os.openpty()
+        with subprocess.Popen(words, cwd=workspace.root, env=environment, stdin=theirs, stdout=theirs) as asked:
+            os.write(ours, f"{answer}\n".encode())
+        assert asked.returncode == 0 and run.folder.exists() is kept
+        os.close(ours)
+        os.close(theirs)

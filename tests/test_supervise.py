@@ -19,7 +19,7 @@ from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision
 from iis_finetune.errors import Problem, ProblemsFound, RunFailed
 from iis_finetune.runs import Decided, Run, write_decided
-from iis_finetune.supervise import StallLimits, Stop, Task, attempt, sealing, supervise
+from iis_finetune.supervise import StallLimits, Stop, Task, attempt, disk, supervise
 
 FAKE = Path(__file__).parent / "fake_training.py"
 DECIDED = Decided(
@@ -215,7 +215,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_found_before_a_resume(run: Run, endin
 def test_a_checkpoint_is_sealed_beside_the_training_once_nothing_in_it_changes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sealing, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(disk, "SEAL_SECONDS", 0.05)
     assert supervise(task(run, FAKE_STEP_SECONDS="0.2"), Stop()) == "finished"
     assert {path.stem for path in run.checksums.iterdir()} >= {"checkpoint-4", "checkpoint-6"}
     older, newest = run.checkpoints()[2:4]
@@ -407,9 +407,9 @@ from pathlib import Path
 sys.path[:0] = {paths!r}
 from iis_finetune import supervise
 from iis_finetune.runs import Run, write_decided
-from iis_finetune.supervise import Stop, space
+from iis_finetune.supervise import Stop, disk
 import test_supervise as t
-space.LOOK_SECONDS, supervise.ROOM_LOOK_SECONDS = {look}, 0.1
+disk.LOOK_SECONDS, supervise.ROOM_LOOK_SECONDS = {look}, 0.1
 run = Run(Path({folder!r}) / "0001-a")
 run.folder.mkdir()
 run.arguments.write_text("stage: sft\\n")

@@ -171,12 +171,12 @@ def prepared(
         planned = plan.make(plan.Inputs(found.recipe, found.machine, found.model, workspace_of(folder), base))
         found = replace(found, plan=planned)
     run = runs.create(workspace_of(folder), found.recipe.name)
-    launch.rewrite(run, launch.Prepared(found.recipe, found.plan, found.machine, {}), workspace_of(folder))
+    launch.rewrite(run, found, workspace_of(folder), {})
     arguments = after.read_arguments(run)
     ours = after.Trained(
         run.name, arguments, after.tuned_weights(arguments, run.output.resolve()), found.plan.precision
     )
-    environment = launch.fill(found.plan.environment, run, workspace_of(folder))
+    environment = runs.fill(found.plan.environment, run, workspace_of(folder))
     environment["PYTHONPATH"] = f"{ROOT}:{environment['PYTHONPATH']}"
     asked = export.comparison(ours, run.export, "float32")
     files = {"arguments": str(run.arguments), "output": str(run.output)}

@@ -84,6 +84,9 @@ class _Follower:
             self.meter = StepMeter(run)
         elif "phase" in told:
             show.line(f"{told['phase']} ...")
+            if "run" in told:
+                self.meter = StepMeter(Run(workspace().runs / told["run"]))
+                self.meter.told = signs(self.meter.run).step  # its steps are done
         elif "exit" in told:
             self.code = int(told["exit"])
         else:
@@ -122,7 +125,8 @@ def _tell_ending(told: dict[str, Any], folder: Path) -> None:
     elif "smoked" in told:
         run = Run(folder / told["smoked"])
         show.line(f"{run.recipe_name}: smoke run passed: base, data, training and export work")
-        show.line(f"next: iis-finetune train {run.recipe_name}")
+        refused = told.get("refused")  # the training itself, on this machine
+        show.line("next: iis-finetune recipes" if refused else f"next: iis-finetune train {run.recipe_name}")
     elif "stopped" in told:
         show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
         show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")

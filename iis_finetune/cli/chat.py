@@ -4,9 +4,7 @@ import errno
 import ipaddress
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -70,10 +68,10 @@ def loopback(host: str) -> bool:
 def _attached(probe: str, subject: Tuned, chosen: Mapping[str, str]) -> int:
     """Run LLaMA-Factory's own program on this terminal; its exit code, 0 when a signal ended it."""
     process.ends_alike()
-    with tempfile.TemporaryDirectory(prefix="iis-finetune-") as folder:
-        runs.write(Path(folder) / "arguments.yaml", launch.yaml_text(after.converse(subject.trained)))
+    with process.scratch_folder() as folder:
+        runs.write(folder / "arguments.yaml", launch.yaml_text(after.converse(subject.trained)))
         own = after.one_process(subject.environment)
         path = ":".join(filter(None, [str(launch.KIT.parent), own["PYTHONPATH"]]))
         words = [sys.executable, "-m", f"iis_finetune.probe.{probe}", "arguments.yaml"]
-        code = process.attached(words, {**own, **chosen, "PYTHONPATH": path}, Path(folder))
+        code = process.attached(words, {**own, **chosen, "PYTHONPATH": path}, folder)
     return max(code or 0, 0)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ..hub import Progress
-from ..observe import Signs, last_lines, signs
+from ..observe import Signs, evaluating, last_lines, signs
 from ..runs import Run
 from . import show
 
@@ -24,11 +24,16 @@ class StepMeter:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.told: int | None = None
+        self.evaluating: str | None = None
         self.printed = time.monotonic()
         self.bar: Any = None
         self.task: Any = None
 
     def update(self, final: bool = False) -> None:
+        busy = evaluating(self.run)
+        if busy:
+            self._tell_evaluating(str(busy))
+            return
         now = signs(self.run)
         if now.step is None:
             self._before_the_first_step()
@@ -48,6 +53,13 @@ class StepMeter:
             self.printed = time.monotonic()
             show.line(f"no step yet; last line of the log: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
 
+    def _tell_evaluating(self, text: str) -> None:
+        """A line whenever it is further on, every few seconds at most."""
+        if text != self.evaluating and time.monotonic() - self.printed >= (STEP_SECONDS if self.evaluating else 0):
+            self._end_bar()
+            self.evaluating, self.printed = text, time.monotonic()
+            show.line(text)
+
     def _draw(self, now: Signs) -> None:
         if self.bar is None:
             from rich.progress import BarColumn, TextColumn
@@ -61,7 +73,11 @@ class StepMeter:
         self.bar.update(self.task, completed=now.step, total=now.total_steps, text=sentence(now))
 
     def close(self) -> None:
-        self.update(final=True)
+        if self.evaluating is None:
+            self.update(final=True)
+        self._end_bar()
+
+    def _end_bar(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

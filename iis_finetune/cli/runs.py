@@ -11,7 +11,7 @@ import typer
 
 from .. import process, runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from ..observe import devices, follow, last_lines, signs
+from ..observe import devices, evaluating, follow, last_lines, signs
 from ..runs import Run
 from . import attach, show, streams
 from .words import AsJson, RunName, workspace
@@ -19,14 +19,15 @@ from .words import AsJson, RunName, workspace
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on printing as the log grows.")]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last lines.")]
 Delete = Annotated[str | None, typer.Option("--delete", metavar="RUN", help="Delete a run that is not running.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Delete it without a question.")]
 Now = Annotated[bool, typer.Option("--now", help="End it at once, without a checkpoint.")]
 DEVICE_UNITS = {"memory_used_gib": "GiB", "temperature_celsius": "°C", "power_watts": "W"}
 
 
-def runs_(as_json: AsJson = False, delete: Delete = None) -> None:
+def runs_(as_json: AsJson = False, delete: Delete = None, yes: Yes = False) -> None:
     """List the runs with state and progress, or delete one."""
     if delete:
-        _delete(runs.find(workspace(), delete))
+        _delete(runs.find(workspace(), delete), yes)
         return
     rows = [_row(run) for run in runs.listed(workspace())]
     if as_json:
@@ -38,17 +39,24 @@ def runs_(as_json: AsJson = False, delete: Delete = None) -> None:
     for row in rows:
         if row["damaged"]:
             show.aside(f"warning: {row['damaged']}")
-    show.table(
-        ("run", "state", "step", "of", "loss", "started"),
-        [(r["run"], r["state"], r["step"], r["total_steps"], r["loss"], _when(r["started"])) for r in rows],
-    )
+        row |= {"state": "evaluating" if row["evaluating"] else row["state"], "started": _when(row["started"])}
+    columns = {"total_steps": "of"}
+    keys = ("run", "state", "step", "total_steps", "loss", "started")
+    show.table([columns.get(key, key) for key in keys], [[row[key] for key in keys] for row in rows])
 
 
 runs_.__name__ = "runs"
 
 
-def _delete(run: Run) -> None:
+def _delete(run: Run, sure: bool) -> None:
     """Refuses a run that somebody works on, or that still trains without its supervisor."""
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    if not sure and not asks:
+        what = f"{run.name} would be deleted with all that it made, and there is no terminal to ask on"
+        raise ProblemsFound([Problem(what, f"iis-finetune runs --delete {run.name} --yes", Place(COMMAND_LINE))])
+    if not sure and not typer.confirm(f"delete {run.name} with all that it made?"):
+        show.line(f"{run.name} is kept")
+        return
     with runs.claimed(run, "deleted"):
         if not runs.damage(run) and runs.living(run):
             fix = f"iis-finetune stop {run.number:04d}"
@@ -64,6 +72,7 @@ def _row(run: Run) -> dict[str, Any]:
         "run": run.name,
         "recipe": run.recipe_name,
         "state": None if damaged else runs.state(run),
+        "evaluating": evaluating(run),
         "damaged": damaged.what if damaged else None,
         "started": tried[0].started if tried else None,
         "step": now.step,
@@ -88,6 +97,8 @@ def status(run: RunName, as_json: AsJson = False) -> None:
         return
     for key in ("run", "state", "step", "total_steps", "loss", "grad_norm", "tokens_per_second"):
         show.line(f"{key:18} {show.cell(content[key])}")
+    if content["evaluating"]:
+        show.line(f"{'now':18} {content['evaluating']}")
     show.line(f"{'time left':18} {show.duration(content['eta_seconds'])}")
     show.line(f"{'processes':18} {', '.join(map(str, content['pids'])) or '-'}")
     for number, device in enumerate(content["device"] or ()):
@@ -118,6 +129,7 @@ def _status(run: Run) -> dict[str, Any]:
         "attempts": list(runs.read_lines(run.attempts)),
         "events": runs.events(run),
         "device": devices() if active else None,
+        "evaluating": evaluating(run),
     }
 
 
@@ -170,7 +182,9 @@ def _stop_orphans(run: Run, now: bool) -> None:
     left = runs.living(run)
     if not left:
         what = f"{run.name} is not running: it is {runs.state(run)}"
-        raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE), code=2)])
+        others = [other for other in runs.listed(workspace()) if runs.holder(other)]
+        fix = "; ".join(f"iis-finetune stop {other.number:04d}" for other in others) or "nothing is left to stop"
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
     if now or not run.loaded.exists():
         process.end(left, 0)
     else:

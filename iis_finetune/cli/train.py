@@ -11,7 +11,7 @@ import typer
 
 from .. import notify, preflight, process, runs, session
 from ..dataset import Readings
-from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
+from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, errors_of, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
@@ -39,20 +39,22 @@ def train(
         examined = preflight.examine(asking)
     code = exit_code(examined.problems)
     stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
-    show.problems(examined.problems, nothing_started=bool(stops))
+    notes = errors_of(examined.problems) if smoke and not stops else ()
+    show.problems([each for each in examined.problems if each not in notes], nothing_started=bool(stops))
     if stops:
         raise typer.Exit(code)
-    order = Order(str(examined.recipe.path.absolute()), asking.overrides)
+    for note in notes:
+        show.line(f"note: {note.what}: a smoke run goes without, the training itself needs it ({note.fix})")
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
-        _start(replace(order, smoke=True), asking.readings, background)
-        return
-    session.check_devices(examined, workspace())
-    for decision in examined.plan.decisions:
-        if decision.name in ("precision", "attention", "launcher", "nodes"):
-            show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-    _start(replace(order, nodes=asking.nodes), asking.readings, background)
+    else:
+        session.check_devices(examined, workspace())
+        for decision in examined.plan.decisions:
+            if decision.name in ("precision", "attention", "launcher", "nodes"):
+                show.line(f"{decision.name}: {decision.value} ({decision.reason})")
+    order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
+    _start(order, asking.readings, background)
 
 
 def resume(
@@ -62,19 +64,22 @@ def resume(
     background: Background = False,
     master: Master = "",
 ) -> None:
-    """Go on with a run from its newest good checkpoint; refused when its data or arguments have changed."""
+    """Go on with a run from its newest good checkpoint, a finished one as a longer run (max_steps=N); refused when its
+    data or arguments have changed."""
     found = runs.find(workspace(), run)
-    now = runs.state(found)
+    finished = runs.state(found) == "finished"
     if runs.holder(found):
         raise runs.held(found)
-    if now == "finished":
-        raise ProblemsFound([Problem(f"{found.name} is finished", "nothing is left to do", Place(COMMAND_LINE))])
     with show.meter("reading rows") as progress:
         asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master), progress=progress)
         examined = session.examine_run(found, asking)
     show.problems(examined.problems)
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
+    if finished:
+        schedule = examined.plan.settings["lr_scheduler_type"]
+        show.line(f"{found.name} goes on from {found.checkpoints()[-1].name} as a longer run")
+        show.line(f"schedule: {schedule} over the longer run: the learning rate goes on from there, not from its end")
     order = Order(asking.recipe, asking.overrides, asking.nodes, resume=found.name, accept_changes=accept_changes)
     _start(order, asking.readings, background)
 

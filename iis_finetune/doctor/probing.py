@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from .. import launch, process, rules
@@ -69,13 +68,13 @@ def trials(subject: Subject, processes: int | None = None, seconds: float = ALL_
     decided = decide_environment(machine, max(number, len(machine.devices)))
     chosen = {each.name.removeprefix("environment."): str(each.value) for each in decided}
     environment = launch.child_environment(machine, subject.environment, chosen)
-    with TemporaryDirectory(prefix="iis-finetune-") as folder:
-        found = _one_by_one(_cases(machine), environment, Path(folder))
+    with process.scratch_folder() as folder:
+        found = _one_by_one(_cases(machine), environment, folder)
         if number > 1:
-            case = {"job": "all_reduce", "processes": number, "folder": folder, "seconds": seconds}
+            case = {"job": "all_reduce", "processes": number, "folder": str(folder), "seconds": seconds}
             devices = [f"cuda:{rank}" if machine.devices else "cpu" for rank in range(number)]
             ranks = [_command([{**case, "rank": rank, "device": each}]) for rank, each in enumerate(devices)]
-            ended = _run(ranks, IMPORT_SECONDS + seconds, environment, Path(folder))
+            ended = _run(ranks, IMPORT_SECONDS + seconds, environment, folder)
             found.append(_summed(ended, f"all-reduce of {number} processes", machine.device))
     return found
 

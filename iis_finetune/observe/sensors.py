@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ TOOLS = (
     ["rocm-smi", "--showtemp", "--showpower", "--showmeminfo", "vram", "--json"],
     ["nvidia-smi", "--query-gpu=memory.used,temperature.gpu,power.draw", "--format=csv,noheader,nounits"],
 )
+MEASURED = ("memory_used_gib", "temperature_celsius", "power_watts")
+Row = tuple[float | None, float | None, float | None]
 
 
 def killed_for_memory() -> int | None:
@@ -44,13 +46,13 @@ def named_in_kernel_log(pids: Iterable[int]) -> bool:
     return bool(killed & set(pids))
 
 
-def devices(environment: Mapping[str, str] | None = None) -> list[dict[str, Any]] | None:
+def devices(environment: Mapping[str, str] | None = None) -> list[dict[str, float | None]] | None:
     """Memory in use (GiB), temperature (degrees C) and power (W) of each device; None without a tool that tells."""
     for command, read in zip(TOOLS, (_amd, _rocm, _nvidia), strict=True):
         done = process.capture(command, 10, environment)
         if done and done.returncode == 0:
             try:
-                found = read(done.stdout)
+                found = [dict(zip(MEASURED, row, strict=True)) for row in read(done.stdout)]
             except (ValueError, KeyError, TypeError, AttributeError, IndexError):
                 continue
             if found:
@@ -58,52 +60,39 @@ def devices(environment: Mapping[str, str] | None = None) -> list[dict[str, Any]
     return None
 
 
-def _amd(text: str) -> list[dict[str, Any]]:
+def _amd(text: str) -> Iterator[Row]:
     """amd-smi: a list (or `gpu_data`) of devices with nested `{value, unit}` pairs."""
     told = json.loads(text)
-    rows = told.get("gpu_data", []) if isinstance(told, dict) else told
-    return [
-        _device(
-            _value(row, "mem_usage", "used_vram", scale=1 / 1024),
-            _value(row, "temperature", "hotspot") or _value(row, "temperature", "edge"),
-            _value(row, "power", "socket_power"),
-        )
-        for row in rows
-    ]
+    for row in told.get("gpu_data", []) if isinstance(told, dict) else told:
+        memory = _nested(row, "mem_usage", "used_vram")
+        heat = _nested(row, "temperature", "hotspot") or _nested(row, "temperature", "edge")
+        yield memory and memory / 1024, heat, _nested(row, "power", "socket_power")
 
 
-def _value(row: Any, *keys: str, scale: float = 1.0) -> float | None:
-    for key in keys:
-        row = row.get(key) if isinstance(row, dict) else None
-    row = row.get("value") if isinstance(row, dict) else row
-    return float(row) * scale if isinstance(row, int | float) else None
+def _nested(row: Any, part: str, key: str) -> float | None:
+    found = (row.get(part) or {}).get(key)
+    found = found.get("value") if isinstance(found, dict) else found
+    return float(found) if isinstance(found, int | float) else None
 
 
-def _rocm(text: str) -> list[dict[str, Any]]:
+def _rocm(text: str) -> Iterator[Row]:
     """rocm-smi: `card0`, `card1`, ... with sentences as keys and numbers as text."""
-    found = []
     for card, row in sorted(json.loads(text).items()):
         if card.startswith("card"):
-            memory = _first(row, "VRAM Total Used Memory")
-            heat = _first(row, "junction") or _first(row, "edge")
-            found.append(_device(memory and memory / 2**30, heat, _first(row, "Power")))
-    return found
+            memory = _named(row, "VRAM Total Used Memory")
+            yield memory and memory / 2**30, _named(row, "junction") or _named(row, "edge"), _named(row, "Power")
 
 
-def _first(row: Mapping[str, str], part: str) -> float | None:
-    for key, value in row.items():
-        if part in key and re.fullmatch(r"\d+(\.\d+)?", str(value)):
-            return float(value)
-    return None
+def _named(row: Mapping[str, str], part: str) -> float | None:
+    numbers = (_number(str(cell)) for key, cell in row.items() if part in key)
+    return next((number for number in numbers if number is not None), None)
 
 
-def _nvidia(text: str) -> list[dict[str, Any]]:
-    found = []
+def _nvidia(text: str) -> Iterator[Row]:
     for line in text.strip().splitlines():
-        memory, heat, power = (float(cell) if re.fullmatch(r"[\d.]+", cell) else None for cell in line.split(", "))
-        found.append(_device(memory and memory / 1024, heat, power))
-    return found
+        memory, heat, power = map(_number, line.split(", "))
+        yield memory and memory / 1024, heat, power
 
 
-def _device(memory: float | None, heat: float | None, power: float | None) -> dict[str, Any]:
-    return {"memory_used_gib": memory, "temperature_celsius": heat, "power_watts": power}
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None

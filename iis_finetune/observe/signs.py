@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from ..runs import Run
-from .text import TAIL_BYTES, tail
+from ..runs import Run, holder, read_json
+from .text import TAIL_BYTES, changed_at, tail
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Logged:
 
 
 LOGGED = re.compile(r"\{'loss':[^{}]*\}")
+COUNTER = re.compile(r"(\d+)/(\d+) \[")  # of a progress bar
 FIRST_STEP = "***** Running training *****"
 WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
 WINDOW_LINES = 20
@@ -108,6 +109,37 @@ def _last_printed(run: Run) -> dict[str, Any]:
     except (ValueError, SyntaxError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """How far the evaluation under way is: its data set, whose answers, the share of them that is there (0 to 1)."""
+
+    data: str | None = None
+    side: str | None = None
+    share: float | None = None
+
+    def __str__(self) -> str:
+        words = (f"on {self.data}: {self.side}" if self.data else None, f"{self.share:.0%}" if self.share else None)
+        return " ".join(filter(None, ("evaluating", *words)))
+
+
+def evaluating(run: Run) -> Evaluating | None:
+    """From the log that LLaMA-Factory writes into now; None when the run is not being evaluated."""
+    held = holder(run)
+    if held is None or held.work != "evaluated":
+        return None
+    logs = {changed_at(path): path for path in run.evaluation.glob("*/*.log")}
+    if not logs or max(logs) < changed_at(run.claim):
+        return Evaluating()  # it still reads its rows
+    log = logs[max(logs)]
+    parts = [name for name in read_json(log.parent / "rows" / "dataset_info.json") or {} if name.startswith("part-")]
+    counted = COUNTER.findall(tail(log))[-1:]
+    within = int(counted[0][0]) / max(int(counted[0][1]), 1) if counted else 0.0
+    if log.stem.endswith("-loss") or not parts:
+        return Evaluating(log.parent.name, log.stem, within)
+    done = len(list((log.parent / "parts" / log.stem).glob("*.jsonl")))
+    return Evaluating(log.parent.name, log.stem, min((done + within) / len(parts), 1.0))
 
 
 def number(value: Any) -> float | None:

@@ -58,3 +58,11 @@ def size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def changed_at(path: Path) -> float:
+    """When a file was last written, in seconds since the epoch; 0 when it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

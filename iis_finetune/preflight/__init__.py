@@ -17,11 +17,10 @@ from ..runs import Nodes, Workspace
 from . import deep
 from .here import fitting, here_problems
 from .model import looks_local, model_problems, reward_problems
-from .training_data import Asked, data_problems
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 
-
+TRAINED_ON = "dataset"
 # LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
 PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
@@ -112,9 +111,37 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
-    how = (dataset.SAMPLE if question.smoke else question.limit, question.progress, question.readings)
-    asked = Asked(seen.recipe, seen.plan.settings, seen.model, question.workspace.data, *how)
-    return data_problems(asked, question.rows)
+    """Every problem of the data sets, and how many usable rows there are to train on, where that was counted."""
+    settings, kit = seen.plan.settings, seen.recipe.kit
+    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
+    stage = str(settings["stage"])
+    # An evaluation after training asks for answers, so pairs and labels are not for it.
+    answers = "sft" if stage != "pt" else stage
+    named = (
+        (TRAINED_ON, settings.names(TRAINED_ON), stage),
+        ("eval_dataset", settings.names("eval_dataset"), stage),
+        ("kit.evaluate_after", kit.evaluate_after, answers),
+    )
+    problems: list[Problem] = []
+    counts: list[int | None] = []
+    for key, names, read_as in named:
+        if not names:
+            continue
+        found, wrong = dataset.check_registered(names, folder, read_as, seen.recipe.place(key))
+        problems += wrong
+        for source in found if question.rows else ():
+            reading = _rows(seen, question, source, read_as)
+            problems += [*reading.problems, *reading.truncation.problems]
+            counts += [reading.kept if reading.complete else None] if key == TRAINED_ON else []
+    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
+
+
+def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:
+    """The rows of a data set, and what would be cut off them as far as that is known here."""
+    limit = dataset.SAMPLE if question.smoke else question.limit
+    options = dataset.options_of(seen.plan.settings, stage, limit)
+    tokenizer_json = seen.model.folder / "tokenizer.json" if seen.model.folder else None
+    return question.readings.check_rows(source, options, tokenizer_json, question.progress)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:

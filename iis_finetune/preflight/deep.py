@@ -5,8 +5,6 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from .. import arguments, process, rules
 from ..errors import Place, Problem
@@ -14,10 +12,9 @@ from ..machine import Machine, dropped_variables
 from ..plan import Plan
 from ..recipe import Recipe
 from ..rules import Case
-from ..runs import Workspace
+from ..runs import KIT, Run, Workspace, fill
 
 SECONDS = 300.0
-KIT = Path(__file__).parent.parent
 COMMANDS: Mapping[str, arguments.Verb] = {"export": "export", "inference": "chat"}
 # What torchrun gives its only process; LLaMA-Factory wants to see it where it would be started by torchrun.
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -27,30 +24,19 @@ def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, 
     """What LLaMA-Factory itself says to the plan's arguments; about 10 s, nearly all of it its imports."""
     verb = COMMANDS.get(case.purpose, "train")
     given = arguments.for_verb(plan.arguments, verb, case.settings.table)
-    with TemporaryDirectory(prefix="iis-finetune-") as folder:
+    with process.scratch_folder() as folder:
         for name, content in plan.files.items():
-            (Path(folder) / name).write_text(json.dumps(content), encoding="utf-8")
-        roots = {f"{{{name}}}": str(getattr(workspace, name)) for name in ("models", "data", "ppo")}
-        places = {"{run}": folder, "{kit}": str(KIT), **roots}
-        asked = filled({"command": "train" if verb == "train" else "infer", "arguments": given}, places)
-        around = child_environment(case.machine, environment, filled(dict(plan.environment), places))
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        run = Run(folder)
+        asked = fill({"command": "train" if verb == "train" else "infer", "arguments": given}, run, workspace)
+        around = _child_environment(case.machine, environment, fill(plan.environment, run, workspace))
         own = around.get("VIRTUAL_ENV") if "VIRTUAL_ENV" in plan.environment else None
         python = str(Path(own) / "bin" / "python") if own else sys.executable
-        command = [python, "-m", "iis_finetune.probe.parser", json.dumps(asked)]
-        done = process.capture(command, SECONDS, around)
+        done = process.capture([python, "-m", "iis_finetune.probe.parser", json.dumps(asked)], SECONDS, around)
     return _problems(case.recipe, done)
 
 
-def filled(value: dict[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """A plan's mapping with real paths for its placeholders."""
-    text = json.dumps(value)
-    for name, path in places.items():
-        text = text.replace(name, json.dumps(path)[1:-1])
-    result: dict[str, Any] = json.loads(text)
-    return result
-
-
-def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
+def _child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
     """As at a launch, without the hook that watches a training, in one process."""
     dropped = {name for name, _ in dropped_variables(machine, environment)}
     kept = {name: value for name, value in environment.items() if name not in dropped}

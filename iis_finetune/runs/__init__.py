@@ -1,7 +1,7 @@
 """The run folder: its files by name, its state, its attempts and events, its checkpoints."""
 
 from .attempts import Attempt, Ending, attempts, events, living, note, record
-from .checkpoint import Skipped, faults, newest_good, weight_faults
+from .checkpoint import Contents, Skipped, contents, faults, newest_good, seal, sealed, weight_faults
 from .claim import Claim, Holder, Work, claimed, held, holder, turn
 from .decided import Decided, Nodes, read_decided, write_decided
 from .documents import even_on_a_full_disk, json_object, read_json, read_lines, typed, write
@@ -17,7 +17,7 @@ from .listing import (
     reached_the_end,
     state,
     state_after_end,
+    steps_done,
     weights,
 )
-from .run import Request, Run, Workspace, step_of
-from .seal import Listing, listing, seal, sealed
+from .run import KIT, Request, Run, Workspace, fill, step_of

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..process import Identity, tree
 from .claim import mark
-from .documents import append, read_lines, typed, write
+from .documents import append, even_on_a_full_disk, read_lines, typed, write
 from .run import Run
 
 # `interrupted` is an attempt that another one is to follow; if none does, so is the run.
@@ -31,6 +31,11 @@ class Attempt:
     why: str | None = None
     folder: str | None = None  # which one it serves: a copy of a run has no process of its own
 
+    def living(self) -> list[Identity]:
+        """Every process of it that still runs, workers that their parent left behind included."""
+        known = (who for who in (self.process, *self.workers) if who)
+        return list(dict.fromkeys(each for who in known for each in tree(who)))
+
 
 def attempts(run: Run) -> list[Attempt]:
     """Every attempt, in order; raises ProblemsFound for a damaged file."""
@@ -42,19 +47,20 @@ def record(run: Run, attempt: Attempt) -> None:
     attempt = replace(attempt, folder=mark(run.folder))
     lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
     text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
-    write(run.attempts, text)
+    with even_on_a_full_disk():
+        write(run.attempts, text)
 
 
 def living(run: Run) -> list[Identity]:
     """The training processes of this very folder that live, those without a supervisor too."""
     mine = [each for each in attempts(run) if each.folder in (None, mark(run.folder))]
-    known = [who for each in mine for who in (each.process, *each.workers) if who]
-    return list({each.pid: each for who in known for each in tree(who)}.values())
+    return list(dict.fromkeys(who for each in mine for who in each.living()))
 
 
 def note(run: Run, event: str, **details: Any) -> None:
-    """Append a line to events.jsonl: what was seen or done."""
-    append(run.events, {"event": event, **details})
+    """Append a line to events.jsonl: what was seen or done; a detail that is None is left out."""
+    with even_on_a_full_disk():
+        append(run.events, {"event": event, **{key: value for key, value in details.items() if value is not None}})
 
 
 def events(run: Run) -> list[dict[str, Any]]:

@@ -1,15 +1,20 @@
-"""Whether a checkpoint is good: every file there, readable, of one step, every weight finite; read without torch."""
+"""Whether a checkpoint is good: every file there, readable, of one step, every weight finite; read without torch.
 
+Checksums of finished checkpoints are kept, so that a resume starts from the bytes that were saved.
+"""
+
+import hashlib
+import json
 import re
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..tensors import FLOATING, Header, read_header
-from .documents import read_json
+from .documents import read_json, typed, write
 from .run import Run, step_of
-from .seal import changed
 
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # transformers 5.6, enable_jit_checkpoint; nothing there reads it
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -18,6 +23,8 @@ SHARDED_WEIGHTS = "pytorch_model_fsdp_0"  # FSDP with sharded state: a torch.dis
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_0")
 ZIPPED = (".pt", ".pth", ".bin")
 CHUNK_BYTES = 8 * 2**20
+LAST = "trainer_state.json"
+Contents = dict[str, tuple[int, int]]  # each file's size and time of change
 
 
 @dataclass(frozen=True)
@@ -135,3 +142,63 @@ def _not_finite(path: Path, header: Header) -> Iterator[str]:
                 bits = numpy.frombuffer(stream.read(min(CHUNK_BYTES, tensor.end - at)), f"<u{kind.bytes}")
                 if ((bits & bits.dtype.type(kind.exponent)) == kind.exponent).any():
                     yield name
+
+
+@dataclass(frozen=True)
+class Seal:
+    """SHA-256 of each file; `saved` is when: a checkpoint that was saved anew, or copied, is another one."""
+
+    saved: int
+    sha256: Mapping[str, str]
+
+
+def contents(checkpoint: Path) -> Contents:
+    """What lies in a checkpoint; nothing while its last file, trainer_state.json, is not there, or as it is removed."""
+    try:
+        found = {str(path.relative_to(checkpoint)): path.stat() for path in checkpoint.rglob("*") if path.is_file()}
+    except OSError:
+        return {}
+    return {name: (told.st_size, told.st_mtime_ns) for name, told in found.items()} if LAST in found else {}
+
+
+def sealed(run: Run, checkpoint: Path) -> Seal | None:
+    """The seal of this very checkpoint, if it has one."""
+    file, now = run.checksums / f"{checkpoint.name}.json", contents(checkpoint)
+    read = read_json(file)
+    seal = typed(file, Seal, read) if read else None
+    return seal if seal and now and seal.saved == now[LAST][1] else None
+
+
+def seal(run: Run, checkpoint: Path) -> None:
+    """Write down the checksums of a checkpoint, once; one that changes or goes meanwhile gets none."""
+    before = contents(checkpoint)
+    if not before or sealed(run, checkpoint):
+        return
+    sums = {name: sha256 for name in before if (sha256 := _sha256(checkpoint / name))}
+    if sums.keys() != before.keys() or contents(checkpoint) != before:
+        return
+    with suppress(OSError):  # no room: it goes on without
+        run.checksums.mkdir(exist_ok=True)
+        text = json.dumps(asdict(Seal(before[LAST][1], sums)), indent=1) + "\n"
+        write(run.checksums / f"{checkpoint.name}.json", text)
+        for old in run.checksums.glob("*.json"):
+            if not (run.output / old.stem).is_dir():
+                old.unlink(missing_ok=True)
+
+
+def changed(run: Run, checkpoint: Path) -> list[str]:
+    """The files of a sealed checkpoint that are not what was saved."""
+    seal = sealed(run, checkpoint)
+    if seal is None:
+        return []
+    names = [name for name, sha256 in seal.sha256.items() if _sha256(checkpoint / name) != sha256]
+    return [f"{name} is not what was saved" for name in names]
+
+
+def _sha256(path: Path) -> str | None:
+    """None where it cannot be read: rotated away, or broken."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -55,7 +55,7 @@ def claimed(run: Run, work: Work) -> Iterator[Claim]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise held(run) from None
-        if os.fstat(stream.fileno()).st_ino != _number(run.claim):
+        if _mark_of(os.fstat(stream.fileno())) != mark(run.claim):
             raise gone  # deleted between the two lines above
         claim = Claim(run, stream.fileno())
         claim.tell(work)
@@ -63,13 +63,6 @@ def claimed(run: Run, work: Work) -> Iterator[Claim]:
             yield claim
         finally:
             stream.truncate(0)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
 
 
 def held(run: Run) -> ProblemsFound:
@@ -91,12 +84,15 @@ def holder(run: Run) -> Holder | None:
     return found if mine and alive(found.process) else None
 
 
-def mark(folder: Path) -> str:
-    """What tells a folder from its copies and still holds when it is renamed; empty when it is gone."""
+def mark(path: Path) -> str:
+    """What tells a folder or file from its copies and still holds when it is renamed; empty when it is gone."""
     try:
-        there = folder.stat()
+        return _mark_of(path.stat())
     except OSError:
         return ""
+
+
+def _mark_of(there: os.stat_result) -> str:
     return f"{there.st_dev}:{there.st_ino}"
 
 

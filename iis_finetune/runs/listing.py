@@ -15,30 +15,27 @@ from .attempts import attempts
 from .claim import holder
 from .decided import read_decided
 from .documents import read_json, typed, write
-from .run import NAME, SMOKE, Request, Run, Workspace
+from .run import NAME, SMOKE, Request, Run, Workspace, step_of
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """transformers' callback of that name, as its trainer saves it."""
+    """transformers' callback of that name, as its trainer saves it: patience, and what is used up of it, in looks."""
 
-    args: Mapping[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, int | float] = field(default_factory=dict)
+    attributes: Mapping[str, int | float] = field(default_factory=dict)
+
+    @property
+    def stopped(self) -> bool:
+        waited = self.attributes.get("early_stopping_patience_counter", 0)
+        return waited >= self.args.get("early_stopping_patience", 1)
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """The callbacks in trainer_state.json that count here."""
+    """The one callback in trainer_state.json that counts here."""
 
     EarlyStoppingCallback: EarlyStopping | None = None
-
-    @property
-    def stopped_early(self) -> bool:
-        if self.EarlyStoppingCallback is None:
-            return False
-        patience = self.EarlyStoppingCallback.args.get("early_stopping_patience", 1)
-        waited = self.EarlyStoppingCallback.attributes.get("early_stopping_patience_counter", 0)
-        return isinstance(waited, int) and isinstance(patience, int) and waited >= patience
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,12 @@ class StepsDone:
     """What trainer_state.json says of a training."""
 
     global_step: int | None = None
+    epoch: float | None = None
     max_steps: int | None = None
     stateful_callbacks: Callbacks | None = None
 
 
+DELETED = ".highest-deleted"
 State = Literal["starting", "running", "finished", "failed", "stopped", "interrupted"]
 
 
@@ -66,7 +65,7 @@ def create(workspace: Workspace, recipe_name: str, smoke: bool = False) -> Run:
     """Make the next numbered folder; two at once get two numbers."""
     workspace.runs.mkdir(parents=True, exist_ok=True)
     while True:
-        number = max((run.number for run in listed(workspace)), default=0) + 1
+        number = max([_deleted(workspace.runs), *(run.number for run in listed(workspace))]) + 1
         folder = workspace.runs / f"{number:04d}-{recipe_name}{SMOKE if smoke else ''}"
         try:
             folder.mkdir()
@@ -92,7 +91,9 @@ def find(workspace: Workspace, text: str) -> Run:
         real = [run for run in runs if not run.smoke]
         if real:
             return real[-1]
-        raise _no_run("there is no run yet", "start one: iis-finetune train RECIPE")
+        told = f" but the smoke run {runs[-1].name}, which `last` leaves out" if runs else ""
+        fix = f"name it, {runs[-1].number:04d}, or start a run" if runs else "start one"
+        raise _no_run(f"there is no run yet{told}", f"{fix}: iis-finetune train RECIPE")
     matches = [run for run in runs if run.name == text]
     if not matches and text.isdecimal():
         matches = [run for run in runs if str(run.number) == (text.lstrip("0") or "0")]
@@ -116,16 +117,20 @@ def finished_run(workspace: Workspace, text: str) -> Run:
     run = find(workspace, text)
     if state(run) == "finished":
         return run
+    now = state(run)
+    verb = "watch" if now in ("starting", "running") else "resume"
+    ways = [f"iis-finetune {verb} {run.number:04d}, then this again"]
+    ways += [f"--checkpoint {step_of(path)}" for path in run.checkpoints()[-1:]]
     others = [other for other in listed(workspace) if not other.smoke and damage(other) is None]
     done = [other.name for other in others if state(other) == "finished"]
-    fix = f"the newest finished run is {done[-1]}" if done else "no run has finished yet"
-    raise _no_run(f"run {run.name} is {state(run)}, not finished", fix)
+    ways.append(f"the newest finished run is {done[-1]}" if done else "no run has finished yet")
+    raise _no_run(f"run {run.name} is {now}, not finished", "; ".join(ways))
 
 
 def state(run: Run) -> State:
     """Derived from the files and the process that has the folder, so it is right after a reboot, and of a copy, too."""
     held = holder(run)
-    if held and held.work in ("prepared", "trained"):
+    if held and (held.work in ("prepared", "trained") or held.process in [each.supervisor for each in attempts(run)]):
         return "running" if run.trainer_log.is_file() else "starting"
     return state_after_end(run)
 
@@ -156,11 +161,16 @@ def reached_the_end(run: Run) -> bool:
 
 def reached_last_step(run: Run) -> bool:
     """Whether the files hold a result of the whole training, by all steps done or by early stopping."""
-    progress = typed(run.trainer_state, StepsDone, read_json(run.trainer_state) or {})
+    progress = steps_done(run)
     step, planned = progress.global_step, progress.max_steps
     if not step or not planned or not (weights(run.output) or _kept_elsewhere(run)):
         return False
-    return step >= planned or (progress.stateful_callbacks or Callbacks()).stopped_early
+    early = (progress.stateful_callbacks or Callbacks()).EarlyStoppingCallback
+    return step >= planned or bool(early and early.stopped)
+
+
+def steps_done(run: Run) -> StepsDone:
+    return typed(run.trainer_state, StepsDone, read_json(run.trainer_state) or {})
 
 
 def _kept_elsewhere(run: Run) -> bool:
@@ -176,8 +186,18 @@ def weights(folder: Path) -> list[Path]:
 
 
 def delete(run: Run) -> None:
-    """Remove a run that is not running, after renaming it so that a half-removed one is no run."""
+    """Remove a run that is not running, after renaming it so that a half-removed one is no run; its number is gone."""
+    parent = run.folder.parent
+    write(parent / DELETED, f"{max(run.number, _deleted(parent))}\n")
     gone = run.folder.with_name(f".deleted-{run.name}")
     shutil.rmtree(gone, ignore_errors=True)  # left by one that was broken off
     run.folder.replace(gone)
     shutil.rmtree(gone)
+
+
+def _deleted(folder: Path) -> int:
+    """The highest number that a deleted run had: notes and reports may still speak of that run by it."""
+    try:
+        return int((folder / DELETED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .documents import append, even_on_a_full_disk
 
+KIT = Path(__file__).parent.parent
 NAME = re.compile(r"(\d{4,})-(.+)")
 SMOKE = "-smoke"
 
@@ -127,3 +129,25 @@ class Request:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def fill(value: Any, run: Run, workspace: Workspace) -> Any:
+    """Put this run's real, absolute paths where the plan has `{run}`, `{models}`, `{data}`, `{kit}`."""
+    places = {
+        "{run}": str(run.folder.resolve()),
+        "{models}": str(workspace.models.resolve()),
+        "{data}": str(workspace.data.resolve()),
+        "{kit}": str(KIT),
+        "{ppo}": str(workspace.ppo),
+    }
+    if isinstance(value, str):
+        for name, path in places.items():
+            value = value.replace(name, path)
+        return value
+    if isinstance(value, Mapping):
+        return {key: fill(inner, run, workspace) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(fill(inner, run, workspace) for inner in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: fill(getattr(value, each.name), run, workspace) for each in fields(value)})
+    return value

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import evaluate, models, preflight, process, runs, supervise
+from .. import evaluate, launch, models, preflight, process, runs, supervise
 from ..errors import FINE, ProblemsFound
 from ..preflight import Examined, Question
 from ..recipe import Recipe
-from ..runs import Request, Run
+from ..runs import Claim, Request, Run
 from ..supervise import Stop
 from .footing import check_devices, data_hashes, refuse_changes, under_its_own_name, without_errors
 from .making import make_model, make_view, publish
-from .supervision import environment_of, failure, rewrite, task_of, tell_ending
+from .supervision import environment_of, failure, task_of, tell_ending
 
 Named = Literal["base", "reward"]  # the kit keys that name a recipe which is run first
 NAMED: tuple[Named, ...] = ("base", "reward")
@@ -41,8 +41,8 @@ class Session:
 
 def train(session: Session) -> int:
     """Train, then evaluate if the recipe says so; the exit code."""
-    with brought_up(session) as (made, examined):
-        return _finish(session, made, examined)
+    with brought_up(session) as (claim, examined):
+        return _finish(session, claim, examined)
 
 
 def resume(session: Session, made: Run, accepted: bool) -> int:
@@ -56,16 +56,16 @@ def resume(session: Session, made: Run, accepted: bool) -> int:
         with runs.turn(workspace):
             check_devices(examined, workspace, made)
             process.end(runs.living(made), 0)  # what an attempt without a supervisor left
-            rewrite(made, examined, session.question, data)
+            launch.rewrite(made, examined, workspace, data)
             claim.tell("trained")
         session.tell(run=made.name)
         runs.note(made, "resumed", changed=changed)
         supervise.supervise(task_of(made, examined, session.request, session.question), session.stop)
-        return _finish(session, made, examined)
+        return _finish(session, claim, examined)
 
 
 @contextmanager
-def brought_up(session: Session) -> Iterator[tuple[Run, Examined]]:
+def brought_up(session: Session) -> Iterator[tuple[Claim, Examined]]:
     """Train a new run of the recipe after making what it needs; the run is held, and what was examined."""
     examined, question = _made_ready(session), session.question
     data = data_hashes(examined, question)
@@ -74,17 +74,19 @@ def brought_up(session: Session) -> Iterator[tuple[Run, Examined]]:
             check_devices(examined, question.workspace)
             made = runs.create(question.workspace, examined.recipe.name, question.smoke)
             claim = held.enter_context(runs.claimed(made, "prepared"))
-            rewrite(made, examined, question, data)
+            launch.rewrite(made, examined, question.workspace, data)
             claim.tell("trained")
         session.tell(run=made.name)
         supervise.supervise(task_of(made, examined, session.request, question), session.stop)
-        yield made, examined
+        yield claim, examined
 
 
-def _finish(session: Session, made: Run, examined: Examined) -> int:
+def _finish(session: Session, claim: Claim, examined: Examined) -> int:
+    made = claim.run
     code = tell_ending(session.request, made, session.stop)
     data, nodes = examined.recipe.kit.evaluate_after, session.question.nodes
     if code == FINE and data and (nodes is None or nodes.rank == 0):
+        claim.tell("evaluated")
         session.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
         environment = environment_of(made, examined.machine, session.question.environment)
         evaluate.after_training(made, data, environment, session.stop)
@@ -121,8 +123,8 @@ def _make_base(session: Session, recipe: Recipe, key: Named) -> None:
         session.tell(phase=f"making the {key} model: recipe {base.recipe.name}")
         workspace = replace(workspace, before=None)
         of_base = session.about(recipe=str(base.recipe.path), overrides=(), nodes=None, workspace=workspace)
-        with brought_up(of_base) as (made, _):
-            if runs.state_after_end(made) != "finished":
-                raise ProblemsFound([failure(made)])
+        with brought_up(of_base) as (claim, _):
+            if runs.state_after_end(claim.run) != "finished":
+                raise ProblemsFound([failure(claim.run)])
             if base.whole:
-                publish(made, Path(base.model))
+                publish(claim.run, Path(base.model))

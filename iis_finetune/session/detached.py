@@ -39,9 +39,10 @@ def place(order: Order, workspace: Workspace, readings: dataset.Readings) -> Req
 def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]) -> int:
     """Carry out the order in a request's folder; the exit code is that of `train`."""
     request = Request(folder)
-    order = _read(request)
-    if order is None:
+    read = runs.read_json(request.asked)
+    if not read:
         return INPUT
+    order = runs.typed(request.asked, Order, read)
     stop = Stop()
     stop.install()
     question = replace(order.question(workspace, environment), readings=dataset.kept(request.readings))
@@ -61,14 +62,6 @@ def carry_out(folder: Path, workspace: Workspace, environment: Mapping[str, str]
         code = BUG
     request.tell(exit=code)
     return code
-
-
-def _read(request: Request) -> Order | None:
-    words = runs.read_json(request.asked)
-    if not words:
-        return None
-    nodes = Nodes(**words["nodes"]) if words["nodes"] else None
-    return Order(**{**words, "overrides": tuple(words["overrides"]), "nodes": nodes})
 
 
 def _work(session: Session, order: Order) -> int:

@@ -1,7 +1,6 @@
 """Make what a training is given: a model from a hub or of random weights, a precision view, a base's own folder."""
 
 import json
-import os
 import shutil
 import sys
 import threading
@@ -66,8 +65,9 @@ def make_view(request: Request, examined: Examined, workspace: Workspace) -> Non
 
 
 def publish(made: Run, folder: Path) -> None:
-    """Copy a whole model out of a run's output to a model folder, complete or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Copy a whole model out of a run's output to a model folder, complete or not at all; the base's lock is held."""
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by one that was killed
     temporary.mkdir(parents=True)
     for path in sorted(made.output.iterdir()):
         if path.name in KEPT or path.suffix in (".safetensors", ".jinja"):

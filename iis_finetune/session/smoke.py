@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import arguments, evaluate, export, models, preflight
-from ..errors import FINE, Problem, ProblemsFound
+from ..errors import FINE, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..preflight import Examined
 from ..recipe import Recipe
@@ -53,25 +53,29 @@ def without_devices(environment: Mapping[str, str]) -> dict[str, str]:
 
 def run(session: Session) -> int:
     """Shrink the model, train, evaluate, export and compare, each with the code of a real run."""
-    examined = preflight.look(session.question)
+    examined = preflight.examine(session.question)
     folder = _make_model(session, examined)
     scored: tuple[str, ...] = ()
     if examined.reward:
         recipe = examined.reward.recipe
         first = session.about(recipe=str(recipe.path), overrides=())
-        with brought_up(_shrunken(first, recipe, folder)) as (reward, _):
+        with brought_up(_shrunken(first, recipe, folder)) as (scorer, _):
+            reward = scorer.run
             code = tell_ending(session.request, reward, session.stop)
         if code != FINE:
             return code
         kind = "full" if examined.reward.whole else "lora"
         scored = (f"reward_model={reward.result.resolve()}", f"reward_model_type={kind}")
     small = _shrunken(session, examined.recipe, folder, scored)
-    with brought_up(small) as (made, of_small):
+    with brought_up(small) as (claim, of_small):
+        made = claim.run
         code = tell_ending(session.request, made, session.stop)
         if code == FINE:
             environment = environment_of(made, of_small.machine, small.question.environment)
+            claim.tell("evaluated")
             _evaluate(session, made, examined, environment)
             _export(session, made, environment)
+            session.tell(smoked=made.name, refused=bool(errors_of(examined.problems)))
     return code
 
 
@@ -113,7 +117,6 @@ def _export(session: Session, made: Run, environment: Mapping[str, str]) -> None
     session.tell(phase="merging, and comparing the merged model with base and adapter")
     wanted = export.Export(made.export.absolute(), environment, run=made, replace=True)
     export.export(after.trained_by(made, made.result), wanted)
-    session.tell(smoked=made.name)
 
 
 def first_name(named: str | list[str]) -> str:

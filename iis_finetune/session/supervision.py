@@ -9,7 +9,6 @@ from typing import Any
 from .. import launch, notify, rules, runs
 from .. import recipe as recipes
 from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem, exit_code
-from ..launch import Prepared
 from ..machine import Machine
 from ..observe import began, last_lines, raised, signs, tail
 from ..plan.recovery import safer_overrides
@@ -40,9 +39,14 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
 
 def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
     """The data files that are not, or no longer, what the run began with."""
-    before = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
     now = data_hashes(examined, question)
-    return [name for name, sha256 in before.items() if now.get(name) != sha256]
+    return [name for name, sha256 in _data_of(run).items() if now.get(name) != sha256]
+
+
+def _data_of(run: Run) -> dict[str, str]:
+    """The hashes of the data files that a run began with."""
+    found: dict[str, str] = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
+    return found
 
 
 def environment_of(run: Run, machine: Machine, environment: Mapping[str, str]) -> dict[str, str]:
@@ -58,13 +62,8 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)
     examined = examine_run(run, asked)  # the machine is looked at again: a device may be what failed
     make_view(request, examined, question.workspace)
-    rewrite(run, examined, question, (runs.read_json(run.provenance) or {}).get("data_sha256", {}))
+    launch.rewrite(run, examined, question.workspace, _data_of(run))
     return environment_of(run, examined.machine, question.environment)
-
-
-def rewrite(run: Run, examined: Examined, question: Question, data: Mapping[str, str]) -> None:
-    """Put a new plan into a run's folder, with the hashes of the data it is trained on."""
-    launch.rewrite(run, Prepared(examined.recipe, examined.plan, examined.machine, data), question.workspace)
 
 
 def _notify(target: str, log: Path, environment: Mapping[str, str], told: tuple[Run, str, str]) -> None:

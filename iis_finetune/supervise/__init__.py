@@ -5,7 +5,6 @@ The only writer of attempts and events while a run lives.
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from .. import recover, runs
 from ..errors import ProblemsFound, RunFailed
 from ..observe import StallLimits
 from ..recover import Action, Failure, Situation
-from ..runs import Ending, Run, Skipped, step_of
-from .attempt import Outcome, Start, keep, tell, try_once
-from .space import DiskSpace
+from ..runs import Attempt, Ending, Run, Skipped, step_of
+from .attempt import Start, try_once
+from .disk import DiskSpace
 from .task import Facts, Stop, Task, facts_of, loaded_precision
 
 ROOM_SECONDS, ROOM_LOOK_SECONDS = 6 * 3600.0, 10.0  # a night's sleep of whoever can make room
@@ -56,26 +55,25 @@ def _supervise(task: Task, stop: Stop) -> Ending:
     course = _Course(_reached(checkpoint))
     change: dict[str, Any] = {}
     while True:
-        number = len(runs.attempts(task.run)) + 1
-        start = Start(number, checkpoint, change, fresh=not task.run.output.exists())
-        outcome = try_once(task, facts, start, stop)
-        if outcome.ending:
-            return _end(task, outcome, outcome.ending, outcome.why)
-        failure = outcome.failure or Failure("crash", None, "no reason is known")
+        outcome = try_once(task, facts, Start(checkpoint, change), stop)
+        attempt, failure = outcome.attempt, outcome.end
+        if not isinstance(failure, Failure):
+            return _end(task, attempt, failure, outcome.why)
         checkpoint = _after(task.run, facts, course, failure)
         course.count(failure, _reached(checkpoint))
         action = _decide(task, facts, course, checkpoint)
         if not action.resume or stop.asked:
-            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
-        _go_on(task, outcome, action, checkpoint)
+            return _end(task, attempt, "stopped" if stop.asked else "failed", action.why)
+        runs.record(task.run, replace(attempt, ended=time.time(), ending="interrupted", why=action.why))
+        _tell_recovering(task, failure, action, checkpoint)
         _pause(action.pause_seconds, stop)
         if failure.cause == "disk full" and not _room_came(task.run, facts, stop):
-            return _end(task, outcome, "stopped" if stop.asked else "failed", action.why)
+            return _end(task, attempt, "stopped" if stop.asked else "failed", action.why)
         change = dict(action.change)
         try:
             task = replace(task, environment=task.replan(change)) if change and task.replan else task
         except ProblemsFound as found:
-            return _end(task, outcome, "failed", f"{action.why}, but {found}")
+            return _end(task, attempt, "failed", f"{action.why}, but {found}")
         facts = facts_of(task.run)
 
 
@@ -129,7 +127,7 @@ def _good_checkpoint(run: Run, facts: Facts, spare_disk: bool) -> Path | None:
     for bad in skipped:
         _set_aside(run, bad, keep_it=not spare_disk)
     if good and facts.begins_anew:
-        tell(run, "not resumable", why=f"the training begins anew: {facts.begins_anew}")
+        runs.note(run, "not resumable", why=f"the training begins anew: {facts.begins_anew}")
         for each in run.checkpoints():
             _set_aside(run, Skipped(each, (facts.begins_anew,)), keep_it=True)
         return None
@@ -147,21 +145,20 @@ def _set_aside(run: Run, bad: Skipped, keep_it: bool) -> None:
         bad.folder.replace(there)
     else:
         shutil.rmtree(bad.folder, ignore_errors=True)
-    tell(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
+    runs.note(run, "checkpoint rejected", checkpoint=bad.folder.name, why="; ".join(bad.why))
 
 
-def _go_on(task: Task, outcome: Outcome, action: Action, checkpoint: Path | None) -> None:
-    attempt = replace(outcome.attempt, ended=time.time(), ending="interrupted", why=action.why)
-    keep(task.run, attempt)
-    details: Mapping[str, Any] = {
-        "cause": outcome.failure.cause if outcome.failure else None,
-        "step": outcome.failure.step if outcome.failure else None,
-        "why": action.why,
-        "change": dict(action.change) or None,
-        "from_checkpoint": checkpoint.name if checkpoint else "the beginning",
-        "pause_seconds": action.pause_seconds,
-    }
-    tell(task.run, "recovering", **details)
+def _tell_recovering(task: Task, failure: Failure, action: Action, checkpoint: Path | None) -> None:
+    runs.note(
+        task.run,
+        "recovering",
+        cause=failure.cause,
+        step=failure.step,
+        why=action.why,
+        change=dict(action.change) or None,
+        from_checkpoint=checkpoint.name if checkpoint else "the beginning",
+        pause_seconds=action.pause_seconds,
+    )
     task.tell("recovering", action.why)
 
 
@@ -179,12 +176,12 @@ def _room_came(run: Run, facts: Facts, stop: Stop) -> bool:
     return space.room() and not stop.asked
 
 
-def _end(task: Task, outcome: Outcome, ending: Ending, why: str | None) -> Ending:
-    run, attempt = task.run, outcome.attempt
-    keep(run, replace(attempt, ended=time.time(), ending=ending, why=why))
+def _end(task: Task, attempt: Attempt, ending: Ending, why: str | None) -> Ending:
+    run = task.run
+    runs.record(run, replace(attempt, ended=time.time(), ending=ending, why=why))
     for checkpoint in run.checkpoints() if ending != "finished" else ():
         runs.seal(run, checkpoint)
     kept = run.checkpoints()[-1].name if ending == "stopped" and run.checkpoints() else None
-    tell(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
+    runs.note(run, ending, attempt=attempt.attempt, returncode=attempt.returncode, why=why, checkpoint=kept)
     task.tell(ending, why or "")
     return ending

@@ -13,8 +13,7 @@ from .. import launch, process, runs
 from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
 from ..recover import Cause, Failure, cause_in, in_loading
 from ..runs import Attempt, Ending, Run
-from .sealing import Sealing
-from .space import DiskSpace
+from .disk import DiskSpace, Sealing
 from .task import Facts, Stop, Task
 
 FIRST_TREE_SECONDS, FIRST_TREES, TREE_SECONDS = 5.0, 12, 30.0
@@ -24,22 +23,19 @@ LOG_BYTES = 262_144
 
 @dataclass(frozen=True)
 class Start:
-    """Where an attempt begins: its number, a checkpoint or None, what was changed for it."""
+    """Where an attempt begins: a checkpoint or None, what was changed for it."""
 
-    number: int
     checkpoint: Path | None
     change: Mapping[str, Any]
-    fresh: bool
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: an ending for good, or a failure to decide about."""
+    """How an attempt ended: for good, and why, or by a failure to decide about."""
 
     attempt: Attempt
-    ending: Ending | None
-    why: str | None
-    failure: Failure | None = None
+    end: Ending | Failure
+    why: str | None = None
 
 
 @dataclass
@@ -62,43 +58,38 @@ class LiveAttempt:
     def run(self) -> Run:
         return self.task.run
 
-    def alive(self) -> list[process.Identity]:
-        """Every process of this attempt that still runs, workers that their parent left behind included."""
-        now = process.tree(self.attempt.process) if self.attempt.process else []
-        return list({who.pid: who for who in (*self.attempt.workers, *now) if process.alive(who)}.values())
-
     def know_workers(self, now: float) -> None:
         """Keep the list of workers up to date: once their parent is gone, nothing else leads to them."""
         pause = FIRST_TREE_SECONDS if self.looks < FIRST_TREES else TREE_SECONDS
         if now - self.looked_at < pause or not self.attempt.process:
             return
         self.looked_at, self.looks = now, self.looks + 1
-        workers = tuple(who for who in self.alive() if who != self.attempt.process)
+        workers = tuple(who for who in self.attempt.living() if who != self.attempt.process)
         if set(workers) - set(self.attempt.workers):
             self.attempt = replace(self.attempt, workers=workers)
-            keep(self.run, self.attempt)
+            runs.record(self.run, self.attempt)
 
     def request(self, why: str) -> None:
         """Ask the training for a checkpoint at its step's end; one that has not begun has nothing to save."""
         self.requested = why
         if self.run.loaded.exists():
             self.run.stop_requested.touch()
-            tell(self.run, "stop requested", why=why, waits_for="a checkpoint at the end of the step under way")
+            runs.note(self.run, "stop requested", why=why, waits_for="a checkpoint at the end of the step under way")
         else:
             self.kill()
 
     def kill(self) -> None:
-        process.end(self.alive(), 0)
+        process.end(self.attempt.living(), 0)
 
     def dump(self) -> None:
         """Have every process write down where it stands."""
-        left = self.alive()
+        left = self.attempt.living()
         process.send(left, signal.SIGUSR1)
         time.sleep(DUMP_SECONDS)
         for who in left if shutil.which("py-spy") else ():
             done = process.capture(["py-spy", "dump", "--pid", str(who.pid)], 20)
             runs.write(self.run.folder / f"stacks-{who.pid}.log", done.stdout if done else "")
-        tell(self.run, "stacks dumped", files=[path.name for path in self.run.stacks()])
+        runs.note(self.run, "stacks dumped", files=[path.name for path in self.run.stacks()])
 
 
 def try_once(task: Task, facts: Facts, start: Start, stop: Stop) -> Outcome:
@@ -110,11 +101,11 @@ def try_once(task: Task, facts: Facts, start: Start, stop: Stop) -> Outcome:
     if me is None:
         raise OSError("this process cannot be found in /proc")
     named = start.checkpoint.name if start.checkpoint else None
-    attempt = Attempt(start.number, time.time(), me, from_checkpoint=named, changed=start.change)
-    keep(run, attempt)
+    attempt = Attempt(len(runs.attempts(run)) + 1, time.time(), me, from_checkpoint=named, changed=start.change)
+    runs.record(run, attempt)
     if stop.asked:
         return Outcome(attempt, "stopped", f"asked to stop ({stop.asked}) before it began")
-    tell(run, "started", attempt=attempt.attempt, from_checkpoint=named, change=dict(start.change) or None)
+    runs.note(run, "started", attempt=attempt.attempt, from_checkpoint=named, change=dict(start.change) or None)
     watcher = Watcher(run, time.monotonic(), facts.decided.precision == "fp16", task.stall)
     live = LiveAttempt(task, stop, attempt, watcher, DiskSpace(run, facts.decided.arguments), Sealing(run))
     child = _launch(live, start)
@@ -130,17 +121,17 @@ def try_once(task: Task, facts: Facts, start: Start, stop: Stop) -> Outcome:
 
 def _launch(live: LiveAttempt, start: Start) -> process.Child:
     run, me = live.run, live.attempt.supervisor
-    arguments = run.arguments if start.fresh else launch.resumed_arguments(run, start.checkpoint)
+    arguments = launch.resumed_arguments(run, start.checkpoint) if run.output.exists() else run.arguments
     environment = {**live.task.environment, "IIS_SUPERVISOR": f"{me.pid} {me.started}"}
     child = launch.start(run, environment, arguments)
     live.attempt = replace(live.attempt, process=process.identity(child.pid))
-    keep(run, live.attempt)
+    runs.record(run, live.attempt)
     return child
 
 
 def _watch(live: LiveAttempt, child: process.Child) -> None:
     """Look until nothing is left to wait for, or until something is wrong."""
-    while child.poll() is None or (_saving(live, child) and live.alive()):
+    while child.poll() is None or (_saving(live, child) and live.attempt.living()):
         time.sleep(live.task.poll_seconds)
         live.run.arguments.stat()  # FileNotFoundError: somebody has removed the folder
         now = time.monotonic()
@@ -153,7 +144,7 @@ def _watch(live: LiveAttempt, child: process.Child) -> None:
             live.request(why)
         live.seen = live.watcher.look(now)
         if live.seen:
-            tell(live.run, live.seen.trouble, step=live.seen.step, why=live.seen.what)
+            runs.note(live.run, live.seen.trouble, step=live.seen.step, why=live.seen.what)
             if live.seen.trouble == "stall":
                 live.dump()
             return
@@ -172,12 +163,10 @@ def _judge(live: LiveAttempt) -> Outcome:
     if attempt.returncode == 0 and runs.reached_last_step(run) and not live.seen:
         wrong = runs.weight_faults(run.output)
         if not wrong:
-            return Outcome(attempt, "finished", None)
-        return Outcome(attempt, None, None, Failure("not finite", live.watcher.step, "; ".join(wrong)))
+            return Outcome(attempt, "finished")
+        return Outcome(attempt, Failure("not finite", live.watcher.step, "; ".join(wrong)))
     asked = _asked(live)
-    if asked:
-        return Outcome(attempt, "stopped", asked)
-    return Outcome(attempt, None, None, _failure(live))
+    return Outcome(attempt, "stopped", asked) if asked else Outcome(attempt, _failure(live))
 
 
 def _asked(live: LiveAttempt) -> str | None:
@@ -240,15 +229,3 @@ def _code(code: int | None) -> str:
     if code == 0:
         return "the training program ended without reaching the last step"
     return f"ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def tell(run: Run, event: str, **details: Any) -> None:
-    """A line in events.jsonl."""
-    with runs.even_on_a_full_disk():
-        runs.note(run, event, **{key: value for key, value in details.items() if value is not None})
-
-
-def keep(run: Run, attempt: Attempt) -> None:
-    """An attempt's line in attempts.jsonl."""
-    with runs.even_on_a_full_disk():
-        runs.record(run, attempt)

@@ -1,6 +1,7 @@
 """What is supervised, what is known of it, and what the supervisor was asked by signal."""
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -12,10 +13,6 @@ from ..runs import Decided, Run, read_decided, read_json, typed
 from ..tensors import PRECISIONS
 
 NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory cannot: value heads are not where the trainer looks for weights
-
-
-def _untold(_event: str, _why: str) -> None:
-    """For recipes without kit.notify."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Task:
     run: Run
     environment: Mapping[str, str]
     replan: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
-    tell: Callable[[str, str], None] = _untold
+    tell: Callable[[str, str], object] = lambda _event, _why: None  # for recipes without kit.notify
     edited: Callable[[], Sequence[str]] = tuple
     stall: StallLimits = field(default_factory=StallLimits)
     poll_seconds: float = 0.5
@@ -111,11 +108,10 @@ def loaded_precision(run: Run) -> str | None:
     loaded = loaded_by(run)
     if loaded.mixed_precision in ("fp16", "bf16"):
         return loaded.mixed_precision
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for part in loaded.parameters.values():
-        for name, count in part.items():
-            counts[name] = counts.get(name, 0) + count
-    return PRECISIONS.get(max(counts, key=lambda name: counts[name])) if counts else None
+        counts.update(part)
+    return PRECISIONS.get(counts.most_common(1)[0][0]) if counts else None
 
 
 @dataclass

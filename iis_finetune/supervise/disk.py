@@ -1,15 +1,16 @@
-"""Whether the next checkpoint still fits on the disk."""
+"""The checkpoints on the disk while the training goes on: whether the next one fits, and checksums of the others."""
 
 import shutil
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runs import Run, note
+from ..runs import Contents, Run, contents, note, seal, sealed
 from .task import loaded_by
 
-LOOK_SECONDS = 10.0
+LOOK_SECONDS, SEAL_SECONDS = 10.0, 5.0
 SPARE_BYTES = 16 * 2**20  # logs, pictures and the final weights' small files
 ADAM_BYTES = 12  # a trained parameter in a checkpoint: its weight and two moments, 4 bytes each
 GIB = 2**30
@@ -56,16 +57,33 @@ class DiskSpace:
     def _checkpoint_bytes(self) -> int:
         kept = self.run.checkpoints()
         if len(kept) > 1:
-            return _bytes(kept[-2])  # the newest one may be half written
+            return sum(size for size, _ in contents(kept[-2]).values())  # the newest one may be half written
         trained = loaded_by(self.run).parameters.get("trainable", {})
         return int(sum(trained.values())) * ADAM_BYTES
 
 
-def _bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:  # removed while we look
-            continue
-    return total
+@dataclass
+class Sealing:
+    """Checksums, in a thread that no step waits for; a checkpoint is complete when two looks in a row find the same."""
+
+    run: Run
+    looked_at: float = float("-inf")
+    seen: dict[Path, Contents] = field(default_factory=dict)
+    thread: threading.Thread | None = None
+
+    def look(self, now: float) -> None:
+        """Begin with the newest complete checkpoint that has no checksums; `now` is in seconds, monotonic."""
+        if now - self.looked_at < SEAL_SECONDS or (self.thread and self.thread.is_alive()):
+            return
+        self.looked_at = now
+        before, self.seen = self.seen, {path: contents(path) for path in self.run.checkpoints()[-2:]}
+        for path, found in reversed(self.seen.items()):
+            if found and before.get(path) == found and not sealed(self.run, path):
+                self.thread = threading.Thread(target=seal, args=(self.run, path), daemon=True)
+                self.thread.start()
+                return
+
+    def end(self) -> None:
+        """Wait for the one under way."""
+        if self.thread:
+            self.thread.join()
