@@ -3,7 +3,6 @@
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from .. import evaluate, process, runs
@@ -14,7 +13,7 @@ from ..process import Identity
 from ..runs import Request, Run, weights
 from . import show, streams
 from .meter import DownloadMeter, StepMeter
-from .words import workspace
+from .words import typed, workspace
 
 POLL_SECONDS = 0.3
 
@@ -87,7 +86,7 @@ class _Follower:
         elif "exit" in told:
             self.code = int(told["exit"])
         else:
-            _tell_ending(told, workspace().runs)
+            _tell_ending(told, self.request)
 
     def close(self) -> None:
         for meter in (self.meter, self.download):
@@ -113,16 +112,17 @@ def to_run(run: Run) -> int:
     return FINE if state in ("starting", "running", "finished") else RUN_FAILED  # the first two: nobody listens
 
 
-def _tell_ending(told: dict[str, Any], folder: Path) -> None:
+def _tell_ending(told: dict[str, Any], request: Request) -> None:
     """Print one ending that a request told."""
+    folder = workspace().runs
     if "finished" in told:
         _finished(Run(folder / told["finished"]))
     elif "evaluated" in told:
-        _evaluated(Run(folder / told["evaluated"]))
+        tell_evaluated(Run(folder / told["evaluated"]))
     elif "smoked" in told:
-        run = Run(folder / told["smoked"])
-        show.line(f"{run.recipe_name}: smoke run passed: base, data, training and export work")
-        show.line(f"next: iis-finetune train {run.recipe_name}")
+        asked = runs.read_json(request.asked) or {}
+        show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: base, data, training and export work")
+        show.line(f"next: iis-finetune train {typed(asked['recipe'], asked['overrides'])}")
     elif "stopped" in told:
         show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
         show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")
@@ -152,7 +152,7 @@ def _finished(run: Run) -> None:
         show.line(f"next: iis-finetune {verb} {run.number:04d}")
 
 
-def _evaluated(run: Run) -> None:
+def tell_evaluated(run: Run) -> None:
     for text in evaluate.summary_lines(run):
         show.line(text)
     show.line(f"next: iis-finetune export {run.number:04d}")

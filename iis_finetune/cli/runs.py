@@ -33,7 +33,7 @@ def runs_(as_json: AsJson = False, delete: Delete = None) -> None:
         show.document({"runs": rows})
         return
     if not rows:
-        show.line("no runs yet\nnext: iis-finetune train RECIPE")
+        show.line("no runs yet\nnext: iis-finetune recipes")
         return
     for row in rows:
         if row["damaged"]:

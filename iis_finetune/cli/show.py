@@ -49,14 +49,16 @@ def problems(found: Sequence[Problem], nothing_started: bool = True) -> None:
         aside(f"{count(found)}.{tail}")
 
 
-def verdict(found: Sequence[Problem], content: dict[str, Any] | None = None, following: str = "") -> NoReturn:
-    """End a look with its document, if one was asked for, else its problems and the next command."""
+def verdict(
+    found: Sequence[Problem], content: dict[str, Any] | None = None, fine: str = "", nothing_started: bool = False
+) -> NoReturn:
+    """End a look with its document, if one was asked for, else its problems and, without errors, what is said then."""
     if content is not None:
         document({**content, "problems": [each.as_json() for each in found]})
     else:
-        problems(found, nothing_started=False)
-        if following and not exit_code(found):
-            line(f"next: {following}")
+        problems(found, nothing_started)
+        if fine and not exit_code(found):
+            line(fine)
     raise typer.Exit(exit_code(found))
 
 
@@ -79,9 +81,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     if sys.stdout.isatty():
         _rich_table(columns, texts)
         return
-    widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
+    widths = [max(map(cell_width, column)) for column in zip(columns, *texts, strict=True)]
     for row in [list(columns), *texts]:
-        padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
+        padded = [text + " " * (width - cell_width(text)) for text, width in zip(row, widths, strict=True)]
         line("  ".join(padded).rstrip())
 
 
@@ -105,7 +107,7 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(str(value)).replace("\n", " ")
 
 
-def _width(text: str) -> int:
+def cell_width(text: str) -> int:
     """Columns on a terminal; Chinese characters take two."""
     if text.isascii():
         return len(text)
@@ -134,7 +136,8 @@ def meter(what: str) -> Iterator[Callable[[float], None] | None]:
 
     def move(share: float) -> None:
         if not bars and time.monotonic() - began > METER_AFTER_SECONDS:
-            bars.append(_bar(what))
+            bars.append(progress_bars(transient=True))
+            bars[0].add_task(what, total=1.0)
         for bar in bars:
             bar.update(bar.task_ids[0], completed=share)
 
@@ -145,11 +148,11 @@ def meter(what: str) -> Iterator[Callable[[float], None] | None]:
             bar.stop()
 
 
-def _bar(what: str) -> Any:
+def progress_bars(*columns: Any, transient: bool = False) -> Any:
+    """rich's bars on stderr, started; its own columns where none are given."""
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=1.0)
-    bar.start()
-    return bar
+    bars = Progress(*columns, console=Console(stderr=True), transient=transient)
+    bars.start()
+    return bars

@@ -1,22 +1,40 @@
 """The words that several verbs share: arguments, options, the folders they work in."""
 
 import os
+import shlex
 import stat
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import preflight
+from .. import preflight, recipe, runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..runs import Nodes, Workspace
+from . import show
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")]
+
+def recipe_names(incomplete: str) -> list[str]:
+    """What a shell completes to a recipe."""
+    return [name for name in recipe.registered(workspace().recipes) if name.startswith(incomplete)]
+
+
+def run_names(incomplete: str) -> list[str]:
+    """What a shell completes to a run."""
+    return [name for name in ("last", *(run.name for run in runs.listed(workspace()))) if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.", autocompletion=recipe_names)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override a value: lora_rank=8, kit.precision=fp32."),
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`.")]
+A_RUN = "A run's number, name, unique prefix, or `last`"
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}.", autocompletion=run_names)]
 On = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Plan for another machine: mi50x2, h200, cpu.")]
 Number = Annotated[
     int, typer.Option("--nodes", min=1, max=10_000, metavar="N", help="How many machines train together.")
@@ -28,14 +46,25 @@ Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, 
 
 
 def workspace() -> Workspace:
-    """The current folder's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
+    """The project's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
     try:
-        root = Path.cwd()
+        root = _project(Path.cwd())
     except OSError:
         what = "the current folder does not exist any more"
         raise ProblemsFound([Problem(what, "cd to the project's folder", Place(COMMAND_LINE))]) from None
-    models, runs = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
-    return Workspace(root, models, runs, _folder("IIS_PPO", Workspace.ppo))
+    models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
+    return Workspace(root, models, ran, _folder("IIS_PPO", Workspace.ppo))
+
+
+@cache  # so that it is said once
+def _project(here: Path) -> Path:
+    """This folder, or from below a project that one, as git finds its own: the nearest folder above with recipes."""
+    if any((here / name).is_dir() for name in ("recipes", "data", "runs")):
+        return here
+    above = next((folder for folder in here.parents if recipe.registered(folder / "recipes")), None)
+    if above:
+        show.aside(f"project: {above}")
+    return above or here
 
 
 def _folder(variable: str, usual: Path) -> Path:
@@ -56,8 +85,16 @@ def _folder(variable: str, usual: Path) -> Path:
     return folder
 
 
-def question(recipe: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
-    return preflight.Question(recipe, tuple(overrides or ()), workspace(), dict(os.environ), on, rows)
+def question(asked: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
+    return preflight.Question(asked, tuple(overrides or ()), workspace(), dict(os.environ), on, rows)
+
+
+def typed(asked: str, overrides: Sequence[str] | None) -> str:
+    """A recipe and its overrides as they are typed into a shell here; a file of the registry goes by its name."""
+    path = Path(asked)
+    if recipe.registered(workspace().recipes).get(path.stem) == path.absolute():
+        asked = path.stem
+    return shlex.join([asked, *(overrides or ())])
 
 
 def nodes_of(number: int, rank: int, master: str) -> Nodes | None:
