@@ -105,7 +105,7 @@ def main() -> None:
 def run() -> int:
     """Run the verb that `sys.argv` names; its exit code."""
     try:
-        return int(application(_asked())(standalone_mode=False) or 0)
+        return int(application(_asked())(_words(), standalone_mode=False) or 0)
     except KitError as error:
         return _report(error)
     except (typer.Abort, KeyboardInterrupt):
@@ -122,6 +122,16 @@ def _asked() -> list[str]:
     """The verb that is typed; a shell that asks how to complete a line hands that over beside the arguments."""
     words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
     return words.split()[1:2] if words and "_IIS_FINETUNE_COMPLETE" in os.environ else sys.argv[1:2]
+
+
+def _words() -> list[str]:
+    """What is typed, from below a project in the project's folder."""
+    words = sys.argv[1:]
+    if words[:1] and words[0] in VERBS and "--help" not in words:
+        from .words import in_project
+
+        return in_project(words)
+    return words
 
 
 def _misused(said: str) -> int:

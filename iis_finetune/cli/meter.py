@@ -98,15 +98,15 @@ def sentence(now: Signs, columns: int | None = None) -> str:
 
 
 def bar(name: str, now: Signs, columns: int) -> str:
-    """A line for so many columns: what a step says of itself, a bar as wide as the rest, the run's name beside it."""
+    """A line for so many columns: what a step says of itself; in the rest of it a bar, the run's name before it."""
     said = sentence(now, columns)
     rest = columns - len(said) - 2
     if rest < FEWEST_COLUMNS:
         return said
-    if show.cell_width(name) + 2 + FEWEST_COLUMNS <= rest:
-        return f"{name}  {bar('', now, columns - show.cell_width(name) - 2)}"
-    done = rest * (now.step or 0) // max(now.total_steps or 1, 1)
-    return f"{'━' * min(done, rest)}{'─' * (rest - done)}  {said}"
+    beside = f"{name}  " if show.cell_width(name) + 2 + FEWEST_COLUMNS <= rest else ""
+    rest -= show.cell_width(beside)
+    done = min(rest, rest * (now.step or 0) // (now.total_steps or 1))
+    return f"{beside}{'━' * done}{'─' * (rest - done)}  {said}"
 
 
 def curve(losses: Sequence[float], columns: int) -> list[str]:

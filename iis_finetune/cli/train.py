@@ -87,7 +87,7 @@ def _start(order: Order, readings: Readings, background: bool) -> None:
     """Start the detached process; attach to it, or say where it is."""
     request = session.place(order, workspace(), readings)
     words = [sys.executable, "-m", "iis_finetune", "_train", str(request.folder)]
-    child = process.start(process.Launch(words, dict(os.environ), workspace().root, request.log))
+    child = process.start(process.Launch(words, dict(os.environ), Path.cwd(), request.log))
     supervisor = process.identity(child.pid)
     if supervisor is None:
         what = f"the supervisor ended at once; see {request.log}"

@@ -4,7 +4,7 @@ import os
 import shlex
 import stat
 from collections.abc import Sequence
-from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +46,9 @@ Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, 
 
 
 def workspace() -> Workspace:
-    """The project's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
+    """The current folder's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
     try:
-        root = _project(Path.cwd())
+        root = Path.cwd()
     except OSError:
         what = "the current folder does not exist any more"
         raise ProblemsFound([Problem(what, "cd to the project's folder", Place(COMMAND_LINE))]) from None
@@ -56,15 +56,22 @@ def workspace() -> Workspace:
     return Workspace(root, models, ran, _folder("IIS_PPO", Workspace.ppo))
 
 
-@cache  # so that it is said once
-def _project(here: Path) -> Path:
-    """This folder, or from below a project that one, as git finds its own: the nearest folder above with recipes."""
-    if any((here / name).is_dir() for name in ("recipes", "data", "runs")):
-        return here
+def in_project(words: list[str]) -> list[str]:
+    """From below a project work in it, as git does: the nearest folder above with recipes; paths keep their meaning."""
+    here = workspace().root
     above = next((folder for folder in here.parents if recipe.registered(folder / "recipes")), None)
-    if above:
-        show.aside(f"project: {above}")
-    return above or here
+    if above is None or any((here / name).is_dir() for name in ("recipes", "data", "runs")):
+        return words
+    show.aside(f"project: {above}")
+    os.chdir(above)
+    return [_whole(word, before, here) for before, word in pairwise(["", *words])]
+
+
+def _whole(word: str, before: str, here: Path) -> str:
+    """A word, or an override's value, that is a path as it is typed here, written out."""
+    key, equals, value = word.rpartition("=")
+    there = (here / value).is_file() or ("/" in value and (here / value).exists())
+    return f"{key}{equals}{here / value}" if there or "--to" in (before, key) else word
 
 
 def _folder(variable: str, usual: Path) -> Path:

@@ -69,13 +69,13 @@ def export(trained: Trained, wanted: Export) -> Exported:
         finish(making / "model", found)
         write(making / "model" / "README.md", card(trained, wanted.run, dtype, found))
         _open_to_the_same(making / "model")
-        earlier = wanted.target.exists()
-        if earlier:
+        replaced = wanted.target.exists()
+        if replaced:
             wanted.target.replace(making / "old")
         (making / "model").replace(wanted.target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return Exported(wanted.target, dtype, found, (*before, *problems), earlier and wanted.replace)
+    return Exported(wanted.target, dtype, found, (*before, *problems), replaced and wanted.replace)
 
 
 def _checked(trained: Trained, wanted: Export) -> list[Problem]:
