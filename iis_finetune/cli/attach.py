@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from .. import evaluate, process, runs
+from .. import process, runs
 from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem
 from ..hub import Progress
 from ..observe import follow, last_lines, signs
@@ -13,6 +13,7 @@ from ..process import Identity
 from ..runs import Request, Run, weights
 from . import show, streams
 from .meter import DownloadMeter, StepMeter
+from .summary import tell_evaluation
 from .words import typed, workspace
 
 POLL_SECONDS = 0.3
@@ -118,7 +119,7 @@ def _tell_ending(told: dict[str, Any], request: Request) -> None:
     if "finished" in told:
         _finished(Run(folder / told["finished"]))
     elif "evaluated" in told:
-        tell_evaluated(Run(folder / told["evaluated"]))
+        tell_evaluation(Run(folder / told["evaluated"]))
     elif "smoked" in told:
         asked = runs.read_json(request.asked) or {}
         show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: base, data, training and export work")
@@ -150,12 +151,6 @@ def _finished(run: Run) -> None:
         merges = (run.output / "adapter_config.json").is_file()
         verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
         show.line(f"next: iis-finetune {verb} {run.number:04d}")
-
-
-def tell_evaluated(run: Run) -> None:
-    for text in evaluate.summary_lines(run):
-        show.line(text)
-    show.line(f"next: iis-finetune export {run.number:04d}")
 
 
 def _failed(told: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from .. import report as reporting
 from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound
 from ..plan import after
 from ..runs import Run
-from . import attach, show
+from . import show
+from .summary import tell_evaluation
 from .tuned import Checkpoint, environment_of, run_of
 from .words import AsJson, RunName, run_names, workspace
 
@@ -56,7 +57,7 @@ def evaluate(
     if as_json:
         show.document(scores)
     else:
-        attach.tell_evaluated(found)
+        tell_evaluation(found)
 
 
 def _data(run: Run, given: str | None) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -75,26 +75,29 @@ def count(found: Sequence[Problem]) -> str:
     return ", ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in parts if number) or "no problems"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns; the last one takes the rest of the line."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Collection[int] = ()) -> None:
+    """Aligned columns, those of numbers to the right; the last one takes the rest of the line."""
     texts = [[cell(each) for each in row] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(columns, texts)
+        _rich_table(columns, texts, numbers)
         return
     widths = [max(map(cell_width, column)) for column in zip(columns, *texts, strict=True)]
     for row in [list(columns), *texts]:
-        padded = [text + " " * (width - cell_width(text)) for text, width in zip(row, widths, strict=True)]
+        padded = []
+        for at, (text, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_width(text))
+            padded.append(space + text if at in numbers else text + space)
         line("  ".join(padded).rstrip())
 
 
-def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]], numbers: Collection[int]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
+    for at, column in enumerate(columns):
+        grid.add_column(column, overflow="fold", justify="right" if at in numbers else "left")
     for row in texts:
         grid.add_row(*map(Text, row))
     Console().print(grid)

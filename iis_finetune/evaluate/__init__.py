@@ -14,8 +14,7 @@ from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
 from .compare import Comparison, compare, compare_losses, macro_f1
-from .metrics import Declared, confusion, kind_of, parse, row_values, score
-from .summary import name_of, summary_lines
+from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
 
