@@ -22,7 +22,7 @@ import psutil
 import pytest
 from conftest import LONGEST, ROOT, left_after, marked, run
 
-from iis_finetune.cli.chat import loopback
+from iis_finetune.cli.tuned import loopback
 from iis_finetune.evaluate.answers import Evaluation, answers, material, run_llamafactory
 from iis_finetune.evaluate.compare import compare
 from iis_finetune.evaluate.metrics import Declared, score

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from iis_finetune.cli.summary import example_rows, shortened, tell_evaluation
 from iis_finetune.evaluate.answers import slices_of
 from iis_finetune.evaluate.compare import compare, compare_losses, interval, macro_f1, verdict, weighted
 from iis_finetune.evaluate.metrics import Declared, confusion, kind_of, parse, score
-from iis_finetune.evaluate.summary import example_rows, shortened, summary_lines
 from iis_finetune.runs import Run
 
 KEEP = '{"UUID": "A1", "title": "霜桥镇停电", "ratings": {"urgency": 3}}'
@@ -193,8 +193,14 @@ def test_a_long_answer_is_cut_by_columns_not_by_characters() -> None:
     assert shortened("a\nb\n") == "a\\nb"
 
 
-def test_the_summary_lines_up_and_tells_a_failure(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+def test_the_summary_lines_up_and_tells_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def summary_lines(run: Run) -> list[str]:
+        tell_evaluation(run)
+        *lines, following = capsys.readouterr().out.splitlines()
+        assert following == "next: iis-finetune export 0007"
+        return lines
+
+    run = Run(tmp_path / "0007-tiny")
     assert "not been evaluated" in summary_lines(run)[0]
     folder = run.evaluation / "held_out"
     folder.mkdir(parents=True)

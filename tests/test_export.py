@@ -15,7 +15,6 @@ from conftest import LONGEST, run
 
 from iis_finetune import export, launch
 from iis_finetune.errors import Place, Problem, ProblemsFound, RunFailed
-from iis_finetune.export.card import card
 from iis_finetune.export.checks import check_files, check_sources, check_target, judge
 from iis_finetune.plan import after
 from iis_finetune.runs import Run
@@ -26,7 +25,7 @@ def merged(evaluated_run: Run, evaluated_project: Path) -> Path:
     """The run's export, made and proven by the command."""
     done = run(["export", "last"], evaluated_project, LONGEST)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "equal greedy answers:          20 of 20" in done.stdout
+    assert "equal greedy answers:           20 of 20" in done.stdout
     return evaluated_run.export
 
 
@@ -90,6 +89,24 @@ def test_a_refused_folder_is_kept_where_the_message_says(
         assert (tmp_path / "to.refused" / "config.json").is_file()
 
 
+def test_an_export_is_open_to_whom_the_umask_lets_and_says_what_it_replaced(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge(_trained: object, model: Path, *_: object) -> None:
+        shutil.copytree(tiny_model, model)
+        (model / "model.safetensors").chmod(0o600)  # as safetensors leaves it
+
+    monkeypatch.setattr(export, "_merge", merge)
+    nothing_to_add = {"stops": [], "generation_stops": [], "untied": False}
+    monkeypatch.setattr(export, "prove", lambda *_: ({**PROVEN, **nothing_to_add}, []))
+    trained = after.Trained("x", {}, after.Weights(str(tiny_model)))
+    made = [export.export(trained, export.Export(tmp_path / "export", {}, replace=True)) for _ in range(2)]
+    assert [each.replaced for each in made] == [False, True]
+    (tmp_path / "usual").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "export").iterdir()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
+
+
 def test_an_adapter_that_cannot_be_merged_is_refused_before_it_is(tmp_path: Path, tiny_model: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -129,7 +146,7 @@ def test_the_card_says_what_was_done_and_nothing_that_is_not_known(tmp_path: Pat
     run.provenance.write_text(json.dumps({"model": "org/base", "data_sha256": {"/data/little.json": "ab"}}))
     run.recipe.write_text("stage: sft\n")
     trained = after.Trained("0001-a", {"template": "qwen"}, after.Weights("models/base@fp32"), "fp32")
-    told = card(trained, run, "float32", PROVEN)
+    told = export.card(trained, run, "float32", PROVEN)
     assert told.startswith("---\nbase_model: base\nlibrary_name: transformers\n")
     for line in (
         "A fine-tuned model, made from `org/base`, saved in float32.",
@@ -140,7 +157,7 @@ def test_the_card_says_what_was_done_and_nothing_that_is_not_known(tmp_path: Pat
         "- greedy answers that are equal: 19 of 20 (1 more: equal up to a near tie)",
     ):
         assert line in told.splitlines(), line
-    from_a_file = card(trained, None, "float32", PROVEN)
+    from_a_file = export.card(trained, None, "float32", PROVEN)
     assert "made from `models/base@fp32`" in from_a_file and "- template: qwen" in from_a_file
     assert "rank" not in from_a_file and "longest row" not in from_a_file  # the file does not say what they were
 
@@ -155,6 +172,7 @@ def test_an_export_is_whole_and_loads_with_plain_transformers(merged: Path) -> N
         assert told in text, told
     assert (merged / "Modelfile").is_file()
     assert not [path for path in merged.rglob("*") if path.is_symlink()]
+    assert len({path.stat().st_mode for path in merged.iterdir()}) == 1
     script = "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1])"
     subprocess.run([sys.executable, "-c", script, str(merged)], check=True, timeout=300, capture_output=True)
 

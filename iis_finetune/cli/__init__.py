@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from ..errors import BUG, COMMAND_LINE, INTERRUPTED, KitError, Place, Problem, ProblemsFound
+from ..errors import BUG, COMMAND_LINE, FINE, INPUT, INTERRUPTED, KitError, Place, Problem, ProblemsFound
 from . import show, streams
 
 VERBS = {
@@ -29,7 +29,7 @@ VERBS = {
     "models": ("download.models", "The base models on disk."),
     "data": ("data.app", "Register and check your own data sets."),
     "train": ("train.train", "Check, fetch what is missing, train, watch."),
-    "slurm": ("slurm.slurm", "A Slurm job of a recipe, over one machine or several."),
+    "slurm": ("plan.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("runs.runs_", "List the runs, or delete one."),
     "status": ("runs.status", "One run: state, step, loss, processes, events."),
     "watch": ("runs.watch", "Follow a run; Ctrl-C leaves it running."),
@@ -37,10 +37,10 @@ VERBS = {
     "stop": ("runs.stop", "End a run with a checkpoint."),
     "resume": ("train.resume", "Go on from the newest good checkpoint."),
     "evaluate": ("evaluate.evaluate", "Base against tuned on held-out rows."),
-    "export": ("export.export", "Merge the adapter, and prove that it is the same model."),
-    "chat": ("chat.chat", "Talk to the tuned model."),
-    "serve": ("chat.serve", "An OpenAI-style server of the tuned model."),
-    "report": ("report.report", "One page about a run, or several."),
+    "export": ("tuned.export", "Merge the adapter, and prove that it is the same model."),
+    "chat": ("tuned.chat", "Talk to the tuned model."),
+    "serve": ("tuned.serve", "An OpenAI-style server of the tuned model."),
+    "report": ("evaluate.report", "One page about a run, or several."),
     "schema": ("recipes.schema", "The JSON schema of recipes, for editors."),
     "_train": ("train.detached", ""),
     "_notify": ("train.notice", ""),
@@ -59,7 +59,6 @@ def application(asked: Collection[str]) -> typer.Typer:
         name="iis-finetune",
         help="Fine-tune language models with LLaMA-Factory on the hardware you own.",
         no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
@@ -94,7 +93,6 @@ def version(
 
 def main() -> None:
     """Run a verb and exit with its code; a user's mistake never shows a trace."""
-    sys.argv += ["--help"] * (len(sys.argv) == 1)
     gc.set_threshold(200_000, 50, 50)  # Python's own 700 looks for garbage hundreds of times while a verb starts
     streams.make_lasting()
     code = run()
@@ -108,7 +106,7 @@ def main() -> None:
 def run() -> int:
     """Run the verb that `sys.argv` names; its exit code."""
     try:
-        return int(application(sys.argv[1:2])(standalone_mode=False) or 0)
+        return int(application(_asked())(_words(), standalone_mode=False) or 0)
     except KitError as error:
         return _report(error)
     except (typer.Abort, KeyboardInterrupt):
@@ -121,10 +119,29 @@ def run() -> int:
         return _last_resort(error)
 
 
+def _asked() -> list[str]:
+    """The verb that is typed; a shell that asks how to complete a line hands that over beside the arguments."""
+    words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
+    return words.split()[1:2] if words and "_IIS_FINETUNE_COMPLETE" in os.environ else sys.argv[1:2]
+
+
+def _words() -> list[str]:
+    """What is typed, from below a project in the project's folder."""
+    words = sys.argv[1:]
+    if words[:1] and words[0] in VERBS and "--help" not in words:
+        from .words import in_project
+
+        return in_project(words)
+    return words
+
+
 def _misused(said: str) -> int:
-    """typer's complaint without our hidden verbs, and where to look."""
+    """typer's complaint without our hidden verbs, and where to look; a verb of several, typed alone, gets its help."""
     from ..arguments import table
 
+    if said.startswith("Usage:"):
+        show.line(said)
+        return FINE
     said = re.sub(r", '_\w+'", "", said)
     option = re.match(r"No such option: --([\w-]+)", said)
     name = option[1].replace("-", "_") if option else ""

@@ -3,10 +3,9 @@
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from .. import evaluate, process, runs
+from .. import process, runs
 from ..errors import FINE, INTERRUPTED, RUN_FAILED, Place, Problem
 from ..hub import Progress
 from ..observe import follow, last_lines, signs
@@ -14,7 +13,8 @@ from ..process import Identity
 from ..runs import Request, Run, weights
 from . import show, streams
 from .meter import DownloadMeter, StepMeter
-from .words import workspace
+from .summary import tell_evaluation
+from .words import typed, workspace
 
 POLL_SECONDS = 0.3
 
@@ -86,11 +86,11 @@ class _Follower:
             show.line(f"{told['phase']} ...")
             if "run" in told:
                 self.meter = StepMeter(Run(workspace().runs / told["run"]))
-                self.meter.told = signs(self.meter.run).step  # its steps are done
+                self.meter.now = signs(self.meter.run)  # its steps are done
         elif "exit" in told:
             self.code = int(told["exit"])
         else:
-            _tell_ending(told, workspace().runs)
+            _tell_ending(told, self.request)
 
     def close(self) -> None:
         for meter in (self.meter, self.download):
@@ -116,17 +116,19 @@ def to_run(run: Run) -> int:
     return FINE if state in ("starting", "running", "finished") else RUN_FAILED  # the first two: nobody listens
 
 
-def _tell_ending(told: dict[str, Any], folder: Path) -> None:
+def _tell_ending(told: dict[str, Any], request: Request) -> None:
     """Print one ending that a request told."""
+    folder = workspace().runs
     if "finished" in told:
         _finished(Run(folder / told["finished"]))
     elif "evaluated" in told:
-        _evaluated(Run(folder / told["evaluated"]))
+        tell_evaluation(Run(folder / told["evaluated"]))
     elif "smoked" in told:
-        run = Run(folder / told["smoked"])
-        show.line(f"{run.recipe_name}: smoke run passed: base, data, training and export work")
+        asked = runs.read_json(request.asked) or {}
+        words = typed(asked["recipe"], asked["overrides"])
+        show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: base, data, training and export work")
         refused = told.get("refused")  # the training itself, on this machine
-        show.line("next: iis-finetune recipes" if refused else f"next: iis-finetune train {run.recipe_name}")
+        show.line(f"next: iis-finetune {'recipes' if refused else f'train {words}'}")
     elif "stopped" in told:
         show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
         show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")
@@ -154,12 +156,6 @@ def _finished(run: Run) -> None:
         merges = (run.output / "adapter_config.json").is_file()
         verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
         show.line(f"next: iis-finetune {verb} {run.number:04d}")
-
-
-def _evaluated(run: Run) -> None:
-    for text in evaluate.summary_lines(run):
-        show.line(text)
-    show.line(f"next: iis-finetune export {run.number:04d}")
 
 
 def _failed(told: dict[str, Any]) -> None:

@@ -69,8 +69,8 @@ def _look(subject: Subject, quick: bool, as_json: bool) -> None:
         if not problems:
             show.line("nothing to mend")
     document = {"machine": subject.machine.as_json(), "checks": [check.as_json() for check in checks]}
-    following = "iis-finetune doctor" if quick else "iis-finetune doctor --probe"
-    show.verdict(problems, document if as_json else None, following)
+    following = "doctor" if quick else "doctor --probe"
+    show.verdict(problems, document if as_json else None, f"next: iis-finetune {following}")
 
 
 def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
@@ -90,7 +90,7 @@ def _fix(environment: dict[str, str], as_json: bool) -> None:
     done, problems = clinic.mend(environment)
     if not as_json:
         show.line("\n".join(done) or "nothing that could be repaired from here")
-    show.verdict(problems, {"done": done} if as_json else None, "iis-finetune doctor")
+    show.verdict(problems, {"done": done} if as_json else None, "next: iis-finetune doctor")
 
 
 def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
@@ -105,7 +105,7 @@ def _probe(subject: Subject, processes: int | None, as_json: bool) -> None:
         rows = [(each.what, each.device, each.state, each.error, each.backward) for each in tried]
         show.table(("trial", "device", "state", "error", "backward"), rows)
     document = {"machine": host.as_json(), "trials": [each.as_json() for each in tried]}
-    show.verdict(clinic.problems_of(tried), document if as_json else None, "iis-finetune train quickstart")
+    show.verdict(clinic.problems_of(tried), document if as_json else None, "next: iis-finetune train quickstart")
 
 
 def _warn(subject: Subject) -> None:

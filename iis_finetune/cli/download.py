@@ -78,7 +78,7 @@ def models(as_json: AsJson = False) -> None:
         show.document({"models": [each.as_json() for each in found]})
         return
     if not found:
-        show.line(f"no models in {workspace().models}\nnext: iis-finetune download RECIPE")
+        show.line(f"no models in {workspace().models}\nnext: iis-finetune recipes")
         return
     rows = []
     for each in found:

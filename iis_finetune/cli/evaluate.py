@@ -1,24 +1,35 @@
-"""The verb evaluate."""
+"""The verbs evaluate and report: what a run is worth, as lines and as a page."""
 
-from typing import Annotated, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from .. import evaluate as evaluation
 from .. import process, runs, session
 from .. import recipe as recipes
+from .. import report as reporting
 from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound
 from ..plan import after
 from ..runs import Run
 from . import show
+from .summary import tell_evaluation
 from .tuned import Checkpoint, environment_of, run_of
-from .words import AsJson, RunName, workspace
+from .words import AsJson, RunName, run_names, workspace
 
 Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="A registered data set of held-out rows.")]
 Baseline = Annotated[str, typer.Option("--baseline", metavar="base|RUN|none", help="What it is compared with.")]
 Labels = Annotated[str | None, typer.Option("--labels", metavar="A,B,..", help="The labels that answers may be.")]
 LabelField = Annotated[str | None, typer.Option("--label-field", metavar="NAME", help="Field that holds the label.")]
 Part = Annotated[int, typer.Option("--part", min=1, metavar="ROWS", help="Rows answered between two saves.")]
+Names = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="One run, or several to compare.", autocompletion=run_names)
+]
+To = Annotated[
+    Path | None,
+    typer.Option("--to", metavar="FILE.html|DIR", help="Else report.html of the run, or of several a file in runs/."),
+]
 
 
 def evaluate(
@@ -34,25 +45,19 @@ def evaluate(
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = run_of(run, checkpoint)
     process.ends_alike()
+    asked = evaluation.Evaluation(found, _data(found, data), environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
-    named, environment = _data(found, data), environment_of(found)
-    against = _baseline(baseline)
-    how: dict[str, Any] = {"checkpoint": checkpoint, "baseline": against, "declared": declared, "part_rows": part}
-    with runs.claimed(found, "evaluated"):
-        scores = _evaluated(evaluation.Evaluation(found, named, environment, **how))
-    if as_json:
-        show.document(scores)
-        return
-    for text in [*evaluation.summary_lines(found), f"next: iis-finetune export {found.number:04d}"]:
-        show.line(text)
-
-
-def _evaluated(asked: evaluation.Evaluation) -> dict[str, Any]:
+    asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part)
     try:
-        return evaluation.evaluate(asked)
+        with runs.claimed(found, "evaluated"):
+            scores = evaluation.evaluate(asked)
     except KeyboardInterrupt:
         show.aside("the evaluation was ended; start it again to go on from here")
         raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        show.document(scores)
+    else:
+        tell_evaluation(found)
 
 
 def _data(run: Run, given: str | None) -> str:
@@ -68,3 +73,20 @@ def _baseline(text: str) -> Run | str | None:
     if text == "none":
         return None
     return text if text == evaluation.BASE else runs.finished_run(workspace(), text)
+
+
+def report(names: Names, to: To = None) -> None:
+    """One HTML page that needs no network: curves, decisions, events, metrics, answers side by side."""
+    found = list(dict.fromkeys(runs.find(workspace(), name) for name in names))
+    numbers = "-".join(f"{run.number:04d}" for run in found)
+    target = found[0].report if len(found) == 1 else workspace().runs / f"report-{numbers}.html"
+    if to is not None:
+        target = to if to.suffix.lower() in (".html", ".htm") and not to.is_dir() else to / target.name
+    page = reporting.page(found)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        runs.write(target, page)
+    except OSError as error:
+        what = f"'{target}' cannot be written: {error.strerror}"
+        raise ProblemsFound([Problem(what, "give --to another place", Place(COMMAND_LINE, key="--to"))]) from None
+    show.line(f"{target}: {target.stat().st_size / 1024:.0f} KB")

@@ -1,50 +1,55 @@
-"""Show the progress of a training or a download: bars on a terminal, lines otherwise."""
+"""Show the progress of a training or a download: drawn on a terminal, lines otherwise."""
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.filesize import decimal
 
 from ..hub import Progress
-from ..observe import Signs, evaluating, last_lines, signs
-from ..runs import Run
+from ..observe import Signs, evaluating, follow, last_lines, number, signs
+from ..runs import Run, json_object
 from . import show
 
 STEP_SECONDS, DOWNLOAD_SECONDS = 10.0, 5.0  # between two lines
 SILENT_SECONDS = 30.0
 LONGEST_LINE = 150
+FEWEST_COLUMNS = 8  # of a bar
+CURVE_ROWS, FEWEST_LOSSES = 5, 5
+EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 class StepMeter:
-    """The progress of one run: a bar on a terminal, a line every few seconds otherwise."""
+    """The progress of one run: its loss curve and a bar on a terminal, a line every few seconds otherwise."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.told: int | None = None
+        self.now = Signs()
+        self.losses: dict[int, float] = {}  # by step: after a resume some come a second time
+        self.read = 0
         self.evaluating: str | None = None
         self.printed = time.monotonic()
-        self.bar: Any = None
-        self.task: Any = None
+        self.live: Any = None
 
     def update(self, final: bool = False) -> None:
         busy = evaluating(self.run)
         if busy:
             self._tell_evaluating(str(busy))
             return
-        now = signs(self.run)
+        now, told = signs(self.run), self.now.step
         if now.step is None:
             self._before_the_first_step()
-        if now.step is None or now.step == self.told:
+        if now.step is None or now.step == told:
             return
-        first = self.told is None
         if sys.stdout.isatty():
-            self.told = now.step
-            self._draw(now)
-        elif first or final or now.step == now.total_steps or time.monotonic() - self.printed >= STEP_SECONDS:
-            self.told, self.printed = now.step, time.monotonic()
+            self.now = now
+            self._draw()
+        elif told is None or final or now.step == now.total_steps or time.monotonic() - self.printed >= STEP_SECONDS:
+            self.now, self.printed = now, time.monotonic()
             show.line(sentence(now))
 
     def _before_the_first_step(self) -> None:
@@ -53,43 +58,88 @@ class StepMeter:
             self.printed = time.monotonic()
             show.line(f"no step yet; last line of the log: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
 
+    def _draw(self) -> None:
+        for text, position in follow(self.run.trainer_log, self.read):
+            self.read, line = position, json_object(text)
+            step, loss = number(line.get("current_steps")), number(line.get("loss"))
+            if step is not None and loss is not None and math.isfinite(loss):
+                self.losses[int(step)] = loss
+        if self.live is None:
+            from rich.live import Live
+
+            self.live = Live(self, auto_refresh=False)
+            self.live.start()
+        self.live.refresh()
+
+    def __rich_console__(self, _console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        losses = [loss for _, loss in sorted(self.losses.items())]
+        if len(losses) >= FEWEST_LOSSES and options.size.height >= 3 * CURVE_ROWS:
+            yield Text("\n".join(curve(losses, options.max_width)), style="cyan")
+        yield Text(bar(show.shown(self.run.name), self.now, options.max_width))
+
     def _tell_evaluating(self, text: str) -> None:
         """A line whenever it is further on, every few seconds at most."""
         if text != self.evaluating and time.monotonic() - self.printed >= (STEP_SECONDS if self.evaluating else 0):
-            self._end_bar()
+            self._end_live()
             self.evaluating, self.printed = text, time.monotonic()
             show.line(text)
-
-    def _draw(self, now: Signs) -> None:
-        if self.bar is None:
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bars
-
-            self.bar = Bars(
-                TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[text]}")
-            )
-            self.task = self.bar.add_task(show.shown(self.run.name), total=now.total_steps, text="")
-            self.bar.start()
-        self.bar.update(self.task, completed=now.step, total=now.total_steps, text=sentence(now))
 
     def close(self) -> None:
         if self.evaluating is None:
             self.update(final=True)
-        self._end_bar()
+        self._end_live()
 
-    def _end_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+    def _end_live(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
 
-def sentence(now: Signs) -> str:
-    """`step 12/300  loss 2.113  grad norm 0.81  learning rate 1e-05  1240 tokens/s  4 min 10 s left`."""
-    parts = [f"step {now.step}/{now.total_steps}"]
-    for name, value in (("loss", now.loss), ("grad norm", now.grad_norm), ("learning rate", now.learning_rate)):
-        parts += [f"{name} {value:.4g}"] if value is not None else []
-    parts += [f"{now.tokens_per_second:.0f} tokens/s"] if now.tokens_per_second else []
-    return "  ".join([*parts, f"{show.duration(now.eta_seconds)} left"])
+def sentence(now: Signs, columns: int | None = None) -> str:
+    """`step 12/300  loss 2.113  grad norm 0.81  learning rate 1e-05  1240 tokens/s  4 min 10 s left`.
+
+    On few columns step, loss and time left alone; of the rest what has room, the rate first.
+    """
+    known = [(f"loss {now.loss:.4g}", 0)] if now.loss is not None else []
+    known += [(f"grad norm {now.grad_norm:.4g}", 2)] if now.grad_norm is not None else []
+    known += [(f"learning rate {now.learning_rate:.4g}", 3)] if now.learning_rate is not None else []
+    known += [(f"{now.tokens_per_second:.0f} tokens/s", 1)] if now.tokens_per_second else []
+    parts = [(f"step {now.step}/{now.total_steps}", 0), *known, (f"{show.duration(now.eta_seconds)} left", 0)]
+    for least in (3, 2, 1):
+        if columns is not None and len("  ".join(text for text, _ in parts)) > columns:
+            parts = [part for part in parts if part[1] < least]
+    return "  ".join(text for text, _ in parts)
+
+
+def bar(name: str, now: Signs, columns: int) -> str:
+    """A line for so many columns: what a step says of itself; in the rest of it a bar, the run's name before it."""
+    said = sentence(now, columns)
+    rest = columns - len(said) - 2
+    if rest < FEWEST_COLUMNS:
+        return said
+    beside = f"{name}  " if show.cell_width(name) + 2 + FEWEST_COLUMNS <= rest else ""
+    rest -= show.cell_width(beside)
+    done = min(rest, rest * (now.step or 0) // (now.total_steps or 1))
+    return f"{beside}{'━' * done}{'─' * (rest - done)}  {said}"
+
+
+def curve(losses: Sequence[float], columns: int) -> list[str]:
+    """A small chart of a loss over all steps so far, a column the mean of as many as it stands for."""
+    low, high = min(losses), max(losses)
+    labels = [f"{value:.3g}" for value in (high, low)]
+    margin = max(map(len, labels)) + 1
+    wide = min(columns - margin, len(losses))
+    edges = [len(losses) * column // wide for column in range(wide + 1)]
+    means = [sum(losses[start:end]) / (end - start) for start, end in pairwise(edges)]
+    heights = [round((mean - low) / ((high - low) or 1) * (8 * CURVE_ROWS - 1)) + 1 for mean in means]
+    rows = []
+    for row in reversed(range(CURVE_ROWS)):
+        label = {CURVE_ROWS - 1: labels[0], 0: labels[1]}.get(row, "")
+        blocks = "".join(EIGHTHS[min(max(height - 8 * row, 0), 8)] for height in heights)
+        rows.append(f"{label:>{margin - 1}} {blocks}")
+    return rows
 
 
 class DownloadMeter:
@@ -99,22 +149,23 @@ class DownloadMeter:
         self.say, self.printed, self.began = say, time.monotonic(), time.monotonic()
         self.first: int | None = None
         self.lock = threading.Lock()
-        self.bar: Any = None
+        self.bars: Any = None
         self.tasks: dict[str, Any] = {}
-
         if sys.stderr.isatty():
-            self.bar = _bars()
-            self.bar.start()
+            from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self.bars = show.progress_bars("{task.description}", *columns)
 
     def close(self) -> None:
-        if self.bar:
-            self.bar.stop()
+        if self.bars:
+            self.bars.stop()
 
     def __call__(self, progress: Progress) -> None:
         with self.lock:
             if progress.note:
                 self.say(progress.note)
-            elif self.bar:
+            elif self.bars:
                 self._draw(progress)
             elif time.monotonic() - self.printed >= DOWNLOAD_SECONDS:
                 self.printed = time.monotonic()
@@ -124,8 +175,8 @@ class DownloadMeter:
         parts = ((progress.path, progress.path_bytes, progress.path_total_bytes),)
         for name, done, total in (*parts, ("total", progress.bytes, progress.total_bytes)):
             if name not in self.tasks:
-                self.tasks[name] = self.bar.add_task(name, total=total)
-            self.bar.update(self.tasks[name], completed=done)
+                self.tasks[name] = self.bars.add_task(name, total=total)
+            self.bars.update(self.tasks[name], completed=done)
 
     def sentence(self, progress: Progress) -> str:
         """`412.0 MB of 15.2 GB  38.1 MB/s  6 min 28 s left  model-00001-of-00004.safetensors`."""
@@ -134,12 +185,3 @@ class DownloadMeter:
         left = (progress.total_bytes - progress.bytes) / rate if rate > 0 else None
         done = f"{decimal(progress.bytes)} of {decimal(progress.total_bytes)}"
         return f"{done}  {decimal(int(rate))}/s  {show.duration(left)} left  {progress.path}"
-
-
-def _bars() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Bars("{task.description}", *columns, console=Console(stderr=True))

@@ -1,19 +1,22 @@
-"""The verbs check and plan: what is wrong with a recipe, and what would run."""
+"""The verbs check, plan and slurm: what is wrong with a recipe, what would run, and that as a job."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import dataset, machine, preflight
-from ..errors import exit_code
-from ..plan import UNNAMED, Plan
+from ..errors import Problem, exit_code
+from ..plan import UNNAMED
+from ..runs import write
 from . import show
-from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question
+from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, typed
 
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
+To = Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it there instead of printing it.")]
 
 
 def check(
@@ -31,21 +34,10 @@ def check(
     found = list(examined.problems)
     if deep:
         found += preflight.ask_llamafactory(examined, asked)
-    if as_json:
-        show.document(
-            {
-                "recipe": examined.recipe.name,
-                "machine": examined.machine.name,
-                "problems": [problem.as_json() for problem in found],
-            }
-        )
-    else:
-        show.problems(found)
-        if not exit_code(found):
-            show.line(f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}")
-            words = shlex.join([recipe, *(overrides or ()), *(["--on", on] if on else ())])
-            show.line(f"next: iis-finetune {'plan' if on else 'train'} {words}")
-    raise typer.Exit(exit_code(found))
+    ready = f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}"
+    following = f"{'plan' if on else 'train'} {typed(recipe, overrides)}{f' --on {on}' if on else ''}"
+    document = {"recipe": examined.recipe.name, "machine": examined.machine.name}
+    show.verdict(found, document if as_json else None, f"{ready}\nnext: iis-finetune {following}", nothing_started=True)
 
 
 def plan(
@@ -59,7 +51,11 @@ def plan(
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
     asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
     examined = preflight.examine(asked)
-    commands = _node_commands(examined.plan, shlex.join([recipe, *(overrides or ())])) if nodes > 1 else []
+    commands: list[dict[str, str]] = []
+    if nodes > 1:
+        from .. import launch  # 12 ms that the other plans need not wait for
+
+        commands = launch.node_commands(examined.plan, typed(recipe, overrides))
     if as_json:
         content = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
         show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
@@ -70,12 +66,6 @@ def plan(
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
         show.problems(examined.problems)
     raise typer.Exit(exit_code(examined.problems))
-
-
-def _node_commands(made: Plan, recipe: str) -> list[dict[str, str]]:
-    from .. import launch  # 12 ms that the other plans need not wait for
-
-    return launch.node_commands(made, recipe)
 
 
 def _plan_text(examined: preflight.Examined, advice: Sequence[str]) -> None:
@@ -107,3 +97,29 @@ def _scalar(value: Any) -> str:
 
 def _gib(value: float | None) -> str:
     return " unknown" if value is None else f"{value:8.2f}"
+
+
+def slurm(recipe: RecipeName, overrides: Overrides = None, nodes: Number = 1, on: On = None, to: To = None) -> None:
+    """A Slurm job of a recipe, printed or written to a file; it saves and queues itself again when told to leave."""
+    from .. import launch
+
+    asked = question(recipe, overrides, on, rows=False)
+    examined = preflight.examine(replace(asked, nodes=nodes_of(nodes, 0, f"{UNNAMED}:29500")))
+    problems = [*examined.problems, *_unmade(examined)]
+    show.problems(problems)
+    if exit_code(problems):
+        raise typer.Exit(exit_code(problems))
+    text = launch.sbatch(examined.plan, typed(recipe, overrides), nodes)
+    if to is None:
+        show.line(text.rstrip())
+    else:
+        write(to, text)
+        show.line(f"written: {to}\nnext: sbatch {shlex.quote(str(to))}")
+
+
+def _unmade(examined: preflight.Examined) -> list[Problem]:
+    """A base that has still to be trained: every node would, each for itself."""
+    missing = [base.recipe for base in (examined.base, examined.reward) if base and not base.ready]
+    fixes = {each.name: f"iis-finetune train {typed(str(each.path), ())}" for each in missing}
+    place = examined.recipe.place("kit.base")
+    return [Problem(f"'{name}' is not trained yet", fix, place) for name, fix in fixes.items()]

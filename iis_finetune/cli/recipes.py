@@ -1,5 +1,7 @@
 """The verbs recipes and schema."""
 
+import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +12,7 @@ from .. import arguments, preflight
 from .. import recipe as recipe_files
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from . import show
-from .words import AsJson, question, workspace
+from .words import AsJson, question, typed, workspace
 
 Copy = Annotated[tuple[str, str] | None, typer.Option("--copy", metavar="NAME FILE", help="Start your own from NAME.")]
 
@@ -25,13 +27,13 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
         show.document({"recipes": rows})
         return
     if not rows:
-        what, fix = f"no recipes in {Path.cwd()}/recipes", "go to the project's folder, or give the path of a recipe"
+        what, fix = f"no recipes in {workspace().recipes}", "go to the project's folder, or give the path of a recipe"
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
     columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
     show.table(columns, [[_cell(row, key) for key in _KEYS] for row in rows])
     machine = next((row["machine"] for row in rows if row.get("machine")), None)
     show.line(f"\nmemory GiB: of each device of {machine}; >= where not everything is counted" if machine else "")
-    show.line("next: iis-finetune check RECIPE")
+    show.line(f"next: iis-finetune check {shlex.quote(rows[0]['recipe'])}")
 
 
 _KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
@@ -66,14 +68,14 @@ def _copy(name: str, file: str) -> None:
     source = recipe_files.find(name, workspace().recipes)
     target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
     if len(target.parts) == 1:
-        target = workspace().recipes.relative_to(Path.cwd()) / target
+        target = Path(os.path.relpath(workspace().recipes)) / target
     what, fix = f"'{target}' exists already", "choose another name, or remove it"
     if not target.parent.is_dir():
         what, fix = f"there is no folder '{target.parent}'", f"mkdir -p {target.parent}"
     if target.exists() or not target.parent.is_dir():
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
     shutil.copyfile(source, target)
-    show.line(f"{source} -> {target}\nnext: edit it, then iis-finetune check {target.stem}")
+    show.line(f"{source} -> {target}; edit it\nnext: iis-finetune check {typed(str(target.absolute()), ())}")
 
 
 def schema() -> None:

@@ -34,7 +34,7 @@ def runs_(as_json: AsJson = False, delete: Delete = None, yes: Yes = False) -> N
         show.document({"runs": rows})
         return
     if not rows:
-        show.line("no runs yet\nnext: iis-finetune train RECIPE")
+        show.line("no runs yet\nnext: iis-finetune recipes")
         return
     for row in rows:
         if row["damaged"]:

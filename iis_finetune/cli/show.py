@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -49,14 +49,16 @@ def problems(found: Sequence[Problem], nothing_started: bool = True) -> None:
         aside(f"{count(found)}.{tail}")
 
 
-def verdict(found: Sequence[Problem], content: dict[str, Any] | None = None, following: str = "") -> NoReturn:
-    """End a look with its document, if one was asked for, else its problems and the next command."""
+def verdict(
+    found: Sequence[Problem], content: dict[str, Any] | None = None, fine: str = "", nothing_started: bool = False
+) -> NoReturn:
+    """End a look with its document, if one was asked for, else its problems and, without errors, what is said then."""
     if content is not None:
         document({**content, "problems": [each.as_json() for each in found]})
     else:
-        problems(found, nothing_started=False)
-        if following and not exit_code(found):
-            line(f"next: {following}")
+        problems(found, nothing_started)
+        if fine and not exit_code(found):
+            line(fine)
     raise typer.Exit(exit_code(found))
 
 
@@ -73,26 +75,29 @@ def count(found: Sequence[Problem]) -> str:
     return ", ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in parts if number) or "no problems"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns; the last one takes the rest of the line."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Collection[int] = ()) -> None:
+    """Aligned columns, those of numbers to the right; the last one takes the rest of the line."""
     texts = [[cell(each) for each in row] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(columns, texts)
+        _rich_table(columns, texts, numbers)
         return
-    widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
+    widths = [max(map(cell_width, column)) for column in zip(columns, *texts, strict=True)]
     for row in [list(columns), *texts]:
-        padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
+        padded = []
+        for at, (text, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_width(text))
+            padded.append(space + text if at in numbers else text + space)
         line("  ".join(padded).rstrip())
 
 
-def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]], numbers: Collection[int]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
+    for at, column in enumerate(columns):
+        grid.add_column(column, overflow="fold", justify="right" if at in numbers else "left")
     for row in texts:
         grid.add_row(*map(Text, row))
     Console().print(grid)
@@ -105,7 +110,7 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(str(value)).replace("\n", " ")
 
 
-def _width(text: str) -> int:
+def cell_width(text: str) -> int:
     """Columns on a terminal; Chinese characters take two."""
     if text.isascii():
         return len(text)
@@ -138,7 +143,9 @@ def meter(what: str) -> Iterator[Callable[[float], None]]:
         if now - began <= METER_AFTER_SECONDS:
             return
         if sys.stderr.isatty():
-            bars.extend([] if bars else [_bar(what)])
+            if not bars:
+                bars.append(progress_bars(transient=True))
+                bars[0].add_task(what, total=1.0)
             bars[0].update(bars[0].task_ids[0], completed=share)
         elif now - told > METER_LINE_SECONDS or told == began:
             told = now
@@ -151,11 +158,11 @@ def meter(what: str) -> Iterator[Callable[[float], None]]:
             bar.stop()
 
 
-def _bar(what: str) -> Any:
+def progress_bars(*columns: Any, transient: bool = False) -> Any:
+    """rich's bars on stderr, started; its own columns where none are given."""
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=1.0)
-    bar.start()
-    return bar
+    bars = Progress(*columns, console=Console(stderr=True), transient=transient)
+    bars.start()
+    return bars

@@ -1,25 +1,38 @@
-"""What export, chat and serve load: a finished run, or a YAML file that names a model."""
+"""The verbs on a tuned model, export, chat and serve: that of a finished run, or what a YAML file names."""
 
+import errno
+import ipaddress
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .. import launch, machine, runs, session
+from .. import evaluate, launch, machine, process, runs, session
+from .. import export as exporting
 from .. import recipe as recipes
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, errors_of
+from ..errors import COMMAND_LINE, RUN_FAILED, Place, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run
-from .words import workspace
+from . import show
+from .words import A_RUN, AsJson, run_names, workspace
 
-RunOrRecipe = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`; or a YAML file.")
-]
+RunOrRecipe = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}; or a YAML file.", autocompletion=run_names)]
 Checkpoint = Annotated[int | None, typer.Option("--checkpoint", metavar="STEP", help="A checkpoint, not the result.")]
+Dtype = Annotated[Literal["auto", "fp16", "bf16", "fp32"], typer.Option("--dtype", help="auto: that of the training.")]
+To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A new folder; else the run's own export/.")]
+Host = Annotated[str, typer.Option("--host", help="The address to listen at; another than this machine needs a key.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen at.")]
+Origins = Annotated[
+    list[str] | None, typer.Option("--allow-origin", metavar="URL", help="A web page's origin that may ask it.")
+]
+NOT_LISTENING = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)  # exit codes of the server's program
+FREE = "an address of this machine and a port above 1023, as in --host 127.0.0.1 --port 8000"
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,6 @@ class Tuned:
     trained: Trained
     environment: Mapping[str, str]
     run: Run | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.run.number:04d}" if self.run else self.trained.name
 
 
 def run_of(name: str, checkpoint: int | None) -> Run:
@@ -51,21 +60,16 @@ def environment_of(run: Run | None) -> dict[str, str]:
     return launch.child_environment(host, os.environ, chosen)
 
 
-def tuned(name: str, checkpoint: int | None = None) -> Tuned:
+def tuned(name: str, checkpoint: int | None) -> Tuned:
     if Path(name).suffix in recipes.SUFFIXES:
-        return _from_file(name)
+        return Tuned(_named_in(name), environment_of(None))
     run = run_of(name, checkpoint)
-    result = run.output / f"checkpoint-{checkpoint}" if checkpoint is not None else run.result
-    if not result.is_dir():
-        what = f"{run.name} has no checkpoint {checkpoint}"
-        there = ", ".join(str(runs.step_of(path)) for path in run.checkpoints()) or "none"
-        raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
-    return Tuned(after.trained_by(run, result), environment_of(run), run)
+    return Tuned(evaluate.result_of(run, checkpoint), environment_of(run), run)
 
 
-def _from_file(name: str) -> Tuned:
+def _named_in(file: str) -> Trained:
     """LLaMA-Factory's own export or inference YAML: its model and adapters as they are named there."""
-    recipe, problems = recipes.read(name, (), workspace().recipes)
+    recipe, problems = recipes.read(file, (), workspace().recipes)
     if errors_of(problems):
         raise ProblemsFound(problems)
     values = {key: entry.value for key, entry in recipe.entries.items() if entry.value is not None}
@@ -75,5 +79,99 @@ def _from_file(name: str) -> Tuned:
     weights = after.base_weights(values)
     named = (weights.model, *weights.adapters)
     model, *adapters = (str(Path(each).absolute()) if Path(each).exists() else each for each in named)
-    trained = Trained(recipe.name, values, after.Weights(model, tuple(adapters)))
-    return Tuned(trained, environment_of(None))
+    return Trained(recipe.name, values, after.Weights(model, tuple(adapters)))
+
+
+def export(
+    run: RunOrRecipe, dtype: Dtype = "auto", to: To = None, checkpoint: Checkpoint = None, as_json: AsJson = False
+) -> None:
+    """Merge the adapter into its base, and prove that the result is the same model."""
+    process.ends_alike()
+    subject = tuned(run, checkpoint)
+    own = subject.run.export if subject.run else subject.trained.arguments.get("export_dir")
+    if to is None and own is None:
+        raise ProblemsFound([Problem("no folder to export to", "--to DIR", Place(COMMAND_LINE))])
+    target, replaced = (to or Path(str(own))).absolute(), to is None and subject.run is not None
+    show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
+    with runs.claimed(subject.run, "exported") if subject.run else nullcontext():
+        wanted = exporting.Export(target, subject.environment, dtype, subject.run, replaced)
+        made = exporting.export(subject.trained, wanted)
+    show.problems(made.problems, nothing_started=False)
+    if as_json:
+        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found})
+        return
+    show.line(f"{made.folder}: {made.dtype}{', in place of the earlier export' if made.replaced else ''}")
+    rounded = (f"rounding to {made.dtype}, against float32",) if made.found["rounding"] else ()
+    show.table(("", "against base and adapter", *rounded), _proof(made.found))
+    if subject.run:
+        show.line(f"next: iis-finetune report {subject.run.number:04d}")
+
+
+def _proof(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What the comparison found: of the merge, and of what rounding costs whoever merges."""
+    cost, ties = found["rounding"], f", {found['near_ties']} part at a near tie" if found["near_ties"] else ""
+    largest = f"{found['logit_difference']:.2g} (allowed: {found['tolerance']:.2g})"
+    rows = [
+        ("largest difference of a logit", largest, cost and f"{cost['logit_difference']:.2g}"),
+        ("equal greedy answers", f"{_equal(found)}{ties}", cost and _equal(cost)),
+        ("equal tensors", found["weights"]["compared"], None),
+    ]
+    if cost:
+        loss = "unknown: evaluate the run first" if cost["loss"] is None else "{loss:.4f} -> {rounded_loss:.4f}"
+        rows.append((f"loss on {cost['rows']} held-out rows", None, loss.format(**cost)))
+    return [(f"  {title}:", *told[: 2 if cost else 1]) for title, *told in rows]
+
+
+def _equal(answers: Mapping[str, Any]) -> str:
+    return f"{answers['equal_texts']} of {answers['texts']}"
+
+
+def chat(run: RunOrRecipe, checkpoint: Checkpoint = None) -> None:
+    """Talk to the tuned model in this terminal; `exit` or Ctrl-D ends it."""
+    code = _attached("chat", tuned(run, checkpoint), {"LLAMAFACTORY_VERBOSITY": "WARN"})
+    raise typer.Exit(RUN_FAILED if code else 0)
+
+
+def serve(
+    run: RunOrRecipe,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    allow_origin: Origins = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """An OpenAI-style server of the tuned model; the key is taken from $API_KEY."""
+    if not loopback(host) and not os.environ.get("API_KEY"):
+        what = f"'{host}' can be reached from other machines, and there is no API key"
+        fix = "export API_KEY=... (anything long), or --host 127.0.0.1"
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key="--host"))])
+    subject = tuned(run, checkpoint)
+    show.aside(f"loading {subject.trained.name} ...")
+    chosen = after.server_environment(host, port, subject.trained.name)
+    code = _attached("serve", subject, {**chosen, "IIS_ALLOW_ORIGIN": ",".join(allow_origin or ())})
+    if code in NOT_LISTENING:
+        what = f"cannot listen at {host}, port {port}: {os.strerror(code)}"
+        fix = f"--port {port % 65535 + 1}, or end what listens there" if code == errno.EADDRINUSE else FREE
+        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key="--port"))])
+    raise typer.Exit(RUN_FAILED if code else 0)
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; names other than localhost are not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _attached(probe: str, subject: Tuned, chosen: Mapping[str, str]) -> int:
+    """Run LLaMA-Factory's own program on this terminal; its exit code, 0 when a signal ended it."""
+    process.ends_alike()
+    with process.scratch_folder() as folder:
+        runs.write(folder / "arguments.yaml", launch.yaml_text(after.converse(subject.trained)))
+        own = after.one_process(subject.environment)
+        path = ":".join(filter(None, [str(launch.KIT.parent), own["PYTHONPATH"]]))
+        words = [sys.executable, "-m", f"iis_finetune.probe.{probe}", "arguments.yaml"]
+        code = process.attached(words, {**own, **chosen, "PYTHONPATH": path}, folder)
+    return max(code or 0, 0)

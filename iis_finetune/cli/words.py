@@ -1,23 +1,40 @@
 """The words that several verbs share: arguments, options, the folders they work in."""
 
 import os
+import shlex
 import stat
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import dataset, preflight
+from .. import dataset, preflight, recipe, runs
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..runs import Nodes, Workspace
 from . import show
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")]
+
+def recipe_names(incomplete: str) -> list[str]:
+    """What a shell completes to a recipe."""
+    return [name for name in recipe.registered(workspace().recipes) if name.startswith(incomplete)]
+
+
+def run_names(incomplete: str) -> list[str]:
+    """What a shell completes to a run."""
+    return [name for name in ("last", *(run.name for run in runs.listed(workspace()))) if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.", autocompletion=recipe_names)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override a value: lora_rank=8, kit.precision=fp32."),
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's number, name, unique prefix, or `last`.")]
+A_RUN = "A run's number, name, unique prefix, or `last`"
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}.", autocompletion=run_names)]
 On = Annotated[str | None, typer.Option("--on", metavar="MACHINE", help="Plan for another one: `machines` lists them.")]
 Number = Annotated[
     int, typer.Option("--nodes", min=1, max=10_000, metavar="N", help="How many machines train together.")
@@ -37,8 +54,26 @@ def workspace() -> Workspace:
     except OSError:
         what = "the current folder does not exist any more"
         raise ProblemsFound([Problem(what, "cd to the project's folder", Place(COMMAND_LINE))]) from None
-    models, runs = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
-    return Workspace(root, models, runs, _folder("IIS_PPO", Workspace.ppo))
+    models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
+    return Workspace(root, models, ran, _folder("IIS_PPO", Workspace.ppo))
+
+
+def in_project(words: list[str]) -> list[str]:
+    """From below a project work in it, as git does: the nearest folder above with recipes; paths keep their meaning."""
+    here = workspace().root
+    above = next((folder for folder in here.parents if recipe.registered(folder / "recipes")), None)
+    if above is None or any((here / name).is_dir() for name in ("recipes", "data", "runs")):
+        return words
+    show.aside(f"project: {above}")
+    os.chdir(above)
+    return [_whole(word, before, here) for before, word in pairwise(["", *words])]
+
+
+def _whole(word: str, before: str, here: Path) -> str:
+    """A word, or an override's value, that is a path as it is typed here, written out."""
+    key, equals, value = word.rpartition("=")
+    there = (here / value).is_file() or ("/" in value and (here / value).exists())
+    return f"{key}{equals}{here / value}" if there or "--to" in (before, key) else word
 
 
 def _folder(variable: str, usual: Path) -> Path:
@@ -59,10 +94,9 @@ def _folder(variable: str, usual: Path) -> Path:
     return folder
 
 
-def question(recipe: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
+def question(asked: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
     """What a verb before training asks; data sets that are given as paths or hub ids are registered on the way."""
-    given = tuple(map(_by_name, overrides or ()))
-    return preflight.Question(recipe, given, workspace(), dict(os.environ), on, rows)
+    return preflight.Question(asked, tuple(map(_by_name, overrides or ())), workspace(), dict(os.environ), on, rows)
 
 
 def _by_name(override: str) -> str:
@@ -74,6 +108,14 @@ def _by_name(override: str) -> str:
     for said in (sentence for _, sentence in found if sentence):
         show.aside(said)
     return f"{key}{sign}{','.join(name for name, _ in found)}"
+
+
+def typed(asked: str, overrides: Sequence[str] | None) -> str:
+    """A recipe and its overrides as they are typed into a shell here; a file of the registry goes by its name."""
+    path = Path(asked)
+    if recipe.registered(workspace().recipes).get(path.stem) == path.absolute():
+        asked = path.stem
+    return shlex.join([asked, *(overrides or ())])
 
 
 def nodes_of(number: int, rank: int, master: str) -> Nodes | None:

@@ -14,8 +14,7 @@ from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
 from .compare import Comparison, compare, compare_losses, macro_f1
-from .metrics import Declared, confusion, kind_of, parse, row_values, score
-from .summary import name_of, summary_lines
+from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
 
@@ -39,7 +38,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
 
     Goes on where an earlier evaluation with the same settings stopped. Raises ProblemsFound, RunFailed.
     """
-    tuned, base = _sides(asked)
+    base, tuned = _sides(asked)
     stage = trained_with(tuned.arguments)["stage"]
     if stage == "rm":
         what = f"{asked.run.name} is a reward model: it scores answers and gives none"
@@ -66,22 +65,21 @@ def _path(asked: Evaluation, base: Trained | None, tuned: Trained) -> Path:
     return asked.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
 
 
-def _sides(asked: Evaluation) -> tuple[Trained, Trained | None]:
-    run, result, name = asked.run, asked.run.result, TUNED
-    if asked.checkpoint is not None:
-        name = f"checkpoint-{asked.checkpoint}"
-        result = run.output / name
-        if not result.is_dir():
-            there = ", ".join(str(step_of(path)) for path in run.checkpoints()) or "none"
-            what = f"{run.name} has no checkpoint {asked.checkpoint}"
-            raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
-    tuned = replace(_trained(run, result), name=name)
+def _sides(asked: Evaluation) -> tuple[Trained | None, Trained]:
+    name = TUNED if asked.checkpoint is None else f"checkpoint-{asked.checkpoint}"
+    tuned = replace(result_of(asked.run, asked.checkpoint), name=name)
     if isinstance(asked.baseline, Run):
-        return tuned, _trained(asked.baseline, asked.baseline.result)
-    return tuned, replace(tuned, name=BASE, weights=after.base_weights(tuned.arguments)) if asked.baseline else None
+        return result_of(asked.baseline), tuned
+    return replace(tuned, name=BASE, weights=after.base_weights(tuned.arguments)) if asked.baseline else None, tuned
 
 
-def _trained(run: Run, result: Path) -> Trained:
+def result_of(run: Run, checkpoint: int | None = None) -> Trained:
+    """What a run made, or one checkpoint of it; raises ProblemsFound where there is no such thing."""
+    result = run.result if checkpoint is None else run.output / f"checkpoint-{checkpoint}"
+    if checkpoint is not None and not result.is_dir():
+        what = f"{run.name} has no checkpoint {checkpoint}"
+        there = ", ".join(str(step_of(path)) for path in run.checkpoints()) or "none"
+        raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
     try:
         return after.trained_by(run, result)
     except OSError:

@@ -127,14 +127,11 @@ def compare_losses(
     decided = verdict(low, high, count, False) if base else None
     change = weighted(paired, rows) if base else None
     loss = Comparison("loss", False, count, first, second, change, low, high, decided)
+    logarithms = {name: getattr(loss, name) for name in ("base", "tuned", "difference", "low", "high")}
     powers: dict[str, Any] = {
-        name: _exp(getattr(loss, name)) for name in ("base", "tuned", "difference", "low", "high")
+        name: math.exp(min(value, 700.0)) for name, value in logarithms.items() if value is not None
     }
     return [loss, replace(loss, name="perplexity", change="ratio", **powers)]
-
-
-def _exp(value: float | None) -> float | None:
-    return None if value is None else math.exp(min(value, 700.0))
 
 
 def weighted(losses: Sequence[float | None], rows: Sequence[int | None]) -> float | None:

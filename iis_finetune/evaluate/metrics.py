@@ -10,6 +10,20 @@ Kind = Literal["json", "labels", "text"]
 Scores = dict[str, list[float | None]]
 JSON_SHARE = 0.9  # of the expected answers that are JSON objects, from which on answers are judged as JSON
 OTHER = "(other)"
+NAMES = {
+    "exact_match": "answer exactly as expected",
+    "valid_json": "valid JSON",
+    "keys_present": "all expected keys there",
+    "decision": "right decision (same keys as expected)",
+    "label": "right label",
+    "macro_f1": "macro-F1",
+    "rouge-1": "ROUGE-1",
+    "rouge-2": "ROUGE-2",
+    "rouge-l": "ROUGE-L",
+    "bleu-4": "BLEU-4",
+    "loss": "loss",
+    "perplexity": "perplexity",
+}
 
 
 @dataclass(frozen=True)
@@ -144,3 +158,11 @@ def confusion(predictions: Sequence[str], references: Sequence[str], declared: D
     names = [*(declared.labels or sorted(set(expected) - {OTHER})), OTHER]
     found = [label if label in names else OTHER for label in found]
     return {"labels": names, "counts": confusion_matrix(expected, found, labels=names).tolist()}
+
+
+def name_of(metric: str) -> str:
+    """How a metric is called: `field.title` is `title right`, `error.rating` its mean absolute error."""
+    group, _, field = metric.partition(".")
+    if group == "field" and field:
+        return f"{field} right"
+    return f"{field}, mean absolute error" if group == "error" and field else NAMES.get(metric, metric)

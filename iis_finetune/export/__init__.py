@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import launch, process
+from ..arguments import trained_with
 from ..errors import Place, Problem, ProblemsFound, RunFailed, errors_of
 from ..models import look
 from ..observe import last_lines
@@ -17,10 +19,11 @@ from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run, read_json, read_lines, write
 from ..tensors import TORCH_NAMES
-from .card import card
 from .checks import DTYPES, TOLERANCE, check_files, check_sources, check_target, judge
 
-PROMPTS = launch.KIT / "tables" / "prompts.json"
+TABLES = launch.KIT / "tables"
+CARD_ALWAYS = ("stage", "finetuning_type")  # what else a YAML file does not state may have been otherwise
+CARD_TOLD = (*CARD_ALWAYS, "lora_rank", "dataset", "template", "cutoff_len", "quantization_bit")
 NEW_TOKENS = 32
 ANSWERED, HELD_OUT_ROWS = "*/tuned.jsonl", 20  # what an evaluation leaves; the rows that rounding's loss is told of
 LONGEST_SECONDS = 12 * 3600.0
@@ -45,15 +48,12 @@ class Exported:
     dtype: str
     found: Mapping[str, Any]
     problems: tuple[Problem, ...]
+    replaced: bool = False  # an earlier export of the run
 
 
 def export(trained: Trained, wanted: Export) -> Exported:
     """Merge, compare, then give the folder its name. Raises ProblemsFound with every reason against it, RunFailed."""
-    known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
-    known = known if trained.weights.adapters else None  # a whole model replaced the one that the run started from
-    before = [*([] if wanted.replace else check_target(wanted.target)), *check_sources(trained, known)]
-    if errors_of(before):
-        raise ProblemsFound(before)
+    before = _checked(trained, wanted)
     dtype = _dtype(trained, wanted.precision)
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     making = wanted.target.with_name(f".{wanted.target.name}.unproven")
@@ -68,12 +68,31 @@ def export(trained: Trained, wanted: Export) -> Exported:
             raise ProblemsFound(_kept(making / "model", refused, problems))
         finish(making / "model", found)
         write(making / "model" / "README.md", card(trained, wanted.run, dtype, found))
-        if wanted.target.exists():
+        _open_to_the_same(making / "model")
+        replaced = wanted.target.exists()
+        if replaced:
             wanted.target.replace(making / "old")
         (making / "model").replace(wanted.target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return Exported(wanted.target, dtype, found, (*before, *problems))
+    return Exported(wanted.target, dtype, found, (*before, *problems), replaced and wanted.replace)
+
+
+def _checked(trained: Trained, wanted: Export) -> list[Problem]:
+    """What is unusual before the merge; raises ProblemsFound with every reason against it."""
+    known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
+    known = known if trained.weights.adapters else None  # a whole model replaced the one that the run started from
+    found = [*([] if wanted.replace else check_target(wanted.target)), *check_sources(trained, known)]
+    if errors_of(found):
+        raise ProblemsFound(found)
+    return found
+
+
+def _open_to_the_same(model: Path) -> None:
+    """Every file may be read by whom the umask lets: safetensors makes its own for their owner alone."""
+    mode = stat.S_IMODE((model / "README.md").stat().st_mode)
+    for path in model.iterdir():
+        path.chmod(mode)
 
 
 def _kept(model: Path, refused: Path, problems: list[Problem]) -> list[Problem]:
@@ -129,7 +148,7 @@ def comparison(trained: Trained, merged: Path, dtype: str, run: Run | None = Non
         "dtype": dtype,
         "tolerance": TOLERANCE,
         "rows": held_out(run) if run else [],
-        "prompts": json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"],
+        "prompts": json.loads((TABLES / "prompts.json").read_text(encoding="utf-8"))["prompts"],
         "new_tokens": NEW_TOKENS,
     }
 
@@ -153,3 +172,23 @@ def finish(folder: Path, found: Mapping[str, Any]) -> None:
 
 def _change(path: Path, **values: Any) -> None:
     write(path, json.dumps({**(read_json(path) or {}), **values}, indent=2, ensure_ascii=False) + "\n")
+
+
+def card(trained: Trained, run: Run | None, dtype: str, found: Mapping[str, Any]) -> str:
+    """README.md of the folder: what it is, where from, what was measured; its head is what model hubs read."""
+    from jinja2 import Environment, FileSystemLoader
+
+    loader = FileSystemLoader(TABLES)
+    environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701 - not HTML
+    settings, provenance = trained_with(trained.arguments), (read_json(run.provenance) or {}) if run else {}
+    scores = [read_json(path) or {} for path in sorted(run.evaluation.glob("*/scores.json"))] if run else []
+    return environment.get_template("card.md.j2").render(
+        trained=trained,
+        settings={name: settings[name] for name in CARD_TOLD if run or name in CARD_ALWAYS or settings.states(name)},
+        base=provenance.get("model") or trained.weights.model,
+        data={Path(name).name: digest for name, digest in (provenance.get("data_sha256") or {}).items()},
+        recipe=run.recipe.read_text(encoding="utf-8").rstrip() if run and run.recipe.is_file() else "",
+        evaluations=[each for each in scores if each.get("metrics")] if run else None,
+        dtype=dtype,
+        found=found,
+    )

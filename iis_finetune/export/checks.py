@@ -18,6 +18,17 @@ DTYPES = ("float32", "float16", "bfloat16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 VALUE_HEAD = "value_head.safetensors"
 TIED = {"lm_head", "embed_tokens"}
+ANOTHER_MODEL = "the merged model is not the one that was trained: do not use it"
+SAME_TEMPLATE = "export again with the template of the training"
+OF_TOKENIZER = (  # what must hold, what it means when it does not, what to do
+    (("prompts_equal",), "the tokenizer splits the prompts into other tokens than the base model's", "export again"),
+    (
+        ("template_equal", "modelfile_equal"),
+        "the chat template or the Modelfile differs from the template of the training",
+        SAME_TEMPLATE,
+    ),
+    (("stops_equal",), "answers end with another token than in the training", SAME_TEMPLATE),
+)
 
 
 def check_target(target: Path) -> list[Problem]:
@@ -82,8 +93,10 @@ def _same(one: Path, other: Path) -> bool:
 
 def judge(found: Mapping[str, Any], merged: Path) -> list[Problem]:
     """Every reason why the merged folder is not the model that was trained; warnings for what is only unusual."""
-    place = Place(str(merged))
-    problems = [*_weights(found, place), *_answers(found, place), *_tokenizer(found["tokenizer"], place)]
+    place, tokenizer = Place(str(merged)), found["tokenizer"]
+    told = [*_weights(found), *_answers(found)]
+    told += [(what, fix) for keys, what, fix in OF_TOKENIZER if not all(tokenizer[key] for key in keys)]
+    problems = [Problem(what, fix, place) for what, fix in told]
     if found["own_template_equal"] is False:
         what = "the chat template in the folder formats prompts differently than the training did"
         fix = "use LLaMA-Factory's `api` or the Modelfile: they format prompts as the training did"
@@ -91,40 +104,27 @@ def judge(found: Mapping[str, Any], merged: Path) -> list[Problem]:
     return problems
 
 
-def _weights(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
+def _weights(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     weights, again = found["weights"], "export again; if this stays, the run's folder or the base model has changed"
     exceeded, compared = weights["tolerance_exceeded"], weights["compared"]
     if exceeded and 2 * len(exceeded) >= compared:
         what = f"{len(exceeded)} of {compared} tensors differ from base and adapter: merged from another base model"
-        yield Problem(what, "merge with the base model of the training", place)
+        yield what, "merge with the base model of the training"
     elif exceeded:
         named = ", ".join(exceeded[:3]) + (f" and {len(exceeded) - 3} more" if len(exceeded) > 3 else "")
-        largest = weights["largest_difference"]
-        yield Problem(f"weights differ from base and adapter, by up to {largest:.3g}: {named}", again, place)
+        yield f"weights differ from base and adapter, by up to {weights['largest_difference']:.3g}: {named}", again
     for kind, names in (("lacks", found["missing"]), ("has too many", found["unexpected"])):
         if names:
-            yield Problem(f"the merged folder {kind} tensors: {', '.join(names[:3])}", again, place)
+            yield f"the merged folder {kind} tensors: {', '.join(names[:3])}", again
 
 
-def _answers(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
-    if not math.isfinite(found["tolerance"]):
+def _answers(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    difference, allowed = found["logit_difference"], found["tolerance"]
+    if not math.isfinite(allowed):
         what = "rounded to this precision, the weights give no numbers any more: they are too large for it"
-        yield Problem(what, "export with --dtype fp32 or bf16", place)
-    elif found["logit_difference"] > found["tolerance"]:
-        what = f"logits differ by up to {found['logit_difference']:.3g}, {found['tolerance']:.3g} is allowed"
-        yield Problem(what, "the merged model is not the one that was trained: do not use it", place)
+        yield what, "export with --dtype fp32 or bf16"
+    elif difference > allowed:
+        yield f"logits differ by up to {difference:.3g}, {allowed:.3g} is allowed", ANOTHER_MODEL
     wrong = found["texts"] - found["equal_texts"] - found["near_ties"]
     if wrong:
-        what = f"{wrong} of {found['texts']} greedy answers differ from those of base and adapter"
-        yield Problem(what, "the merged model is not the one that was trained: do not use it", place)
-
-
-def _tokenizer(found: Mapping[str, Any], place: Place) -> Iterator[Problem]:
-    if not found["prompts_equal"]:
-        yield Problem("the tokenizer splits the prompts into other tokens than the base model's", "export again", place)
-    if not (found["template_equal"] and found["modelfile_equal"]):
-        what = "the chat template or the Modelfile differs from the template of the training"
-        yield Problem(what, "export again with the template of the training", place)
-    if not found["stops_equal"]:
-        what = "answers end with another token than in the training"
-        yield Problem(what, "export again with the template of the training", place)
+        yield f"{wrong} of {found['texts']} greedy answers differ from those of base and adapter", ANOTHER_MODEL

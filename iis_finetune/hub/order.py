@@ -56,6 +56,7 @@ class ModelOrder:
     source: Literal["auto", "huggingface", "modelscope"] = "auto"
     offline: bool = False
     patience: Patience = Patience()
+    chosen_by: str = "--source "  # what a person types before a hub's name, in the verb that asks
 
     @property
     def folder(self) -> Path:

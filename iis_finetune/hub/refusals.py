@@ -48,6 +48,7 @@ def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
         "detail": failure.detail,
         "near": f"did you mean {', '.join(near)}? else " if near else "",
         "on_disk": on_disk(order),
+        "other_hub": order.chosen_by + ("modelscope" if hub.source == "huggingface" else "huggingface"),
     }
     what, fix = advice["what"].format(**fields), advice["fix"].format(**fields)
     return Problem(what, fix, kind=advice.get("kind", "missing"), code=3)

@@ -152,7 +152,7 @@ def _fetch_file(transfer: Transfer, file: RemoteFile) -> RemoteFile:
 
 
 def wrong_file(hub: Hub, path: str, fault: str) -> Problem:
-    fix = "repeat later or use --source: the other files are kept"
+    fix = "repeat later, or take it from the other hub: the other files are kept"
     return Problem(f"{path} from {hub.name} {fault}", fix, Place(path), kind="missing", code=3)
 
 

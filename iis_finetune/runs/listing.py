@@ -1,5 +1,6 @@
 """The runs there are, found by number, name or prefix, and the state of each."""
 
+import difflib
 import json
 import os
 import shutil
@@ -102,10 +103,11 @@ def find(workspace: Workspace, text: str) -> Run:
         return matches[0]
     if matches:
         raise _no_run(f"'{text}' fits {len(matches)} runs", f"one of {', '.join(run.name for run in matches[-5:])}")
-    names = ", ".join(run.name for run in runs[-5:])
-    raise _no_run(
-        f"no run '{text[:80]}' in {workspace.runs}/", f"newest runs: {names}" if names else "there are none yet"
-    )
+    names = {name: run.name for run in runs for name in (run.name, run.recipe_name)}  # by either, the newest
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
+    newest = ", ".join(run.name for run in runs[-5:])
+    fix = f"did you mean '{names[near[0]]}'?" if near else f"newest runs: {newest or 'there are none yet'}"
+    raise _no_run(f"no run '{text[:80]}' in {workspace.runs}/", fix)
 
 
 def _no_run(what: str, fix: str) -> ProblemsFound:

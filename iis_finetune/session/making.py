@@ -26,7 +26,8 @@ def make_model(request: Request, examined: Examined, question: Question) -> None
         request.tell(phase=f"making {name} with random weights")
         make_scratch(request, models.scratch_spec(recipe, question.workspace), examined, environment)
         return
-    order = hub.ModelOrder(name, question.workspace.models, False, recipe.value("model_revision"), recipe.kit.source)
+    revision, folder = recipe.value("model_revision"), question.workspace.models
+    order = hub.ModelOrder(name, folder, False, revision, recipe.kit.source, chosen_by="kit.source=")
     request.tell(phase=f"downloading {name} to {order.folder}")
     hub.fetch(order, environment, _Teller(request))
 
