@@ -56,6 +56,16 @@ def test_every_recipe_is_on_the_page_and_every_row_is_a_recipe() -> None:
     assert sorted(rows) == sorted(recipe.registered(ROOT / "recipes"))
 
 
+@pytest.mark.parametrize("name", sorted(recipe.registered(ROOT / "recipes")))
+def test_every_recipe_has_held_out_rows_but_those_of_reward_models(name: str) -> None:
+    """A reward model gives no answers to compare; the test items themselves stand in no training file."""
+    nowhere = Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))
+    found = preflight.examine(Question(name, (), nowhere, {}, "rtx4090"))
+    expected = {"rm": None, "pt": "quickstart_text_test"}.get(found.plan.settings["stage"], "intelligence_alpaca_test")
+    assert found.recipe.kit.evaluate_after == expected
+    assert [each for each in errors_of(found.problems) if each.kind not in NOT_HERE] == []
+
+
 def test_both_pages_hold_commands() -> None:
     assert all(len(commands(page)) >= 5 for page in PAGES)
 
