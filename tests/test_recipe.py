@@ -125,10 +125,11 @@ def test_other_data_leave_the_recipes_held_out_rows_behind_and_say_so(tmp_path: 
         (["dataset=mine", "kit.evaluate_after=mine_test"], "mine_test"),
         (["dataset=mine", "kit.evaluate_after=news_test"], "news_test"),
         (["dataset=mine", "kit.evaluate_after=null"], None),
+        (["dataset=mine", "val_size=0.1"], None),
         (["lora_rank=8"], "news_test"),
     ],
 )
-def test_held_out_rows_that_were_asked_for_stay(tmp_path: Path, words: list[str], expected: str | None) -> None:
+def test_held_out_rows_are_those_that_were_asked_for(tmp_path: Path, words: list[str], expected: str | None) -> None:
     recipe, problems = recipes.read(str(write(tmp_path, TESTED)), words)
     assert (recipe.kit.evaluate_after, problems) == (expected, [])
 

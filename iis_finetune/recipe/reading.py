@@ -115,6 +115,8 @@ def _drop_held_out_of(own: Entry | None, stated: dict[str, Entry]) -> list[Probl
     if not (own and held_out and held_out.value and held_out.source == "recipe" and trained_on != own):
         return []
     del stated[HELD_OUT]
+    if stated.keys() & {"val_size", "eval_dataset"}:
+        return []
     what = f"the held-out rows '{held_out.value}' belong to '{own.value}': they are left out with another data set"
     fix = f"{HELD_OUT}=NAME for held-out rows of yours, or val_size=0.1 eval_strategy=epoch for the loss on a tenth"
     return [Problem(what, fix, held_out.place, "warning")]
