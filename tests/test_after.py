@@ -94,6 +94,13 @@ def test_a_prediction_keeps_what_the_model_sees_and_drops_what_trains_it() -> No
     assert exported.keys().isdisjoint({"bf16", "quantization_bit", "cutoff_len", "do_train"})
 
 
+@pytest.mark.parametrize(("stage", "longest"), [("sft", 16), ("ppo", 40)])
+def test_the_length_that_ppo_learns_from_is_not_that_of_the_answers_it_is_judged_by(stage: str, longest: int) -> None:
+    arguments = {"model_name_or_path": "m", "stage": stage, "max_new_tokens": 16}
+    made = after.predict(arguments, after.Weights("m"), after.Rows("d", ("one",), "o", 40))
+    assert made["max_new_tokens"] == longest
+
+
 def test_what_comes_after_training_is_one_process_on_its_first_device() -> None:
     given = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "4", "ROCR_VISIBLE_DEVICES": "GPU-a,GPU-b", "HOME": "/h"}
     given |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "/kit/hook:/kit/hook/torchaudio_placeholder"}
