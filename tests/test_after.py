@@ -71,6 +71,16 @@ def test_a_run_that_has_not_finished_is_refused_with_the_newest_that_has(verb: s
     assert "no run has finished yet" in done.stderr
 
 
+def test_without_held_out_rows_the_ways_to_them_are_named(tmp_path: Path) -> None:
+    made = Run(tmp_path / "runs" / "0001-some")
+    made.folder.mkdir(parents=True)
+    for file in (made.recipe, made.arguments):
+        file.write_text("model_name_or_path: models/m\ndataset: mine\n")
+    done = run(["evaluate", "1", "--checkpoint", "2"], tmp_path)
+    assert done.returncode == 2 and "0001-some names no held-out rows" in done.stderr
+    assert all(way in done.stderr for way in ("--data NAME", "kit.evaluate_after=NAME", "val_size=0.1"))
+
+
 def test_arguments_after_training_name_what_training_made() -> None:
     arguments = {"model_name_or_path": "models/a", "adapter_name_or_path": "x,y", "finetuning_type": "lora"}
     assert after.base_weights(arguments) == after.Weights("models/a", ("x", "y"))
