@@ -33,6 +33,7 @@ PROGRAM = r"(?:\.venv/bin/)?(?:iis-finetune|make) "
 QUOTED = re.compile(rf"`({PROGRAM}[^`]+)`")
 BARE = re.compile(rf"(?:^|: |, then |, and |or )({PROGRAM}[^;()`]+)")
 SETTING = re.compile(r"(?<!remove )\b(?:kit\.)?[a-z][a-z0-9_]+(?:: ?|=)(?:\{[^}]*\}|\[[^\]]*\]|[^\s,;]+)")
+ELSEWHERE = ("sbatch",)  # other programs that a next step may be for
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -42,6 +43,8 @@ def wrong_with(words: list[str]) -> str | None:
     if Path(program).name == "make":
         wrong = [each for each in rest if "=" not in each and each not in TARGETS]
         return f"no target {wrong}" if wrong else None
+    if program in ELSEWHERE:
+        return None
     if Path(program).name != "iis-finetune":
         return f"'{program}' is no command of the kit's"
     try:
@@ -72,7 +75,7 @@ def commands_in(text: str) -> list[str]:
 def _is_meant(command: str) -> bool:
     """`make room` is English."""
     program, following, *_ = [*command.split(), ""]
-    return program != "make" or following.rstrip(",.:") in TARGETS or bool(re.search(r"[A-Z]=", command))
+    return program != "make" or following.rstrip(",.:") in TARGETS or bool(re.match(r"make [a-z-]+ [A-Z]+=", command))
 
 
 def settings_in(text: str) -> list[tuple[str, str]]:
