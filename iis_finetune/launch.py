@@ -137,7 +137,8 @@ def start(run: Run, environment: Mapping[str, str], arguments: Path) -> process.
     """Start the training in the run folder, in a session of its own, everything it prints into train.log."""
     # A bare file name, because LLaMA-Factory cuts its torchrun command at spaces.
     words = program("train", arguments.name, path=environment.get("PATH"))
-    return process.start(process.Launch(words, environment, run.folder, run.log))
+    # What it prints is watched: in a file Python would hold 8 KB of it back, sixty steps and more.
+    return process.start(process.Launch(words, {**environment, "PYTHONUNBUFFERED": "1"}, run.folder, run.log))
 
 
 def program(*words: str, path: str | None = None) -> list[str]:

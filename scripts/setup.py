@@ -129,10 +129,10 @@ def announce(venv: Path, plan: Plan) -> None:
 
 
 def report(record: Mapping[str, Any], plan: Plan, seconds: float) -> None:
-    versions = ", ".join(f"{name} {record[name] or 'not installed'}" for name in plan.trio)
-    placeholder = " (text-only placeholder in use)" if record["torchaudio_placeholder"] else ""
+    versions = ", ".join(f"{name} {record[name] or 'left out'}" for name in plan.trio)
+    placeholder = " (an empty stand-in is used: text models need none)" if record["torchaudio_placeholder"] else ""
     say(f"set-up finished in {seconds:.0f} s: {versions}{placeholder}")
-    say(f"next: make train RECIPE={'ppo' if plan.purpose == PPO else 'quickstart'}")
+    say(f"next: source .venv/bin/activate; iis-finetune train {'ppo' if plan.purpose == PPO else 'quickstart'}")
 
 
 if __name__ == "__main__":

@@ -235,9 +235,10 @@ def check_and_cure(steps: Steps, names: Sequence[str] = TRIO) -> dict[str, Any]:
     here = steps.ask("import importlib.metadata as m; print(m.distribution('torchvision').locate_file(''))")
     cure = cure_of(errors, here, steps.venv)
     if cure.remove_torchvision:
-        say(f"torchvision cannot load ({errors['torchvision']}): removed, text models do not need it")
+        say("note: torchvision is left out: it does not load beside this torch, and text models do not need it")
+        say(f"      (it said: {errors['torchvision']})")
         command = [steps.python, "-m", "pip", "uninstall", "--yes", "torchvision"]
-        steps.run("torchvision removed", command, "remove it by hand")
+        steps.run("leaving torchvision out", command, "remove it by hand")
     elif cure.torchvision_is_foreign:
         raise SetUpFailed(
             f"the torchvision beside the kept torch cannot load, and LLaMA-Factory does not start with it\n"
@@ -245,7 +246,8 @@ def check_and_cure(steps: Steps, names: Sequence[str] = TRIO) -> dict[str, Any]:
             f"  fix: in that environment, pip uninstall torchvision (text models do not need it); it lies in {here}"
         )
     if cure.torchaudio_placeholder:
-        say(f"torchaudio cannot load ({errors['torchaudio']}): training gets a text-only placeholder in its place")
+        say("note: torchaudio does not load beside this torch; text models train with an empty stand-in for it")
+        say(f"      (it said: {errors['torchaudio']})")
     return {"torchvision_removed": cure.remove_torchvision, "torchaudio_placeholder": cure.torchaudio_placeholder}
 
 

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import advice
 import pytest
 
 from iis_finetune import cli, runs
@@ -185,5 +187,27 @@ def left_after(mark: Mapping[str, str], seconds: float) -> list[str]:
     return left
 
 
+HEARD = pytest.StashKey[advice.Ear]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write the golden plans anew; read the diff")
+    parser.addoption("--collect-advice", metavar="FILE", help="collect every next: and fix: line, and try each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--collect-advice"):
+        patch = pytest.MonkeyPatch()
+        config.add_cleanup(patch.undo)
+        config.stash[HEARD] = advice.collect(patch)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if HEARD in config.stash:
+        heard = config.stash[HEARD].heard
+        Path(config.getoption("--collect-advice")).write_text(
+            "\n".join(sorted(map(": ".join, heard))), encoding="utf-8"
+        )
+        terminalreporter.section("advice")
+        for line in advice.counted(heard):
+            terminalreporter.write_line(line)

@@ -71,6 +71,16 @@ def test_a_run_that_has_not_finished_is_refused_with_the_newest_that_has(verb: s
     assert "no run has finished yet" in done.stderr
 
 
+def test_without_held_out_rows_the_ways_to_them_are_named(tmp_path: Path) -> None:
+    made = Run(tmp_path / "runs" / "0001-some")
+    made.folder.mkdir(parents=True)
+    for file in (made.recipe, made.arguments):
+        file.write_text("model_name_or_path: models/m\ndataset: mine\n")
+    done = run(["evaluate", "1", "--checkpoint", "2"], tmp_path)
+    assert done.returncode == 2 and "0001-some names no held-out rows" in done.stderr
+    assert all(way in done.stderr for way in ("--data NAME", "kit.evaluate_after=NAME", "val_size=0.1"))
+
+
 def test_arguments_after_training_name_what_training_made() -> None:
     arguments = {"model_name_or_path": "models/a", "adapter_name_or_path": "x,y", "finetuning_type": "lora"}
     assert after.base_weights(arguments) == after.Weights("models/a", ("x", "y"))
@@ -92,6 +102,13 @@ def test_a_prediction_keeps_what_the_model_sees_and_drops_what_trains_it() -> No
     assert made.keys().isdisjoint({"learning_rate", "do_train", "deepspeed", "lora_rank", "temperature", "max_samples"})
     exported = after.export(after.Trained("x", arguments, after.Weights("m", ("a",))), "to", "float32")
     assert exported.keys().isdisjoint({"bf16", "quantization_bit", "cutoff_len", "do_train"})
+
+
+@pytest.mark.parametrize(("stage", "longest"), [("sft", 16), ("ppo", 40)])
+def test_the_length_that_ppo_learns_from_is_not_that_of_the_answers_it_is_judged_by(stage: str, longest: int) -> None:
+    arguments = {"model_name_or_path": "m", "stage": stage, "max_new_tokens": 16}
+    made = after.predict(arguments, after.Weights("m"), after.Rows("d", ("one",), "o", 40))
+    assert made["max_new_tokens"] == longest
 
 
 def test_what_comes_after_training_is_one_process_on_its_first_device() -> None:

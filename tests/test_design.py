@@ -80,10 +80,10 @@ def test_a_module_imports_only_from_its_left(path: Path) -> None:
 
 
 def test_the_pages_name_the_rooms_and_the_files_that_there_are() -> None:
-    contributing, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "README.md"))
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"`(errors [^`]+ \| cli)`", contributing)
     assert [set(part.split()) for part in line.split(" | ")] == LAYERS
-    tree = readme.partition("in the order of the pipeline:")[2].partition("\ntests/")[0]
+    tree = contributing.partition("in the order of the pipeline:")[2].partition("\ntests/")[0]
     rooms = {module_of(path) for path in FILES} - {"__init__", "__main__"}
     assert rooms <= set(re.findall(r"\w+", tree))
     changes = re.findall(r"^\| .+", contributing, re.MULTILINE)[1:]

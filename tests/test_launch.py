@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,3 +118,20 @@ def test_a_run_folder_of_version_0_1_0_still_opens(tmp_path: Path) -> None:
     assert decided.arguments["lora_rank"] == 8 and decided.environment["IIS_PRECISION"] == "fp32"
     assert all(each.reason for each in decided.decisions)
     assert runs.attempts(run)[0].ending == "finished" and runs.state(run) == "finished"
+
+
+def test_what_a_training_prints_is_in_its_log_at_once(tmp_path: Path) -> None:
+    program = tmp_path / "llamafactory-cli"
+    program.write_text(f"#!{sys.executable}\nimport time\nprint({{'loss': '1.5'}})\ntime.sleep(60)\n")
+    program.chmod(0o755)
+    made = Run(tmp_path / "runs" / "0001-some")
+    made.folder.mkdir(parents=True)
+    child = launch.start(made, {"PATH": str(tmp_path)}, made.arguments)
+    until = time.monotonic() + 20
+    try:
+        while "1.5" not in made.log.read_text() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert child.poll() is None and "1.5" in made.log.read_text()
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()

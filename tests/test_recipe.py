@@ -108,6 +108,32 @@ def test_an_override_wins_and_is_read_as_yaml(tmp_path: Path) -> None:
     assert recipe.value("dataset") == ["a", "b"] and recipe.value("max_steps") is None
 
 
+TESTED = "kit:\n  evaluate_after: news_test\ndataset: news\n"
+
+
+def test_other_data_leave_the_recipes_held_out_rows_behind_and_say_so(tmp_path: Path) -> None:
+    recipe, (said,) = recipes.read(str(write(tmp_path, TESTED)), ["dataset=mine"])
+    assert recipe.kit.evaluate_after is None and not recipe.states("kit.evaluate_after")
+    assert said.severity == "warning" and "'news_test' belong to 'news'" in said.what and said.where.line == 2
+    assert "kit.evaluate_after=NAME" in said.fix and "val_size=0.1" in said.fix
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "news_test"),
+        (["dataset=mine", "kit.evaluate_after=mine_test"], "mine_test"),
+        (["dataset=mine", "kit.evaluate_after=news_test"], "news_test"),
+        (["dataset=mine", "kit.evaluate_after=null"], None),
+        (["dataset=mine", "val_size=0.1"], None),
+        (["lora_rank=8"], "news_test"),
+    ],
+)
+def test_held_out_rows_are_those_that_were_asked_for(tmp_path: Path, words: list[str], expected: str | None) -> None:
+    recipe, problems = recipes.read(str(write(tmp_path, TESTED)), words)
+    assert (recipe.kit.evaluate_after, problems) == (expected, [])
+
+
 def test_several_wrong_kit_keys_are_reported_together_and_the_rest_is_kept(tmp_path: Path) -> None:
     text = "kit:\n  precison: fp32\n  launcher: ddpp\n  global_batch_size: 8\na: 1\n"
     recipe, problems = recipes.read(str(write(tmp_path, text)))

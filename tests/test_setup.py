@@ -333,6 +333,27 @@ def test_a_failed_step_names_itself_its_command_its_last_lines_and_the_fix(tmp_p
         assert words in said
 
 
+OF_ANOTHER_TORCH = """\
+#!/bin/sh
+case "$*" in
+*uninstall*) ;;
+*locate_file*) echo "{venv}/lib" ;;
+*" torchvision" | *" torchaudio") echo "OSError: libc10_cuda.so: cannot open" >&2; exit 1 ;;
+esac
+"""
+
+
+def test_companions_of_another_torch_are_told_calmly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin/python", OF_ANOTHER_TORCH.format(venv=tmp_path))
+    cured = setup_steps.check_and_cure(setup_steps.Steps(tmp_path))
+    assert cured == {"torchvision_removed": True, "torchaudio_placeholder": True}
+    said = capsys.readouterr().out
+    notes = [line for line in said.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2 and all("text models" in line for line in notes)
+    assert "error" not in said.replace("OSError", "") and "removed" not in said
+
+
 def test_keep_without_a_torch_is_refused(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
     command = [str(tmp_path / "bare/bin/python"), str(ROOT / "scripts" / "setup.py"), "--torch", "keep"]

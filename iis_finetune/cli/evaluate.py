@@ -66,7 +66,8 @@ def _data(run: Run, given: str | None) -> str:
     if named:
         return session.first_name(named)
     what = f"{run.name} names no held-out rows"
-    raise ProblemsFound([Problem(what, "--data NAME, a data set of data/dataset_info.json", Place(COMMAND_LINE))])
+    fix = "--data NAME, a registered data set it has not seen; a next run: kit.evaluate_after=NAME, or val_size=0.1"
+    raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
 
 
 def _baseline(text: str) -> Run | str | None:

@@ -117,7 +117,8 @@ def predict(arguments: Mapping[str, Any], weights: Weights, rows: Rows) -> dict[
     """Greedy answers to the rows: template, length, precision and attention as in training; one process."""
     settings = trained_with(arguments)
     longest = settings["max_new_tokens"]
-    if rows.max_new_tokens and not settings.states("max_new_tokens"):
+    own = settings.states("max_new_tokens") and settings["stage"] != "ppo"  # there: of the answers it learns from
+    if rows.max_new_tokens and not own:
         longest = rows.max_new_tokens
     greedy = {"do_predict": True, "predict_with_generate": True, "do_sample": False, "max_new_tokens": longest}
     return {**_measured(settings, weights, rows), "stage": "sft", **greedy}

@@ -15,6 +15,7 @@ from .kit import Kit, as_meant, build
 REGISTRY = Path("recipes")
 SUFFIXES = (".yaml", ".yml")
 LONGEST_BYTES = 1_000_000  # a recipe is a page; anything larger is some other file
+HELD_OUT = "kit.evaluate_after"
 MOST_KEYS = 600  # LLaMA-Factory has some 350
 
 
@@ -91,6 +92,7 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     """
     path = _short(find(name, registry))
     stated, problems = _entries(_parse(_text(path), path), str(path))
+    own = stated.get("dataset")
     for given in _joined(overrides):
         override, problem = _override(given)
         problems += [problem] if problem else []
@@ -99,11 +101,25 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
                 what, fix = f"{override.key} is given twice", "remove one of the two: the last one counts"
                 problems.append(Problem(what, fix, override.place, "warning"))
             stated[override.key] = override
+    problems += _drop_held_out_of(own, stated)
     stated, secrets = without_secrets(stated)
     kit_entries = as_meant({key: entry for key, entry in stated.items() if key.startswith("kit.")})
     entries = {key: entry for key, entry in stated.items() if key not in kit_entries}
     kit, kit_problems = build(kit_entries)
     return Recipe(path.stem, path, entries, kit, kit_entries), [*problems, *secrets, *kit_problems]
+
+
+def _drop_held_out_of(own: Entry | None, stated: dict[str, Entry]) -> list[Problem]:
+    """Held-out rows belong to the recipe's own data: with other data than those they are left out, and that is said."""
+    held_out, trained_on = stated.get(HELD_OUT), stated.get("dataset")
+    if not (own and held_out and held_out.value and held_out.source == "recipe" and trained_on != own):
+        return []
+    del stated[HELD_OUT]
+    if stated.keys() & {"val_size", "eval_dataset"}:
+        return []
+    what = f"the held-out rows '{held_out.value}' belong to '{own.value}': they are left out with another data set"
+    fix = f"{HELD_OUT}=NAME for held-out rows of yours, or val_size=0.1 eval_strategy=epoch for the loss on a tenth"
+    return [Problem(what, fix, held_out.place, "warning")]
 
 
 def _joined(overrides: Sequence[str]) -> list[str]:
