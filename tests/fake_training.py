@@ -2,6 +2,7 @@
 
 `FAKE` in its environment is a JSON list, one entry for each start: {"at": step, "do": what}. Without an entry it
 trains to the end. It goes on from `resume_from_checkpoint`, saves every second step, and stops when it is asked to.
+Asked for answers, it leaves a file `answering` and takes FAKE_ANSWER_SECONDS before anything else.
 """
 
 from __future__ import annotations
@@ -90,6 +91,9 @@ def main() -> None:
     arguments = Path(sys.argv[2]).read_text()
     starts = run / "starts"
     starts.write_text((starts.read_text() if starts.exists() else "") + sys.argv[2] + "\n")
+    if "do_predict: true" in arguments:
+        (run / "answering").touch()
+        time.sleep(float(os.environ.get("FAKE_ANSWER_SECONDS", "0")))
     told = json.loads(os.environ.get("FAKE", "[]"))
     number = len(starts.read_text().splitlines()) - 1
     plan = told[number] if number < len(told) else {}

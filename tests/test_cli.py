@@ -402,7 +402,8 @@ def test_a_secret_in_a_file_of_another_verb_is_refused_too(quick: Command, proje
         assert "abc" not in done.stderr + done.stdout
 
 
-def test_a_number_of_many_digits_is_no_run(quick: Command) -> None:
+def test_a_number_of_many_digits_is_no_run(quick: Command, project: Path) -> None:
+    (project / "runs" / "0001-a").mkdir(parents=True)
     done = quick("status", "9" * 5000)
     assert done.returncode == 2 and "no run '999" in done.stderr and len(done.stderr) < 500
     assert quick("plan", "tiny", "--nodes", "9" * 11).returncode == 2

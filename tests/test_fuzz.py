@@ -8,11 +8,13 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +81,45 @@ def check(file: Path, *words: str) -> None:
     told(["check", str(file), *words])
 
 
-def told(words: list[str], codes: tuple[int, ...] = (0, 2, 3)) -> str:
-    """What a verb says; it ends in time, with one of the codes that are documented."""
-    began = time.process_time()
-    code, said = code_of(*words)
-    took = time.process_time() - began
-    assert code in codes, f"{words}: {trace(said)}"
-    assert "Traceback" not in said and took < LONGEST_SECONDS, f"{words}: {took:.1f} s"
-    return said
+@dataclass(frozen=True)
+class Took:
+    """What one command cost: seconds of one core, its own children's too, which a busy computer does not change."""
+
+    core_seconds: float
+    wall_seconds: float
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.core_seconds:.2f} s of a core, {self.wall_seconds:.2f} s by the clock: {self.words[:200]}"
+
+
+@contextlib.contextmanager
+def timed(words: list[str], took: list[Took]) -> Iterator[None]:
+    """Add what happens in it to the list."""
+    core, wall = core_seconds(), time.monotonic()
+    yield
+    took.append(Took(core_seconds() - core, time.monotonic() - wall, f"{words}"))
+    assert took[-1].core_seconds < LONGEST_SECONDS, took[-1]
+
+
+def core_seconds() -> float:
+    """User and system time of this process and of the children that it has waited for."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in both)
+
+
+def told(words: list[str], codes: tuple[int, ...] = (0, 2, 3)) -> Took:
+    """What a verb cost; it ends in time and without a trace, with one of the codes that are documented."""
+    took: list[Took] = []
+    with timed(words, took):
+        code, said = code_of(*words)
+    assert code in codes and "Traceback" not in said, f"{words}: {trace(said)}"
+    return took[0]
+
+
+def show_slowest(took: list[Took]) -> None:
+    """Print it: `pytest -s` shows how near to the limit it comes."""
+    print(f"the slowest of {len(took)}: {max(took, key=lambda each: each.core_seconds)}")
 
 
 def trace(said: str) -> str:
@@ -217,25 +250,31 @@ def override(rng: random.Random) -> str:
 
 
 def odd_recipes_and_overrides(recipe: Path, number: int) -> None:
-    file = recipe.with_name("fuzzed.yaml")
+    file, took = recipe.with_name("fuzzed.yaml"), []
     for rng in seeded(number):
         file.write_bytes(recipe_text(rng))
         verb = rng.choice(["check", "check", "plan", "recipes"])
         more = ["--json"] * rng.randrange(2)
-        told([verb, *more] if verb == "recipes" else [verb, "fuzzed", "--on", rng.choice(["cpu", "mi50x2"]), *more])
-        told(["check", "tiny", "--on", "cpu", *(override(rng) for _ in range(rng.randrange(1, 4))), *more])
+        on = ["fuzzed", "--on", rng.choice(["cpu", "mi50x2"])] if verb != "recipes" else []
+        took.append(told([verb, *on, *more]))
+        overrides = [override(rng) for _ in range(rng.randrange(1, 4))]
+        took.append(told(["check", "tiny", "--on", "cpu", *overrides, *more]))
+    show_slowest(took)
 
 
 def whole_processes(recipe: Path, number: int) -> None:
     file = recipe.with_name("fuzzed.yaml")
+    took: list[Took] = []
     for rng in seeded(number):
         file.write_bytes(recipe_text(rng))
         given = override(rng).encode("utf-8", "ignore").decode()
         command = [sys.executable, "-m", "iis_finetune", "check", "fuzzed", given]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": rng.choice(["C", "C.UTF-8", "POSIX"])}
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+        with timed(command[2:], took):
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
         said = (done.stdout + done.stderr).decode(errors="replace")
         assert done.returncode in {0, 2, 3} and "Traceback" not in said, trace(said)
+    show_slowest(took)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +348,7 @@ def damage(rng: random.Random, run: Path) -> None:
 
 
 def damaged_runs(project: Path, scratch: Path, number: int) -> None:
-    run = next((project / "runs").glob("0001-*"))
+    run, took = next((project / "runs").glob("0001-*")), []
     for rng in seeded(number):
         place = scratch / "runs" / run.name
         shutil.rmtree(place, ignore_errors=True)
@@ -317,7 +356,8 @@ def damaged_runs(project: Path, scratch: Path, number: int) -> None:
         for _ in range(rng.randrange(1, 4)):
             damage(rng, place)
         os.environ["IIS_RUNS"] = str(scratch / "runs")
-        told(rng.choice(VERBS), (0, 1, 2, 3))
+        took.append(told(rng.choice(VERBS), (0, 1, 2, 3)))
+    show_slowest(took)
 
 
 @pytest.fixture

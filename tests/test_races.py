@@ -10,11 +10,12 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, left_after
 
 from iis_finetune import process, runs
 from iis_finetune.runs import Run
@@ -149,6 +150,24 @@ def test_a_run_that_is_prepared_evaluated_or_exported_is_not_deleted(
             refused = quick("runs", "--delete", "1", "--yes")
             assert refused.returncode == 2 and f"is being {work} by process {os.getpid()}" in refused.stderr
     assert quick("runs", "--delete", "1", "--yes").returncode == 0 and not run.folder.exists()
+
+
+def test_an_evaluation_after_training_is_alone_and_ends_with_its_supervisor(start: Start, project: Path) -> None:
+    mark = {"IIS_TEST_MARK": str(uuid.uuid4()), "FAKE_STEP_SECONDS": "0.02", "FAKE_ANSWER_SECONDS": "90"}
+    assert said(start("train", "tiny", "kit.evaluate_after=little", "--background", **mark)).returncode == 0
+    (run,) = all_runs(project)
+    until(lambda: bool(list(run.evaluation.rglob("answering"))))
+    held = runs.holder(run)
+    assert held is not None
+    told = json.loads(said(start("status", "last", "--json")).stdout)
+    assert (told["state"], told["supervisor_pid"]) == ("running", held.process.pid), told
+    for words in (("evaluate", "last", "--data", "little"), ("export", "last"), ("runs", "--delete", "last")):
+        assert said(start(*words)).returncode == 2, words
+    process.send([held.process], signal.SIGKILL)
+    assert left_after(mark, 5) == []
+    assert runs.holder(run) is None and runs.state(run) == "finished"
+    again = said(start("evaluate", "last", "--data", "little"))
+    assert "is being" not in again.stderr and len(list(run.evaluation.rglob("answering"))) == 1, again
 
 
 def test_a_stop_of_a_copy_stops_nothing(start: Start, project: Path) -> None:

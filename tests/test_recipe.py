@@ -212,12 +212,17 @@ def test_what_goes_beyond_a_page_of_settings_is_refused_at_once(tmp_path: Path, 
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize(
-    "value", ["&a [*a]", LAUGHS.replace("\n", "\n  "), '"\\ud800"'], ids=["self", "laughs", "half"]
-)
-def test_an_override_is_held_to_the_same_bounds(tmp_path: Path, value: str) -> None:
+OVER = {
+    "self": ("&a [*a]", "holds itself"),
+    "laughs": ("{" + LAUGHS.strip().replace("\n", ", ") + "}", "aliases counted"),
+    "half": ('"\\ud800"', "D800"),
+}
+
+
+@pytest.mark.parametrize(("value", "words"), OVER.values(), ids=OVER.keys())
+def test_an_override_is_held_to_the_same_bounds(tmp_path: Path, value: str, words: str) -> None:
     recipe, problems = recipes.read(str(write(tmp_path, "a: 1\n")), [f"lora_target={value}"])
-    assert len(problems) == 1 and "the value of lora_target" in problems[0].what
+    assert len(problems) == 1 and "the value of lora_target" in problems[0].what and words in problems[0].what
     assert not recipe.states("lora_target")
 
 
