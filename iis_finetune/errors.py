@@ -1,5 +1,6 @@
 """Problems, the few error classes, and the exit codes they lead to."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,13 @@ def errors_of(problems: Iterable[Problem]) -> list[Problem]:
 def exit_code(problems: Iterable[Problem]) -> int:
     """0 without errors; 2 when input must change; 3 when only the machine is not ready."""
     return min((problem.exit_code for problem in errors_of(problems)), default=FINE)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float = 0.7) -> str:
+    """The fix for a word that is not known: the known one most like it, capitals apart, else what to do `otherwise`."""
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), spelled, 1, cutoff)
+    return f"did you mean '{spelled[near[0]]}'?" if near else otherwise
 
 
 class KitError(Exception):

@@ -1,13 +1,13 @@
 """One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why it cannot be used."""
 
 import datetime
-import difflib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ..recipe import Entry
+from ..errors import did_you_mean
+from ..recipe import Entry, texts
 from .llamafactory import Argument, Kind
 
 NOT_GIVEN: Final = object()
@@ -75,24 +75,12 @@ def _said(value: object) -> str:
 
 
 def _refuse_interpolation(value: object, argument: Argument) -> None:
-    for text in _texts(value):
+    for text in texts(value):
         if "${" in text or text == "???":
             raise Refused(
                 f"LLaMA-Factory does not fill in {_said(text)}: '{argument.name}' would be that very text",
                 "write the value itself; on the command line the shell fills in variables",
             )
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a value, lists and mappings opened; each once, since YAML can make a list hold itself."""
-    waiting, seen = [value], set()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list | dict) and id(item) not in seen:
-            seen.add(id(item))
-            waiting += item.values() if isinstance(item, dict) else item
 
 
 def _means_null(value: object, entry: Entry, argument: Argument) -> bool:
@@ -186,8 +174,7 @@ def _one_of(value: object, argument: Argument) -> Any:
         return value
     listed = ", ".join(str(choice) for choice in choices[:LONGEST_LIST])
     rest = f" and {len(choices) - LONGEST_LIST} more" if len(choices) > LONGEST_LIST else ""
-    near = difflib.get_close_matches(str(value).strip().lower()[:80], [str(choice) for choice in choices], n=1)
-    fix = f"did you mean '{near[0]}'?" if near else f"write one of: {listed}{rest}"
+    fix = did_you_mean(str(value).strip()[:80], map(str, choices), f"write one of: {listed}{rest}", 0.6)
     raise Refused(f"'{argument.name}' cannot be {_said(value)}", fix)
 
 

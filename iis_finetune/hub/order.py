@@ -130,12 +130,10 @@ def hubs(order: ModelOrder, environment: Mapping[str, str]) -> list[Hub]:
     sources: list[HubName] = ["huggingface", "modelscope"]
     if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch
         sources.reverse()
-    return [configured(source, environment) for source in sources if order.source in ("auto", source)]
+    return [_configured(source, environment) for source in sources if order.source in ("auto", source)]
 
 
-def configured(source: HubName, environment: Mapping[str, str]) -> Hub:
-    """Return one hub with its address and the token of a variable, else of its own client's login."""
-
+def _configured(source: HubName, environment: Mapping[str, str]) -> Hub:
     def first(names: list[str]) -> str | None:
         return next((environment[name] for name in names if environment.get(name)), None)
 

@@ -1,5 +1,5 @@
 """Recipes: find one, read it within bounds and with its line numbers, put the command line's overrides on top."""
 
-from .entry import Entry
+from .entry import Entry, texts
 from .kit import FromScratch, Kit
 from .reading import REGISTRY, SUFFIXES, Recipe, find, read, registered, unknown

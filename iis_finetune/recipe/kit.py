@@ -2,13 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..errors import COMMAND_LINE, Problem
+from ..errors import COMMAND_LINE, Problem, did_you_mean
 from .entry import Entry
 
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -106,9 +106,9 @@ def _kit_problem(details: Any, entries: Mapping[str, Entry]) -> Problem:
     place = entries[name].place
     if details["type"] == "extra_forbidden":
         known = FromScratch.model_fields if len(details["loc"]) > 1 else Kit.model_fields
-        near = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
         prefix = "kit." if place.file == COMMAND_LINE else ""
-        fix = f"did you mean '{prefix}{near[0]}'?" if near else f"kit keys: {', '.join(known)}"
+        names = [f"{prefix}{each}" for each in known]
+        fix = did_you_mean(f"{prefix}{details['loc'][-1]}", names, f"kit keys: {', '.join(known)}", 0.6)
         return Problem(f"unknown key '{dotted}'", fix, place)
     if details["loc"][-1] == "[key]":
         what = f"{str(details['input'])!r} cannot be the name of a variable"
@@ -116,10 +116,6 @@ def _kit_problem(details: Any, entries: Mapping[str, Entry]) -> Problem:
     given = repr(details["input"])
     given = given if len(given) <= LONGEST_SHOWN else f"{given[:LONGEST_SHOWN]}..."
     what = f"{dotted} is {given}: {details['msg'][0].lower()}{details['msg'][1:]}"
-    near = difflib.get_close_matches(given.strip("'"), _choices(name), n=1)
-    fix = f"did you mean '{near[0]}'?" if near else "see `iis-finetune schema`, or leave the line out"
-    return Problem(what, fix, place)
-
-
-def _choices(name: str) -> Iterable[str]:
-    return [str(choice) for choice in get_args(Kit.model_fields[name.removeprefix("kit.")].annotation)]
+    choices = map(str, get_args(Kit.model_fields[name.removeprefix("kit.")].annotation))
+    otherwise = "see `iis-finetune schema`, or leave the line out"
+    return Problem(what, did_you_mean(given.strip("'"), choices, otherwise, 0.6), place)
