@@ -317,7 +317,10 @@ def test_a_closed_terminal_ends_nothing(place: Path, way: str, processes: int) -
     hung_up(place, [*WAYS[way], *WORDS, f"kit.devices={processes}"])
     run = newest(place)
     assert ended(run) == "finished", run.log.read_text()[-2000:]
-    assert len(runs.attempts(run)) == 1 and "recovering" not in events(run), (runs.events(run), run.log.read_text()[-6000:])
+    assert len(runs.attempts(run)) == 1 and "recovering" not in events(run), (
+        runs.events(run),
+        run.log.read_text()[-6000:],
+    )
 
 
 def poison(source: Path, target: Path) -> None:

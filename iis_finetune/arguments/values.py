@@ -4,7 +4,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import did_you_mean
 from ..recipe import Entry, texts
@@ -15,23 +15,15 @@ LONGEST_LIST = 13  # more choices than this are counted, not listed
 LARGEST = 2**63  # torch and numpy count in 64 bits
 NULLS = ("none", "null", "~")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-PYTHON: Mapping[Kind, type | tuple[type, ...]] = {
-    "bool": bool,
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "list": list,
-    "dict": dict,
-}
-WORDS: Mapping[Kind, str] = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "a text",
-    "list": "a list",
-    "dict": "a mapping",
-}
 Warn = Callable[[str, str], None]
+
+
+class Form(NamedTuple):
+    """A kind of value: its types in Python, its words, and what reads another type as one that it can only mean."""
+
+    python: type | tuple[type, ...]
+    words: str
+    read: Callable[[object, str], Any]
 
 
 class Refused(Exception):
@@ -182,7 +174,7 @@ def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     if isinstance(value, str) and "bool" in argument.kinds and value.lower() in ("true", "false"):
         return _loose(value, entry, argument, warn)
     for kind in argument.kinds:
-        if isinstance(value, PYTHON[kind]) and (kind == "bool" or not isinstance(value, bool)):
+        if isinstance(value, FORMS[kind].python) and (kind == "bool" or not isinstance(value, bool)):
             return _finite(value, argument)
     return _loose(value, entry, argument, warn)
 
@@ -191,7 +183,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     """A value of another type, read as what it can only mean."""
     for kind in argument.kinds:
         try:
-            taken = LOOSE[kind](value, _as_text(entry))
+            taken = FORMS[kind].read(value, _as_text(entry))
         except (ValueError, OverflowError):
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
@@ -206,7 +198,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
 def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
     if not argument.kinds:
         return Refused(f"'{argument.name}' cannot be given in a YAML", "remove the line")
-    what = f"'{argument.name}' takes {' or '.join(WORDS[kind] for kind in argument.kinds)}, not {_said(value)}"
+    what = f"'{argument.name}' takes {' or '.join(FORMS[kind].words for kind in argument.kinds)}, not {_said(value)}"
     if isinstance(value, bool) and "str" in argument.kinds:
         return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
@@ -275,11 +267,11 @@ def _to_dict(value: object, text: str) -> dict[str, Any]:
     raise ValueError(text)
 
 
-LOOSE: Mapping[Kind, Callable[[object, str], Any]] = {
-    "bool": _to_bool,
-    "int": _to_int,
-    "float": _to_float,
-    "str": _to_str,
-    "list": _to_list,
-    "dict": _to_dict,
+FORMS: Mapping[Kind, Form] = {
+    "bool": Form(bool, "true or false", _to_bool),
+    "int": Form(int, "a whole number", _to_int),
+    "float": Form((int, float), "a number", _to_float),
+    "str": Form(str, "a text", _to_str),
+    "list": Form(list, "a list", _to_list),
+    "dict": Form(dict, "a mapping", _to_dict),
 }

@@ -16,7 +16,7 @@ MILLION = 1e6
 
 def method_of_another_tool(case: Case) -> Iterator[Problem]:
     """The Problem of a finetuning_type that only another tool knows, with what is counted for the recipe's model."""
-    given = str(case.recipe.value("finetuning_type", ""))
+    given = str(case.recipe.value("finetuning_type"))
     row = read("rules.json")["methods"].get(given.strip().lower().replace("-", "_"))
     if row is None:
         return
