@@ -146,10 +146,10 @@ def as_meant(recipe: Recipe) -> Recipe:
     known = table_of(recipe.value("stage"))
     meant = {}
     for key, entry in recipe.entries.items():
-        _, _, answers = _recognised(key, known) if key not in known else ("", "", ())
-        name = next(iter(answers), None) if len({str(answer) for answer in answers}) == 1 else None
-        if isinstance(name, str) and name in known and entry.stands_above(recipe.entries.get(name)):
-            meant[name] = replace(entry, key=name, written=key)
+        names = set() if key in known else {str(answer) for answer in _recognised(key, known)[2]}
+        for name in names & known.keys() if len(names) == 1 else ():
+            if entry.stands_above(recipe.entries.get(name)):
+                meant[name] = replace(entry, key=name, written=key)
     return replace(recipe, entries={**recipe.entries, **meant})
 
 
