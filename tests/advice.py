@@ -22,7 +22,7 @@ import typer
 from iis_finetune import cli, recipe
 from iis_finetune.arguments import settings_of, table
 from iis_finetune.errors import Problem
-from iis_finetune.recipe import Kit
+from iis_finetune.recipe import KIT_KEYS
 
 ROOT = Path(__file__).parent.parent
 LINE = re.compile(r"^ *(next|fix): +(.+)$|; (next): (iis-finetune .+)$", re.MULTILINE)
@@ -85,7 +85,7 @@ def settings_in(text: str) -> list[tuple[str, str]]:
 
 
 def _is_key(key: str) -> bool:
-    return key in table() or (key.startswith("kit.") and key.removeprefix("kit.") in Kit.model_fields)
+    return key in table() or (key.startswith("kit.") and key.removeprefix("kit.") in KIT_KEYS)
 
 
 def wrong_setting(key: str, value: str, folder: Path) -> str | None:

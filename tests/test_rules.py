@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from iis_finetune.arguments import Settings, check, frozen_table
 from iis_finetune.errors import Place, Problem
 from iis_finetune.preflight import here
 from iis_finetune.recipe import KIT_KEYS, Entry, Kit, Recipe
-from iis_finetune.rules import RULES
+from iis_finetune.rules import RULES, conditions
 from iis_finetune.rules.rule import OWN
 from iis_finetune.runs import Workspace
 
@@ -333,3 +334,9 @@ def test_llamafactory_itself_is_asked_and_its_refusal_is_a_problem(
     found = preflight.ask_llamafactory(examined, question)
     assert [says in each.what for each in found if says] == ([True] if says else [])
     assert [each.where.key for each in found] == ([key] if says else [])
+
+
+def test_a_name_in_a_row_is_a_question_a_property_or_an_argument_and_never_two_of_them() -> None:
+    questions = {name for name, made in vars(conditions).items() if inspect.isfunction(made)}
+    properties = {name for name in (*vars(rules.Case), *rules.Case.__dataclass_fields__) if name[0] != "_"}
+    assert not questions & properties and not (questions | properties) & {*TABLE, "any"}

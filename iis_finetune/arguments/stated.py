@@ -1,7 +1,8 @@
 """What a recipe states, line by line against the table: names, types, choices, ranges, all problems together."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,13 @@ LONGEST_KEY = 80
 CLOSE = 0.8  # below it a guess misleads: lvm_gamma is no simpo_gamma
 LONGEST_SIDE = 4096  # a picture's side; what is larger counts its pixels
 Answer = str | Mapping[str, Any]
+BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
+    "minimum": ("at least", operator.ge),
+    "above": ("more than", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+    "other_than": ("a number other than", operator.ne),
+}
 PACKAGES = ("llamafactory", "transformers")
 GONE = {
     "never": "LLaMA-Factory never had an argument '{}'",
@@ -102,31 +110,25 @@ def _met(condition: Sequence[Any], value: Any) -> bool:
     return value in values if values else isinstance(value, int | float) and value > 0
 
 
+def _bounds(limit: Limit) -> list[tuple[str, Callable[[float, float], bool], float]]:
+    """Of each bound that a limit has: how it is said, what holds a value to it, and the number."""
+    return [
+        (words, within, bound)
+        for name, (words, within) in BOUNDS.items()
+        if (bound := getattr(limit, name)) is not None
+    ]
+
+
 def _holds(value: float, limit: Limit) -> bool:
-    if value in limit.also:
-        return True
-    return (
-        (limit.minimum is None or value >= limit.minimum)
-        and (limit.maximum is None or value <= limit.maximum)
-        and (limit.above is None or value > limit.above)
-        and (limit.below is None or value < limit.below)
-        and (limit.other_than is None or value != limit.other_than)
-        and (limit.whole_from is None or value < limit.whole_from or float(value).is_integer())
-    )
+    whole = limit.whole_from is None or value < limit.whole_from or float(value).is_integer()
+    return value in limit.also or (whole and all(within(value, bound) for _, within, bound in _bounds(limit)))
 
 
 def _wanted(limit: Limit) -> str:
-    bounds = [
-        ("at least", limit.minimum),
-        ("more than", limit.above),
-        ("at most", limit.maximum),
-        ("less than", limit.below),
-        ("a number other than", limit.other_than),
-    ]
-    words = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
     if limit.whole_from is not None:
         return "a whole number"
-    return " and ".join(words) + "".join(f", or {value:g}" for value in limit.also)
+    words = " and ".join(f"{words} {bound:g}" for words, _, bound in _bounds(limit))
+    return words + "".join(f", or {value:g}" for value in limit.also)
 
 
 def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> Problem:
@@ -144,10 +146,10 @@ def as_meant(recipe: Recipe) -> Recipe:
     known = table_of(recipe.value("stage"))
     meant = {}
     for key, entry in recipe.entries.items():
-        _, _, answers = _recognised(key, known) if key not in known else ("", "", ())
-        name = next(iter(answers), None) if len({str(answer) for answer in answers}) == 1 else None
-        if isinstance(name, str) and name in known and entry.stands_above(recipe.entries.get(name)):
-            meant[name] = replace(entry, key=name, written=key)
+        names = set() if key in known else {str(answer) for answer in _recognised(key, known)[2]}
+        for name in names & known.keys() if len(names) == 1 else ():
+            if entry.stands_above(recipe.entries.get(name)):
+                meant[name] = replace(entry, key=name, written=key)
     return replace(recipe, entries={**recipe.entries, **meant})
 
 

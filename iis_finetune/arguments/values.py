@@ -1,13 +1,13 @@
 """One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why it cannot be used."""
 
 import datetime
-import difflib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
-from ..recipe import Entry
+from ..errors import did_you_mean
+from ..recipe import Entry, texts
 from .llamafactory import Argument, Kind
 
 NOT_GIVEN: Final = object()
@@ -15,23 +15,15 @@ LONGEST_LIST = 13  # more choices than this are counted, not listed
 LARGEST = 2**63  # torch and numpy count in 64 bits
 NULLS = ("none", "null", "~")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-PYTHON: Mapping[Kind, type | tuple[type, ...]] = {
-    "bool": bool,
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "list": list,
-    "dict": dict,
-}
-WORDS: Mapping[Kind, str] = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "a text",
-    "list": "a list",
-    "dict": "a mapping",
-}
 Warn = Callable[[str, str], None]
+
+
+class Form(NamedTuple):
+    """A kind of value: its types in Python, its words, and what reads another type as one that it can only mean."""
+
+    python: type | tuple[type, ...]
+    words: str
+    read: Callable[[object, str], Any]
 
 
 class Refused(Exception):
@@ -75,24 +67,12 @@ def _said(value: object) -> str:
 
 
 def _refuse_interpolation(value: object, argument: Argument) -> None:
-    for text in _texts(value):
+    for text in texts(value):
         if "${" in text or text == "???":
             raise Refused(
                 f"LLaMA-Factory does not fill in {_said(text)}: '{argument.name}' would be that very text",
                 "write the value itself; on the command line the shell fills in variables",
             )
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a value, lists and mappings opened; each once, since YAML can make a list hold itself."""
-    waiting, seen = [value], set()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list | dict) and id(item) not in seen:
-            seen.add(id(item))
-            waiting += item.values() if isinstance(item, dict) else item
 
 
 def _means_null(value: object, entry: Entry, argument: Argument) -> bool:
@@ -186,8 +166,7 @@ def _one_of(value: object, argument: Argument) -> Any:
         return value
     listed = ", ".join(str(choice) for choice in choices[:LONGEST_LIST])
     rest = f" and {len(choices) - LONGEST_LIST} more" if len(choices) > LONGEST_LIST else ""
-    near = difflib.get_close_matches(str(value).strip().lower()[:80], [str(choice) for choice in choices], n=1)
-    fix = f"did you mean '{near[0]}'?" if near else f"write one of: {listed}{rest}"
+    fix = did_you_mean(str(value).strip()[:80], map(str, choices), f"write one of: {listed}{rest}", 0.6)
     raise Refused(f"'{argument.name}' cannot be {_said(value)}", fix)
 
 
@@ -195,7 +174,7 @@ def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     if isinstance(value, str) and "bool" in argument.kinds and value.lower() in ("true", "false"):
         return _loose(value, entry, argument, warn)
     for kind in argument.kinds:
-        if isinstance(value, PYTHON[kind]) and (kind == "bool" or not isinstance(value, bool)):
+        if isinstance(value, FORMS[kind].python) and (kind == "bool" or not isinstance(value, bool)):
             return _finite(value, argument)
     return _loose(value, entry, argument, warn)
 
@@ -204,7 +183,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     """A value of another type, read as what it can only mean."""
     for kind in argument.kinds:
         try:
-            taken = LOOSE[kind](value, _as_text(entry))
+            taken = FORMS[kind].read(value, _as_text(entry))
         except (ValueError, OverflowError):
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
@@ -219,7 +198,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
 def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
     if not argument.kinds:
         return Refused(f"'{argument.name}' cannot be given in a YAML", "remove the line")
-    what = f"'{argument.name}' takes {' or '.join(WORDS[kind] for kind in argument.kinds)}, not {_said(value)}"
+    what = f"'{argument.name}' takes {' or '.join(FORMS[kind].words for kind in argument.kinds)}, not {_said(value)}"
     if isinstance(value, bool) and "str" in argument.kinds:
         return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
@@ -288,11 +267,11 @@ def _to_dict(value: object, text: str) -> dict[str, Any]:
     raise ValueError(text)
 
 
-LOOSE: Mapping[Kind, Callable[[object, str], Any]] = {
-    "bool": _to_bool,
-    "int": _to_int,
-    "float": _to_float,
-    "str": _to_str,
-    "list": _to_list,
-    "dict": _to_dict,
+FORMS: Mapping[Kind, Form] = {
+    "bool": Form(bool, "true or false", _to_bool),
+    "int": Form(int, "a whole number", _to_int),
+    "float": Form((int, float), "a number", _to_float),
+    "str": Form(str, "a text", _to_str),
+    "list": Form(list, "a list", _to_list),
+    "dict": Form(dict, "a mapping", _to_dict),
 }

@@ -7,6 +7,6 @@ model says where it came from. `choose_source` asks the hubs and writes nothing.
 from .asking import choose_source
 from .fetching import Fetched, fetch
 from .folder import installed, is_whole, read_manifest, verify
-from .order import ModelOrder, Patience, RemoteFile, configured
+from .order import ModelOrder, Patience, RemoteFile, hubs
 from .selection import weights_faults
 from .transfer import Progress

@@ -132,11 +132,10 @@ def hubs(order: ModelOrder, environment: Mapping[str, str]) -> list[Hub]:
     sources: list[HubName] = ["huggingface", "modelscope"]
     if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch
         sources.reverse()
-    return [configured(source, environment) for source in sources if order.source in ("auto", source)]
+    return [_configured(source, environment) for source in sources if order.source in ("auto", source)]
 
 
-def configured(source: HubName, environment: Mapping[str, str]) -> Hub:
-    """Return one hub with its address and the token of a variable, else of its own client's login."""
+def _configured(source: HubName, environment: Mapping[str, str]) -> Hub:
     row = read("hubs.toml")["hubs"][source]
     endpoint = (first_set(row["endpoint_variables"], environment) or str(row["endpoint"])).strip().rstrip("/")
     endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"

@@ -78,7 +78,10 @@ def _of_ppo(case: Case, environment: Path) -> list[Problem]:
 def _login(case: Case, environment: Mapping[str, str]) -> list[Problem]:
     """Pushing comes after hours of training; only the hub itself can tell whether a login may write there."""
     key = {"train": "push_to_hub", "export": "export_hub_model_id"}.get(case.purpose)
-    if key is None or not case[key] or hub.configured("huggingface", environment).token:
+    if key is None or not case[key]:
+        return []
+    (place,) = hub.hubs(hub.ModelOrder("", Path(), source="huggingface"), environment)
+    if place.token:
         return []
     what = f"{key} needs a login at Hugging Face, and there is none here"
     return [Problem(what, "hf auth login, or export HF_TOKEN=...", case.recipe.place(key), kind="missing")]

@@ -13,7 +13,6 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ..errors import Place, Problem, ProblemsFound
 
-LONGEST_BYTES = 1_000_000  # a recipe is a page; anything larger is some other file
 MOST_NODES = 10_000  # keys and values, each alias counted as all that it stands for
 DEEPEST = 50
 LONGEST_NUMBER = 100  # characters; what is longer is a text, which no argument takes for a number

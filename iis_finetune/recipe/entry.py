@@ -56,15 +56,19 @@ def _secret_variable(name: str, value: Any) -> bool:
 
 
 def _holds_secret(value: Any) -> bool:
-    return any(VALUES.search(text) for text in _texts(value))
+    return any(VALUES.search(text) for text in texts(value))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts(inner)
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a value, lists and mappings opened; each once, since YAML can make a list hold itself."""
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list | dict) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += [*item, *item.values()] if isinstance(item, dict) else item
 
 
 def _refused(key: str, entry: Entry) -> Problem:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from msgspec import Meta, Struct, ValidationError, convert, json
 from msgspec.structs import fields
 
-from ..errors import COMMAND_LINE, Problem
+from ..errors import COMMAND_LINE, Problem, did_you_mean
 from .entry import Entry
 
 NAME = "[A-Za-z_][A-Za-z0-9_]*"
@@ -146,9 +146,8 @@ def _of_record(record: type[Struct], key: str, value: Any, entry: Entry) -> Iter
         yield from _refused(dotted, value, TYPES[record][key], entry)
         return
     known = record.__struct_fields__
-    near = difflib.get_close_matches(str(key), known, n=1)
     prefix = "kit." if entry.place.file == COMMAND_LINE else ""
-    fix = f"did you mean '{prefix}{near[0]}'?" if near else f"kit keys: {', '.join(known)}"
+    fix = did_you_mean(f"{prefix}{key}", [f"{prefix}{each}" for each in known], f"kit keys: {', '.join(known)}", 0.6)
     yield Problem(f"unknown key '{dotted}'", fix, entry.place)
 
 
@@ -159,9 +158,9 @@ def _refused(dotted: str, value: Any, hint: Any, entry: Entry) -> Iterator[Probl
     except ValidationError as error:
         reason = str(error).partition(" - at ")[0].replace(" | null", "")
         given = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
-        near = difflib.get_close_matches(str(value), _choices(hint), n=1)
-        fix = f"did you mean '{near[0]}'?" if near else "see `iis-finetune schema`, or leave the line out"
-        if choices := _choices(hint):
+        choices = _choices(hint)
+        fix = did_you_mean(str(value), choices, "see `iis-finetune schema`, or leave the line out", 0.6)
+        if choices:
             reason = f"expected {', '.join(choices[:-1])} or {choices[-1]}"
         yield Problem(f"{dotted} is {given}: {reason[0].lower()}{reason[1:]}", fix, entry.place)
 

@@ -1,6 +1,5 @@
 """Find a recipe, read it with its line numbers, put the command line's overrides on top."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, did_you_mean
 from .entry import Entry, without_secrets
 from .kit import Kit, as_meant, build
 
@@ -73,16 +72,14 @@ def find(name: str, registry: Path = REGISTRY) -> Path:
 
 def unknown(name: str, names: Iterable[str], registry: Path) -> Problem:
     """A name that is no recipe's, with the one it may be meant for."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    fix = f"did you mean '{near[0]}'?" if near else f"recipes here: {', '.join(names) or 'none'}"
+    fix = did_you_mean(name, names, f"recipes here: {', '.join(names) or 'none'}", 0.5)
     return Problem(f"no recipe '{name}' in {_short(registry)}/", fix, Place(COMMAND_LINE), code=2)
 
 
 def _not_a_file(path: Path, names: Mapping[str, Path]) -> Problem:
     what = f"'{path}' is a folder, not a recipe" if path.is_dir() else f"the recipe file '{path}' does not exist"
-    near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.7)
-    fix = f"did you mean '{near[0]}'?" if near else "give a name from `iis-finetune recipes` or the path of a YAML file"
-    return Problem(what, fix, Place(COMMAND_LINE))
+    otherwise = "give a name from `iis-finetune recipes` or the path of a YAML file"
+    return Problem(what, did_you_mean(path.stem, names, otherwise), Place(COMMAND_LINE))
 
 
 def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) -> tuple[Recipe, list[Problem]]:
