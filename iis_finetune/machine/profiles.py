@@ -25,7 +25,7 @@ def profiles() -> Mapping[str, Row]:
 
 def profile(text: str) -> Machine:
     """The machine that `--on NAME[xN]` names; raises ProblemsFound with near names when there is none."""
-    wanted = text.lower().strip()
+    wanted = text.lower().partition(":")[0].strip()  # rocminfo says gfx906:sramecc+:xnack-
     row, count = _row(wanted), 1
     if row is None and (several := COUNTED.fullmatch(wanted)):
         row, count = _row(several[2]), int(several[1] or several[3] or 1)
@@ -52,7 +52,7 @@ def _spellings() -> Mapping[str, Row]:
     """Plain name -> row: of the machine, of its card, without the series (4090), of architectures (the first)."""
     rows, loose = profiles().values(), dict[str, Row]()
     for row in rows:
-        names = [_plain(row["name"]), _plain(row.get("device", "")), _plain(row["architecture"])]
+        names = [_plain(row[key]) for key in ("name", "device", "architecture") if key in row]
         for name in (*names, *(SERIES.sub("", each) for each in names)):
             loose.setdefault(name, row)
     return loose | {_plain(row["name"]): row for row in rows}

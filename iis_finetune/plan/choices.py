@@ -18,14 +18,11 @@ PPO_ENVIRONMENT = "{ppo}"
 
 def precision(plan: Plan) -> Plan:
     """Decide the precision (fp32, fp16, bf16 or as-saved) and write it as LLaMA-Factory's switches."""
-    stated = plan.stated(*PRECISION_SWITCHES)
-    clash = plan.clash(stated, "precision")
-    wanted, key = str(plan.recipe.kit.precision), "kit.precision"
-    if stated and not clash:
-        wanted, key = _stated_precision(plan, stated)
+    plan, stated = plan.heard("precision", *PRECISION_SWITCHES)
+    wanted, key = _stated_precision(plan, stated) if stated else (str(plan.recipe.kit.precision), "kit.precision")
     decision, problems = decide_precision(plan.machine, wanted)
     chosen = str(decision.value)
-    plan = replace(plan.complain(*clash).take(decision, problems, key), precision=chosen)
+    plan = replace(plan.take(decision, problems, key), precision=chosen)
     if not plan.settings["pure_bf16"]:
         plan = plan.write(bf16=chosen == "bf16", fp16=chosen == "fp16")
     if chosen == "bf16" and plan.machine.accelerator == "cpu":
@@ -44,12 +41,9 @@ def _stated_precision(plan: Plan, stated: list[str]) -> tuple[str, str]:
 
 def attention(plan: Plan) -> Plan:
     """Decide the attention implementation and write it as flash_attn."""
-    stated = plan.stated("flash_attn")
-    clash = plan.clash(stated, "attention")
-    wanted, key = str(plan.recipe.kit.attention), "kit.attention"
-    if stated and not clash:
-        wanted, key = plan.settings["flash_attn"], "flash_attn"
-    plan = plan.complain(*clash)
+    plan, stated = plan.heard("attention", "flash_attn")
+    key = "flash_attn" if stated else "kit.attention"
+    wanted = plan.settings["flash_attn"] if stated else str(plan.recipe.kit.attention)
     if wanted not in ("auto", *ATTENTIONS):
         return replace(plan, attention=wanted)  # fa3: the rules say what becomes of it
     decision, problems = decide_attention(plan.machine, plan.precision, wanted)

@@ -20,15 +20,13 @@ NOT_ON_NODES = {
 def launcher(plan: Plan) -> Plan:
     """Decide the launcher and write what LLaMA-Factory and torchrun need for it."""
     plan, here = _devices(plan)
-    processes = here * (plan.nodes.number if plan.nodes else 1)
-    stated = plan.stated("deepspeed", "fsdp")
-    clash = plan.clash(stated, "launcher")
-    plan = plan.complain(*clash)
-    if stated and not clash:
+    several = Launcher("ddp", here * (plan.nodes.number if plan.nodes else 1), here)
+    plan, stated = plan.heard("launcher", "deepspeed", "fsdp")
+    if stated:
         plan = plan.keep("launcher", stated[0], stated[0])
-        return _write(replace(plan, launch=Launcher(stated[0], processes, here)))
-    decision = _decision(plan, processes, here)
-    chosen = Launcher() if decision.value == "single" else Launcher(str(decision.value), processes, here)
+        return _write(replace(plan, launch=replace(several, name=stated[0])))
+    decision = _decision(plan, several)
+    chosen = Launcher() if decision.value == "single" else replace(several, name=str(decision.value))
     return _write(replace(plan.note(decision), launch=chosen))
 
 
@@ -49,25 +47,25 @@ def _devices(plan: Plan) -> tuple[Plan, int]:
     return plan, max(min(number or there, there), 1)
 
 
-def _decision(plan: Plan, processes: int, here: int) -> Decision:
+def _decision(plan: Plan, several: Launcher) -> Decision:
     wanted = plan.recipe.kit.launcher
     if wanted != "auto":
         entry = plan.recipe.kit_entries["kit.launcher"]
         return Decision("launcher", wanted, entry.source, f"stated as kit.launcher: {wanted}")
-    if processes == 1:
+    if several.processes == 1:
         return Decision("launcher", "single", "kit default", "one device, one process")
-    whole = needed(plan, Launcher("ddp", processes))
+    whole = needed(plan, several)
     if not plan.machine.devices or whole.ready:
         known = plan.machine.devices and whole.per_device_gib
         fits = f", {whole.per_device_gib:.1f} GiB of {whole.limit_gib:.1f} GiB each" if known else ""
-        return Decision("launcher", "ddp", "kit default", f"a whole copy of the model on each of {processes}{fits}")
-    for name in ("zero2", "zero3", "zero3_offload"):
-        tried = Launcher(name, processes, here)
+        reason = f"a whole copy of the model on each of {several.processes}{fits}"
+        return Decision("launcher", "ddp", "kit default", reason)
+    for tried in (replace(several, name=name) for name in ("zero2", "zero3", "zero3_offload")):
         shared = needed(plan, tried)
         if shared.ready and not errors_of(problems_of_offload(plan, tried)):
             reason = f"a whole copy needs {whole.per_device_gib:.1f} GiB, a device has {whole.limit_gib:.1f}"
-            reason = f"{reason}; {name} needs {shared.per_device_gib:.1f}"
-            return Decision("launcher", name, "kit default", reason)
+            reason = f"{reason}; {tried.name} needs {shared.per_device_gib:.1f}"
+            return Decision("launcher", tried.name, "kit default", reason)
     return Decision("launcher", "zero3", "kit default", "nothing fits; zero3 comes nearest")
 
 

@@ -143,14 +143,15 @@ class Plan:
             decision = replace(decision, source=self._entry(key).source)
         return self.note(decision).complain(*(replace(each, where=self.recipe.place(key)) for each in problems))
 
-    def clash(self, names: list[str], kit_name: str) -> list[Problem]:
-        """The error, naming both lines, where LLaMA-Factory's own argument and a `kit:` key decide the same."""
-        if not names or getattr(self.recipe.kit, kit_name) in ("auto", None):
-            return []
-        name, key = names[0], f"kit.{kit_name}"
+    def heard(self, kit_name: str, *names: str) -> tuple[Plan, list[str]]:
+        """Those of LLaMA-Factory's arguments that are stated; none, and an error, where a `kit:` key says it too."""
+        stated = self.stated(*names)
+        if not stated or getattr(self.recipe.kit, kit_name) == "auto":
+            return self, stated
+        name, key = stated[0], f"kit.{kit_name}"
         here, there = (replace(self.recipe.place(each), key=None) for each in (name, key))
         fix = f"keep one of them: {name} ({here}) or {key} ({there})"
-        return [Problem(f"'{name}' and '{key}' ({there}) both say it", fix, self.recipe.place(name))]
+        return self.complain(Problem(f"'{name}' and '{key}' ({there}) both say it", fix, self.recipe.place(name))), []
 
     def _entry(self, key: str) -> Entry:
         return self.recipe.entries.get(key) or self.recipe.kit_entries[key]
