@@ -20,6 +20,7 @@ GOOD = {
     "fix: register your own with: iis-finetune data add FILE": "a command, a name to fill in",
     "fix: eval_strategy: steps": "a line of YAML",
     "fix: a smaller model or kit.precision: fp16 (21.5 GiB)": "a line of YAML",
+    "fix: write 'lora_rank'": "a key",
     "fix: did you mean 'lora_rank'?": "words",
 }
 BAD = {
@@ -30,6 +31,7 @@ BAD = {
     "fix: see `iis-finetune runs --undo`": "no such option: --undo",
     "fix: lora_rank: banana": "takes a whole number",
     "fix: kit.precision=fp33": "input should be",
+    "fix: write 'lora_rnak'": "no argument 'lora_rnak'",
 }
 
 
