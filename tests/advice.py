@@ -34,6 +34,7 @@ QUOTED = re.compile(rf"`({PROGRAM}[^`]+)`")
 BARE = re.compile(rf"(?:^|: |, then |, and |or )({PROGRAM}[^;()`]+)")
 SETTING = re.compile(r"(?<!remove )\b(?:kit\.)?[a-z][a-z0-9_]+(?:: ?|=)(?:\{[^}]*\}|\[[^\]]*\]|[^\s,;]+)")
 ELSEWHERE = ("sbatch",)  # other programs that a next step may be for
+KEY = re.compile(r"\bwrite '([a-z][a-z0-9_.]+)'")
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -107,7 +108,9 @@ def verdict(kind: str, text: str) -> tuple[str, str]:
             wrong.append(str(error))
     settings = settings_in(text) if kind == "fix" else []
     wrong += [said for key, value in settings if (said := _of_setting(key, value))]
-    what = "a command" if commands else "a line of YAML" if settings else "words"
+    keys = KEY.findall(text) if kind == "fix" else []
+    wrong += [f"no argument '{key}'" for key in keys if not _is_key(key)]
+    what = "a command" if commands else "a line of YAML" if settings else "a key" if keys else "words"
     return f"{what}, a name to fill in" if TO_FILL_IN.search(text) and what != "words" else what, "; ".join(wrong)
 
 
