@@ -15,7 +15,7 @@ from ..models import look
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
-from ..runs import Run, read_json, read_lines, write
+from ..runs import Run, provenance_of, read_json, read_lines, write
 from ..tensors import TORCH_NAMES
 from .card import card
 from .checks import DTYPES, TOLERANCE, check_files, check_sources, check_target, judge
@@ -49,7 +49,7 @@ class Exported:
 
 def export(trained: Trained, wanted: Export) -> Exported:
     """Merge, compare, then give the folder its name. Raises ProblemsFound with every reason against it, RunFailed."""
-    known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
+    known = provenance_of(wanted.run).model_fingerprint if wanted.run else None
     known = known if trained.weights.adapters else None  # a whole model replaced the one that the run started from
     before = [*([] if wanted.replace else check_target(wanted.target)), *check_sources(trained, known)]
     if errors_of(before):

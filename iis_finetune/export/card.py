@@ -7,7 +7,7 @@ from typing import Any
 from ..arguments import trained_with
 from ..launch import KIT
 from ..plan.after import Trained
-from ..runs import Run, read_json
+from ..runs import Provenance, Run, provenance_of, read_json
 
 TEMPLATE = "card.md.j2"
 ALWAYS = ("stage", "finetuning_type")  # what else a YAML file does not state may have been otherwise in the training
@@ -20,13 +20,12 @@ def card(trained: Trained, run: Run | None, dtype: str, found: Mapping[str, Any]
 
     loader = FileSystemLoader(KIT / "tables")
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701 - not HTML
-    settings, provenance = trained_with(trained.arguments), (read_json(run.provenance) or {}) if run else {}
-    hashes = provenance.get("data_sha256") or {}
+    settings, provenance = trained_with(trained.arguments), provenance_of(run) if run else Provenance()
     return environment.get_template(TEMPLATE).render(
         trained=trained,
         settings={name: settings[name] for name in TOLD if run or name in ALWAYS or settings.states(name)},
-        base=provenance.get("model") or trained.weights.model,
-        data={Path(name).name: digest for name, digest in hashes.items()},
+        base=provenance.model or trained.weights.model,
+        data={Path(name).name: digest for name, digest in provenance.data_sha256.items()},
         recipe=run.recipe.read_text(encoding="utf-8").rstrip() if run and run.recipe.is_file() else "",
         evaluations=_evaluations(run) if run else None,
         dtype=dtype,

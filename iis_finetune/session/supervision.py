@@ -40,7 +40,7 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
 
 def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
     """The data files that are not, or no longer, what the run began with."""
-    before = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
+    before = runs.provenance_of(run).data_sha256
     now = data_hashes(examined, question)
     return [name for name, sha256 in before.items() if now.get(name) != sha256]
 
@@ -58,7 +58,7 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)
     examined = examine_run(run, asked)  # the machine is looked at again: a device may be what failed
     make_view(request, examined, question.workspace)
-    rewrite(run, examined, question, (runs.read_json(run.provenance) or {}).get("data_sha256", {}))
+    rewrite(run, examined, question, runs.provenance_of(run).data_sha256)
     return environment_of(run, examined.machine, question.environment)
 
 
