@@ -60,6 +60,32 @@ def test_a_damaged_run_is_one_line_and_the_others_are_listed(
     assert quick("runs", "--delete", "2", "--yes").returncode == 0
 
 
+OF_A_REPORT = {
+    "loaded.json": ("parameters", "attention", "device_memory_gib"),
+    "provenance.json": ("model", "data_sha256"),
+    "machine.json": ("title",),
+    "output/all_results.json": ("epoch", "train_loss"),
+}
+
+
+def test_a_report_of_a_damaged_run_is_a_page_or_one_line(quick: Command, folders: tuple[Run, Run]) -> None:
+    _, bad = folders
+    for file, keys in OF_A_REPORT.items():
+        path = bad.folder / file
+        whole = path.read_text() if path.is_file() else "{}"
+        for key in keys:
+            for value in (*VALUES, {"trainable": 3}, {"trainable": {"float32": "x"}}):
+                path.write_text(json.dumps({**json.loads(whole), key: value}))
+                done = quick("report", "2")
+                assert done.returncode == 0 or (done.returncode == 2 and path.name in done.stderr), (
+                    file,
+                    key,
+                    value,
+                    done,
+                )
+        path.write_text(whole)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_lies_in_a_run_folder_no_verb_ends_as_a_bug(
     quick: Command, folders: tuple[Run, Run], seed: int

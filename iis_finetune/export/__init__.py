@@ -17,7 +17,7 @@ from ..models import look
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
-from ..runs import Run, read_json, read_lines, write
+from ..runs import Provenance, Run, provenance_of, read_json, read_lines, write
 from ..tensors import TORCH_NAMES
 from .checks import DTYPES, TOLERANCE, check_files, check_sources, check_target, judge
 
@@ -80,7 +80,7 @@ def export(trained: Trained, wanted: Export) -> Exported:
 
 def _checked(trained: Trained, wanted: Export) -> list[Problem]:
     """What is unusual before the merge; raises ProblemsFound with every reason against it."""
-    known = ((read_json(wanted.run.provenance) or {}) if wanted.run else {}).get("model_fingerprint")
+    known = provenance_of(wanted.run).model_fingerprint if wanted.run else None
     known = known if trained.weights.adapters else None  # a whole model replaced the one that the run started from
     found = [*([] if wanted.replace else check_target(wanted.target)), *check_sources(trained, known)]
     if errors_of(found):
@@ -180,13 +180,13 @@ def card(trained: Trained, run: Run | None, dtype: str, found: Mapping[str, Any]
 
     loader = FileSystemLoader(TABLES)
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701 - not HTML
-    settings, provenance = trained_with(trained.arguments), (read_json(run.provenance) or {}) if run else {}
+    settings, provenance = trained_with(trained.arguments), provenance_of(run) if run else Provenance()
     scores = [read_json(path) or {} for path in sorted(run.evaluation.glob("*/scores.json"))] if run else []
     return environment.get_template("card.md.j2").render(
         trained=trained,
         settings={name: settings[name] for name in CARD_TOLD if run or name in CARD_ALWAYS or settings.states(name)},
-        base=provenance.get("model") or trained.weights.model,
-        data={Path(name).name: digest for name, digest in (provenance.get("data_sha256") or {}).items()},
+        base=provenance.model or trained.weights.model,
+        data={Path(name).name: digest for name, digest in provenance.data_sha256.items()},
         recipe=run.recipe.read_text(encoding="utf-8").rstrip() if run and run.recipe.is_file() else "",
         evaluations=[each for each in scores if each.get("metrics")] if run else None,
         dtype=dtype,

@@ -14,7 +14,8 @@ from .. import __version__
 from ..arguments import trained_with
 from ..launch import KIT
 from ..observe import number
-from ..runs import Run, attempts, events, read_decided, read_json, read_lines, state
+from ..runs import Run, attempts, events, provenance_of, read_decided, read_json, read_lines, state
+from ..supervise import loaded_by
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 500
@@ -56,14 +57,14 @@ def shown(value: Any) -> str:
 
 def view(run: Run) -> dict[str, Any]:
     """All that the page says of one run."""
-    decided, provenance = read_decided(run), read_json(run.provenance) or {}
+    decided = read_decided(run)
     return {
         "name": run.name,
         "state": state(run),
         "facts": facts(run),
         "decisions": decided.decisions if decided else (),
         "events": [_event(each) for each in events(run)],
-        "data": provenance.get("data_sha256", {}),
+        "data": provenance_of(run).data_sha256,
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
 
@@ -71,13 +72,13 @@ def view(run: Run) -> dict[str, Any]:
 def facts(run: Run) -> dict[str, Any]:
     """The figures at the top: what was trained, on what, how long, how much memory."""
     tried, log = attempts(run), list(read_lines(run.trainer_log))
-    results, loaded = read_json(run.output / "all_results.json") or {}, read_json(run.loaded) or {}
+    results, loaded = read_json(run.output / "all_results.json") or {}, loaded_by(run)
     decided = read_decided(run)
     arguments = decided.arguments if decided else {}
     seconds = sum((each.ended or each.started) - each.started for each in tried)
     peaks = [peak for peak in (number(line.get("vram_reserved")) for line in log) if peak]
     return {
-        "model": (read_json(run.provenance) or {}).get("model") or arguments.get("model_name_or_path"),
+        "model": provenance_of(run).model or arguments.get("model_name_or_path"),
         "method": trained_with(arguments)["finetuning_type"] if decided else None,
         "data": arguments.get("dataset"),
         "machine": (read_json(run.machine) or {}).get("title"),
@@ -89,16 +90,15 @@ def facts(run: Run) -> dict[str, Any]:
         "time": _duration(seconds) if seconds else None,
         "attempts": len(tried) or None,
         "peak memory, GB": max(peaks, default=None),
-        "trained parameters": _count(loaded, "trainable"),
-        "fixed parameters": _count(loaded, "frozen"),
-        "attention": loaded.get("attention"),
-        "device memory, GiB": loaded.get("device_memory_gib"),
+        "trained parameters": _count(loaded.parameters.get("trainable", {})),
+        "fixed parameters": _count(loaded.parameters.get("frozen", {})),
+        "attention": loaded.attention,
+        "device memory, GiB": loaded.device_memory_gib,
     }
 
 
-def _count(loaded: Mapping[str, Any], which: str) -> str | None:
+def _count(counts: Mapping[str, int]) -> str | None:
     """How many parameters, by dtype: `16,384 float32`."""
-    counts = (loaded.get("parameters") or {}).get(which) or {}
     return ", ".join(f"{count:,} {dtype}" for dtype, count in counts.items()) or None
 
 

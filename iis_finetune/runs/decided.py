@@ -1,4 +1,4 @@
-"""decisions.json: what a run was planned as, written once and read back here."""
+"""What a run was planned as (decisions.json) and what it came from (provenance.json), read back here."""
 
 from __future__ import annotations
 
@@ -52,6 +52,20 @@ class Decided:
 
     def decision(self, name: str) -> Decision | None:
         return next((each for each in self.decisions if each.name == name), None)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run came from: its model folder and what that held, its data files by path."""
+
+    model: str | None = None
+    model_fingerprint: str | None = None
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def provenance_of(run: Run) -> Provenance:
+    """Empty where the file is not there; raises ProblemsFound for a damaged one."""
+    return typed(run.provenance, Provenance, read_json(run.provenance) or {})
 
 
 def write_decided(run: Run, decided: Decided) -> None:

@@ -37,12 +37,12 @@ def under_its_own_name(run: Run, examined: Examined) -> Examined:
 
 def refuse_changes(run: Run, examined: Examined, question: Question, accepted: bool) -> list[str]:
     """What has changed since the run began, by name; raises ProblemsFound with every change that is not accepted."""
-    decided, proof = runs.read_decided(run), runs.read_json(run.provenance)
-    if decided is None or not proof:
+    decided, proof = runs.read_decided(run), runs.provenance_of(run)
+    if decided is None or not run.provenance.is_file():
         what = f"{run.name} ended before its plan was written: there is nothing to resume"
         raise ProblemsFound([Problem(what, f"iis-finetune train {run.recipe_name}", Place(COMMAND_LINE))])
     arguments = json.loads(json.dumps(runs.fill(examined.plan.arguments, run, question.workspace)))
-    old = Footing(decided.arguments, proof.get("data_sha256", {}), decided.processes)
+    old = Footing(decided.arguments, proof.data_sha256, decided.processes)
     new = Footing(arguments, data_hashes(examined, question), examined.plan.processes)
     problems = resume_problems(old, new, accepted)
     if runs.reached_the_end(run):

@@ -39,14 +39,9 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
 
 def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
     """The data files that are not, or no longer, what the run began with."""
+    before = runs.provenance_of(run).data_sha256
     now = data_hashes(examined, question)
-    return [name for name, sha256 in _data_of(run).items() if now.get(name) != sha256]
-
-
-def _data_of(run: Run) -> dict[str, str]:
-    """The hashes of the data files that a run began with."""
-    found: dict[str, str] = (runs.read_json(run.provenance) or {}).get("data_sha256", {})
-    return found
+    return [name for name, sha256 in before.items() if now.get(name) != sha256]
 
 
 def environment_of(run: Run, machine: Machine, environment: Mapping[str, str]) -> dict[str, str]:
@@ -62,7 +57,7 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)
     examined = examine_run(run, asked)  # the machine is looked at again: a device may be what failed
     make_view(request, examined, question.workspace)
-    launch.rewrite(run, examined, question.workspace, _data_of(run))
+    launch.rewrite(run, examined, question.workspace, runs.provenance_of(run).data_sha256)
     return environment_of(run, examined.machine, question.environment)
 
 

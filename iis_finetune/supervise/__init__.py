@@ -16,7 +16,7 @@ from ..recover import Action, Failure, Situation
 from ..runs import Attempt, Ending, Run, Skipped, step_of
 from .attempt import Start, try_once
 from .disk import DiskSpace
-from .task import Facts, Stop, Task, facts_of, loaded_precision
+from .task import Facts, Stop, Task, facts_of, loaded_by, loaded_precision
 
 ROOM_SECONDS, ROOM_LOOK_SECONDS = 6 * 3600.0, 10.0  # a night's sleep of whoever can make room
 

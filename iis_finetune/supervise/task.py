@@ -91,6 +91,8 @@ class Loaded:
 
     mixed_precision: str | None = None
     parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    attention: str | None = None
+    device_memory_gib: float | None = None
 
 
 def loaded_by(run: Run) -> Loaded:
