@@ -38,7 +38,9 @@ def download(
     """Fetch a base model, resumable and verified."""
     request = _request(asked, source, to, revision, offline)
     if verify:
-        _verify(request.folder, as_json)
+        folder = request.folder
+        document = {"folder": str(folder)} if as_json else None
+        show.verdict(hub.verify(folder), document, f"{folder}: every file is as it was fetched")
     say = show.aside if as_json else show.line
     with contextlib.closing(DownloadMeter(say)) as meter:
         fetched = hub.fetch(request, dict(os.environ), meter)
@@ -62,13 +64,6 @@ def _request(asked: str, source: Any, to: Path | None, revision: str | None, off
     elif "/" not in asked and arguments.find_model(asked) is None:
         raise ProblemsFound([recipe.unknown(asked, names, workspace().recipes)])
     return hub.ModelOrder(name, to or workspace().models, to is not None, revision, source or "auto", offline)
-
-
-def _verify(folder: Path, as_json: bool) -> None:
-    problems = hub.verify(folder)
-    if not as_json and not problems:
-        show.line(f"{folder}: every file is as it was fetched")
-    show.verdict(problems, {"folder": str(folder)} if as_json else None)
 
 
 def models(as_json: AsJson = False) -> None:
