@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import process, runs
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import Misused
 from ..observe import devices, follow, last_lines, signs
 from ..runs import Run
 from . import attach, show, streams
@@ -52,7 +52,7 @@ def _delete(run: Run) -> None:
     with runs.claimed(run, "deleted"):
         if not runs.damage(run) and runs.living(run):
             fix = f"iis-finetune stop {run.number:04d}"
-            raise ProblemsFound([Problem(f"{run.name} is running", fix, Place(COMMAND_LINE))])
+            raise Misused(f"{run.name} is running", fix)
         runs.delete(run)
     show.line(f"{run.name} is deleted")
 
@@ -169,8 +169,7 @@ def _stop_orphans(run: Run, now: bool) -> None:
     """Stop training processes that have lost their supervisor."""
     left = runs.living(run)
     if not left:
-        what = f"{run.name} is not running: it is {runs.state(run)}"
-        raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE), code=2)])
+        raise Misused(f"{run.name} is not running: it is {runs.state(run)}", "see `iis-finetune runs`")
     if now or not run.loaded.exists():
         process.end(left, 0)
     else:

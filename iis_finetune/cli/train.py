@@ -11,7 +11,7 @@ import typer
 
 from .. import notify, preflight, process, runs, session
 from ..dataset import Readings
-from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, exit_code
+from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Misused, Place, Problem, ProblemsFound, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
@@ -66,7 +66,7 @@ def resume(
     if runs.holder(found):
         raise runs.held(found)
     if now == "finished":
-        raise ProblemsFound([Problem(f"{found.name} is finished", "nothing is left to do", Place(COMMAND_LINE))])
+        raise Misused(f"{found.name} is finished", "nothing is left to do")
     asking = replace(question(str(found.recipe), overrides), nodes=_nodes_of(found, master))
     examined = session.examine_run(found, asking)
     show.problems(examined.problems)

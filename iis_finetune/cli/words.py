@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import preflight, recipe, runs
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound
 from ..runs import Nodes, Workspace
 from . import show
 
@@ -50,8 +50,7 @@ def workspace() -> Workspace:
     try:
         root = Path.cwd()
     except OSError:
-        what = "the current folder does not exist any more"
-        raise ProblemsFound([Problem(what, "cd to the project's folder", Place(COMMAND_LINE))]) from None
+        raise Misused("the current folder does not exist any more", "cd to the project's folder") from None
     models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
     return Workspace(root, models, ran, _folder("IIS_PPO", Workspace.ppo))
 
