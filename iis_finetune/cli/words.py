@@ -57,7 +57,10 @@ def workspace() -> Workspace:
 
 def in_project(words: list[str]) -> list[str]:
     """From below a project work in it, as git does: the nearest folder above with recipes; paths keep their meaning."""
-    here = workspace().root
+    try:
+        here = Path.cwd()
+    except OSError:  # the verb will say it
+        return words
     above = next((folder for folder in here.parents if recipe.registered(folder / "recipes")), None)
     if above is None or any((here / name).is_dir() for name in ("recipes", "data", "runs")):
         return words
