@@ -39,7 +39,9 @@ def test_a_command_exists_and_its_recipe_passes_the_check(page: str, words: list
         target = re.search(rf"^{rest[0]}\b.*:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert target, f"{page}: make {rest[0]}"
         return
-    assert Path(program).name == "iis-finetune" and rest[0] in {*VERBS, "--help", "--install-completion"}, f"{page}: {words}"
+    assert Path(program).name == "iis-finetune" and rest[0] in {*VERBS, "--help", "--install-completion"}, (
+        f"{page}: {words}"
+    )
     if rest[0] not in BEFORE or {*rest} & {*THEIR_OWN}:
         return
     machine = rest[rest.index("--on") + 1] if "--on" in rest else "rtx4090"
