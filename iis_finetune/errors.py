@@ -113,6 +113,13 @@ class ProblemsFound(KitError):
         return exit_code(self.problems) or INPUT
 
 
+class Misused(ProblemsFound):
+    """One word of the command line does not fit; `key` is its option, where it has one."""
+
+    def __init__(self, what: str, fix: str, key: str | None = None):
+        super().__init__([Problem(what, fix, Place(COMMAND_LINE, key=key))])
+
+
 class RunFailed(KitError):
     """A program that was started did not do what it was started for."""
 

@@ -57,7 +57,6 @@ def application(asked: Collection[str]) -> typer.Typer:
     """Every verb under its name; those that are not asked for are names only, so that start-up stays short."""
     app = typer.Typer(
         name="iis-finetune",
-        help="Fine-tune language models with LLaMA-Factory on the hardware you own.",
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -10,7 +10,7 @@ import typer
 from .. import doctor as clinic
 from .. import machine, recipe
 from ..doctor import Subject
-from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound
+from ..errors import INTERRUPTED, Misused, ProblemsFound
 from . import show
 from .words import AsJson, On, workspace
 
@@ -58,7 +58,7 @@ def _refuse_what_does_not_go_together(jobs: list[str], needs: dict[str, str | No
     for name, job in needs.items():
         what = what or (f"{name} goes with {job} only" if job and job not in jobs else "")
     if what:
-        raise ProblemsFound([Problem(what, "see `iis-finetune doctor --help`", Place(COMMAND_LINE))])
+        raise Misused(what, "see `iis-finetune doctor --help`")
 
 
 def _look(subject: Subject, quick: bool, as_json: bool) -> None:

@@ -9,10 +9,10 @@ import typer
 from rich.filesize import decimal
 
 from .. import arguments, hub, preflight, recipe
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import Misused, ProblemsFound
 from . import show
 from .meter import DownloadMeter
-from .words import AsJson, workspace
+from .words import AsJson, typed, workspace
 
 Asked = Annotated[
     str, typer.Argument(metavar="RECIPE-or-MODEL", help="A recipe, or a hub's id: Qwen/Qwen2.5-7B-Instruct.")
@@ -38,7 +38,9 @@ def download(
     """Fetch a base model, resumable and verified."""
     request = _request(asked, source, to, revision, offline)
     if verify:
-        _verify(request.folder, as_json)
+        folder = request.folder
+        document = {"folder": str(folder)} if as_json else None
+        show.verdict(hub.verify(folder), document, f"{folder}: every file is as it was fetched")
     say = show.aside if as_json else show.line
     with contextlib.closing(DownloadMeter(say)) as meter:
         fetched = hub.fetch(request, dict(os.environ), meter)
@@ -56,19 +58,13 @@ def _request(asked: str, source: Any, to: Path | None, revision: str | None, off
         found, _ = recipe.read(asked, (), workspace().recipes)
         name = str(found.value("model_name_or_path") or "")
         if preflight.looks_local(name) or found.kit.from_scratch:
-            what = f"recipe '{asked}' uses no hub model; nothing to download"
-            raise ProblemsFound([Problem(what, f"iis-finetune train {asked}", Place(COMMAND_LINE))])
+            raise Misused(
+                f"recipe '{asked}' uses no hub model; nothing to download", f"iis-finetune train {typed(asked, ())}"
+            )
         revision, source = revision or found.value("model_revision"), source or found.kit.source
     elif "/" not in asked and arguments.find_model(asked) is None:
         raise ProblemsFound([recipe.unknown(asked, names, workspace().recipes)])
     return hub.ModelOrder(name, to or workspace().models, to is not None, revision, source or "auto", offline)
-
-
-def _verify(folder: Path, as_json: bool) -> None:
-    problems = hub.verify(folder)
-    if not as_json and not problems:
-        show.line(f"{folder}: every file is as it was fetched")
-    show.verdict(problems, {"folder": str(folder)} if as_json else None)
 
 
 def models(as_json: AsJson = False) -> None:

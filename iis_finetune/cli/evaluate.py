@@ -10,7 +10,7 @@ from .. import evaluate as evaluation
 from .. import process, runs, session
 from .. import recipe as recipes
 from .. import report as reporting
-from ..errors import COMMAND_LINE, INTERRUPTED, Place, Problem, ProblemsFound
+from ..errors import INTERRUPTED, Misused
 from ..plan import after
 from ..runs import Run
 from . import show
@@ -65,9 +65,8 @@ def _data(run: Run, given: str | None) -> str:
     named = given or (kit.evaluate_after if kit else None) or after.read_arguments(run).get("eval_dataset")
     if named:
         return session.first_name(named)
-    what = f"{run.name} names no held-out rows"
     fix = "--data NAME, a registered data set it has not seen; a next run: kit.evaluate_after=NAME, or val_size=0.1"
-    raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
+    raise Misused(f"{run.name} names no held-out rows", fix)
 
 
 def _baseline(text: str) -> Run | str | None:
@@ -88,6 +87,5 @@ def report(names: Names, to: To = None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         runs.write(target, page)
     except OSError as error:
-        what = f"'{target}' cannot be written: {error.strerror}"
-        raise ProblemsFound([Problem(what, "give --to another place", Place(COMMAND_LINE, key="--to"))]) from None
+        raise Misused(f"'{target}' cannot be written: {error.strerror}", "give --to another place", "--to") from None
     show.line(f"{target}: {target.stat().st_size / 1024:.0f} KB")

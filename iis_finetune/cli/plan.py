@@ -56,16 +56,13 @@ def plan(
         from .. import launch  # 12 ms that the other plans need not wait for
 
         commands = launch.node_commands(examined.plan, typed(recipe, overrides))
-    if as_json:
-        content = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
-        show.document({**content, "problems": [problem.as_json() for problem in examined.problems]})
-    else:
+    if not as_json:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
         _plan_text(examined, machine.advice(examined.machine, examined.plan.processes))
         for rank, told in enumerate(commands):
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
-        show.problems(examined.problems)
-    raise typer.Exit(exit_code(examined.problems))
+    document = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
+    show.verdict(examined.problems, document if as_json else None, nothing_started=True)
 
 
 def _plan_text(examined: preflight.Examined, advice: Sequence[str]) -> None:

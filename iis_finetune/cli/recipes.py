@@ -10,7 +10,7 @@ import typer
 
 from .. import arguments, preflight
 from .. import recipe as recipe_files
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import Misused, ProblemsFound
 from . import show
 from .words import AsJson, question, typed, workspace
 
@@ -28,7 +28,7 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
         return
     if not rows:
         what, fix = f"no recipes in {workspace().recipes}", "go to the project's folder, or give the path of a recipe"
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
+        raise Misused(what, fix)
     columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
     show.table(columns, [[_cell(row, key) for key in _KEYS] for row in rows])
     machine = next((row["machine"] for row in rows if row.get("machine")), None)
@@ -73,7 +73,7 @@ def _copy(name: str, file: str) -> None:
     if not target.parent.is_dir():
         what, fix = f"there is no folder '{target.parent}'", f"mkdir -p {target.parent}"
     if target.exists() or not target.parent.is_dir():
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
+        raise Misused(what, fix)
     shutil.copyfile(source, target)
     show.line(f"{source} -> {target}; edit it\nnext: iis-finetune check {typed(str(target.absolute()), ())}")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import process, runs
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import Misused
 from ..observe import devices, evaluating, follow, last_lines, signs
 from ..runs import Run
 from . import attach, show, streams
@@ -53,14 +53,14 @@ def _delete(run: Run, sure: bool) -> None:
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     if not sure and not asks:
         what = f"{run.name} would be deleted with all that it made, and there is no terminal to ask on"
-        raise ProblemsFound([Problem(what, f"iis-finetune runs --delete {run.name} --yes", Place(COMMAND_LINE))])
+        raise Misused(what, f"iis-finetune runs --delete {run.name} --yes")
     if not sure and not typer.confirm(f"delete {run.name} with all that it made?"):
         show.line(f"{run.name} is kept")
         return
     with runs.claimed(run, "deleted"):
         if not runs.damage(run) and runs.living(run):
             fix = f"iis-finetune stop {run.number:04d}"
-            raise ProblemsFound([Problem(f"{run.name} is running", fix, Place(COMMAND_LINE))])
+            raise Misused(f"{run.name} is running", fix)
         runs.delete(run)
     show.line(f"{run.name} is deleted")
 
@@ -181,10 +181,9 @@ def _stop_orphans(run: Run, now: bool) -> None:
     """Stop training processes that have lost their supervisor."""
     left = runs.living(run)
     if not left:
-        what = f"{run.name} is not running: it is {runs.state(run)}"
         others = [other for other in runs.listed(workspace()) if runs.holder(other)]
         fix = "; ".join(f"iis-finetune stop {other.number:04d}" for other in others) or "nothing is left to stop"
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
+        raise Misused(f"{run.name} is not running: it is {runs.state(run)}", fix)
     if now or not run.loaded.exists():
         process.end(left, 0)
     else:

@@ -15,7 +15,7 @@ import typer
 from .. import evaluate, launch, machine, process, runs, session
 from .. import export as exporting
 from .. import recipe as recipes
-from ..errors import COMMAND_LINE, RUN_FAILED, Place, Problem, ProblemsFound, errors_of
+from ..errors import RUN_FAILED, Misused, Place, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run
@@ -90,7 +90,7 @@ def export(
     subject = tuned(run, checkpoint)
     own = subject.run.export if subject.run else subject.trained.arguments.get("export_dir")
     if to is None and own is None:
-        raise ProblemsFound([Problem("no folder to export to", "--to DIR", Place(COMMAND_LINE))])
+        raise Misused("no folder to export to", "--to DIR")
     target, replaced = (to or Path(str(own))).absolute(), to is None and subject.run is not None
     show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
     with runs.claimed(subject.run, "exported") if subject.run else nullcontext():
@@ -143,7 +143,7 @@ def serve(
     if not loopback(host) and not os.environ.get("API_KEY"):
         what = f"'{host}' can be reached from other machines, and there is no API key"
         fix = "export API_KEY=... (anything long), or --host 127.0.0.1"
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key="--host"))])
+        raise Misused(what, fix, "--host")
     subject = tuned(run, checkpoint)
     show.aside(f"loading {subject.trained.name} ...")
     chosen = after.server_environment(host, port, subject.trained.name)
@@ -151,7 +151,7 @@ def serve(
     if code in NOT_LISTENING:
         what = f"cannot listen at {host}, port {port}: {os.strerror(code)}"
         fix = f"--port {port % 65535 + 1}, or end what listens there" if code == errno.EADDRINUSE else FREE
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key="--port"))])
+        raise Misused(what, fix, "--port")
     raise typer.Exit(RUN_FAILED if code else 0)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import dataset, preflight, recipe, runs
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound
 from ..runs import Nodes, Workspace
 from . import show
 
@@ -52,15 +52,17 @@ def workspace() -> Workspace:
     try:
         root = Path.cwd()
     except OSError:
-        what = "the current folder does not exist any more"
-        raise ProblemsFound([Problem(what, "cd to the project's folder", Place(COMMAND_LINE))]) from None
+        raise Misused("the current folder does not exist any more", "cd to the project's folder") from None
     models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
     return Workspace(root, models, ran, _folder("IIS_PPO", Workspace.ppo))
 
 
 def in_project(words: list[str]) -> list[str]:
     """From below a project work in it, as git does: the nearest folder above with recipes; paths keep their meaning."""
-    here = workspace().root
+    try:
+        here = Path.cwd()
+    except OSError:  # the verb will say it
+        return words
     above = next((folder for folder in here.parents if recipe.registered(folder / "recipes")), None)
     if above is None or any((here / name).is_dir() for name in ("recipes", "data", "runs")):
         return words

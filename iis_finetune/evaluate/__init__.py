@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import trained_with
-from ..errors import COMMAND_LINE, KitError, Place, Problem, ProblemsFound, RunFailed
+from ..errors import COMMAND_LINE, KitError, Misused, Place, Problem, ProblemsFound, RunFailed
 from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
@@ -42,7 +42,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     stage = trained_with(tuned.arguments)["stage"]
     if stage == "rm":
         what = f"{asked.run.name} is a reward model: it scores answers and gives none"
-        raise ProblemsFound([Problem(what, "evaluate a run of another stage", Place(COMMAND_LINE))])
+        raise Misused(what, "evaluate a run of another stage")
     given = material(asked, tuned)
     scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
     scores |= {"cut": list(given.cut), "metrics": []}
@@ -79,12 +79,12 @@ def result_of(run: Run, checkpoint: int | None = None) -> Trained:
     if checkpoint is not None and not result.is_dir():
         what = f"{run.name} has no checkpoint {checkpoint}"
         there = ", ".join(str(step_of(path)) for path in run.checkpoints()) or "none"
-        raise ProblemsFound([Problem(what, f"checkpoints: {there}", Place(COMMAND_LINE, key="--checkpoint"))])
+        raise Misused(what, f"checkpoints: {there}", "--checkpoint")
     try:
         return after.trained_by(run, result)
     except OSError:
         what = f"{run.name} has no {run.arguments.name}: it is not a run of this kit"
-        raise ProblemsFound([Problem(what, "see `iis-finetune runs`", Place(COMMAND_LINE))]) from None
+        raise Misused(what, "see `iis-finetune runs`") from None
 
 
 def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Mat
     if base is not None and [row["label"] for row in base] != references:
         what = f"the two models did not answer the same rows ({len(base)} and {len(tuned)})"
         fix = "evaluate both again with the same data set and cutoff_len"
-        raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
+        raise Misused(what, fix)
     theirs, ours = [row["predict"] for row in base] if base else None, [row["predict"] for row in tuned]
     first, second = score(theirs, references, declared) if theirs else None, score(ours, references, declared)
     kind, labelled = kind_of(references, declared), bool(declared.labels or declared.field)

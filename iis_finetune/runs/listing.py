@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
+from ..errors import Misused, Problem, ProblemsFound
 from .attempts import attempts
 from .claim import holder
 from .decided import read_decided
@@ -94,7 +94,7 @@ def find(workspace: Workspace, text: str) -> Run:
             return real[-1]
         told = f" but the smoke run {runs[-1].name}, which `last` leaves out" if runs else ""
         fix = f"name it, {runs[-1].number:04d}, or start a run" if runs else "start one"
-        raise _no_run(f"there is no run yet{told}", f"{fix}: iis-finetune train RECIPE")
+        raise Misused(f"there is no run yet{told}", f"{fix}: iis-finetune train RECIPE")
     matches = [run for run in runs if run.name == text]
     if not matches and text.isdecimal():
         matches = [run for run in runs if str(run.number) == (text.lstrip("0") or "0")]
@@ -102,16 +102,12 @@ def find(workspace: Workspace, text: str) -> Run:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise _no_run(f"'{text}' fits {len(matches)} runs", f"one of {', '.join(run.name for run in matches[-5:])}")
+        raise Misused(f"'{text}' fits {len(matches)} runs", f"one of {', '.join(run.name for run in matches[-5:])}")
     names = {name: run.name for run in runs for name in (run.name, run.recipe_name)}  # by either, the newest
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
     newest = ", ".join(run.name for run in runs[-5:])
     fix = f"did you mean '{names[near[0]]}'?" if near else f"newest runs: {newest or 'there are none yet'}"
-    raise _no_run(f"no run '{text[:80]}' in {workspace.runs}/", fix)
-
-
-def _no_run(what: str, fix: str) -> ProblemsFound:
-    return ProblemsFound([Problem(what, fix, Place(COMMAND_LINE), code=2)])
+    raise Misused(f"no run '{text[:80]}' in {workspace.runs}/", fix)
 
 
 def finished_run(workspace: Workspace, text: str) -> Run:
@@ -126,7 +122,7 @@ def finished_run(workspace: Workspace, text: str) -> Run:
     others = [other for other in listed(workspace) if not other.smoke and damage(other) is None]
     done = [other.name for other in others if state(other) == "finished"]
     ways.append(f"the newest finished run is {done[-1]}" if done else "no run has finished yet")
-    raise _no_run(f"run {run.name} is {now}, not finished", "; ".join(ways))
+    raise Misused(f"run {run.name} is {now}, not finished", "; ".join(ways))
 
 
 def state(run: Run) -> State:
