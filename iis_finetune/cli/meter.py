@@ -32,7 +32,7 @@ class StepMeter:
     def update(self, final: bool = False) -> None:
         busy = evaluating(self.run)
         if busy:
-            self._tell_evaluating(str(busy))
+            self._tell_evaluating(busy)
             return
         now = signs(self.run)
         if now.step is None:
