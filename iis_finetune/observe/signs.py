@@ -29,7 +29,7 @@ class Logged:
 
 LINE = TypeAdapter(Logged)
 LOGGED = re.compile(r"\{'loss':[^{}]*\}")
-COUNTER = re.compile(r"(\d+)/(\d+) \[")  # of a progress bar
+OWN_BAR = re.compile(r"^ *\d+%\|.*?(\d+)/(\d+) \[", re.MULTILINE)  # the bars of loading and tokenizing have names
 FIRST_STEP = "***** Running training *****"
 WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
 WINDOW_LINES = 20
@@ -120,7 +120,7 @@ def evaluating(run: Run) -> str | None:
     if not logs or max(logs) < changed_at(run.claim):
         return "evaluating"  # it still reads its rows
     log = logs[max(logs)]
-    at, of = (COUNTER.findall(tail(log)) or [("0", "1")])[-1]
+    at, of = (OWN_BAR.findall(tail(log)) or [("0", "1")])[-1]
     parts = [name for name in read_json(log.parent / "rows" / "dataset_info.json") or {} if name.startswith("part-")]
     whole = 1 if log.stem.endswith("-loss") else max(len(parts), 1)
     done = len(list((log.parent / "parts" / log.stem).glob("*.jsonl"))) + int(at) / max(int(of), 1)
