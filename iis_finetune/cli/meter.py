@@ -29,11 +29,14 @@ class StepMeter:
         self.bar: Any = None
         self.task: Any = None
 
-    def update(self, final: bool = False) -> None:
+    def update(self) -> None:
         busy = evaluating(self.run)
         if busy:
             self._tell_evaluating(busy)
-            return
+        else:
+            self._tell_step()
+
+    def _tell_step(self, final: bool = False) -> None:
         now = signs(self.run)
         if now.step is None:
             self._before_the_first_step()
@@ -74,7 +77,7 @@ class StepMeter:
 
     def close(self) -> None:
         if self.evaluating is None:
-            self.update(final=True)
+            self._tell_step(final=True)
         self._end_bar()
 
     def _end_bar(self) -> None:
