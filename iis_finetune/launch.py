@@ -18,7 +18,7 @@ from .plan import Plan
 from .plan.after import VISIBLE
 from .preflight import Examined
 from .recipe import Recipe
-from .runs import KIT, Run, Workspace, fill, holder, listed, read_decided, write, write_decided
+from .runs import KIT, Run, Workspace, fill, holder, listed, read_decided, write, write_decided, write_json
 
 SBATCH = KIT / "tables" / "job.sbatch"
 TORCHRUN = ("NPROC_PER_NODE", "FORCE_TORCHRUN")
@@ -34,15 +34,15 @@ def rewrite(run: Run, examined: Examined, workspace: Workspace, data: Mapping[st
     write(run.recipe, yaml_text(document_of(examined.recipe)))
     write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
     for name, content in plan.files.items():
-        write(run.folder / name, json.dumps(content, indent=2) + "\n")
+        write_json(run.folder / name, content)
     environment = fill(plan.environment, run, workspace)
     write(run.command, command_text(plan, environment, run))
     mode = run.command.stat().st_mode
     run.command.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may start it
     write_decided(run, fill(plan.decided(), run, workspace))
-    write(run.machine, _json(examined.machine.as_json()))
+    write_json(run.machine, examined.machine.as_json())
     model = Path(fill(str(plan.arguments.get("model_name_or_path")), run, workspace))
-    write(run.provenance, _json({**provenance(plan, workspace, model), "data_sha256": dict(data)}))
+    write_json(run.provenance, {**provenance(plan, workspace, model), "data_sha256": dict(data)})
 
 
 def resumed_arguments(run: Run, checkpoint: Path | None) -> Path:
@@ -78,10 +78,6 @@ def yaml_text(document: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     writer.dump(dict(document), stream)
     return stream.getvalue().replace("%YAML 1.1\n---\n", "", 1)
-
-
-def _json(document: Any) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:

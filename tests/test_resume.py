@@ -79,7 +79,7 @@ def test_background_names_the_run_and_stop_and_resume_say_what_they_do(kit: Kit,
     assert [attempt.ending for attempt in runs.attempts(run)] == ["stopped", "finished"]
     again = kit("resume", "1")
     assert again.returncode == 2 and "is finished: it has done 10 steps" in again.stderr
-    assert "iis-finetune resume 0001 max_steps=N goes on from its last checkpoint" in again.stderr
+    assert "iis-finetune resume 0001 max_steps=20 goes on from its last checkpoint" in again.stderr
 
 
 def test_a_finished_run_goes_on_as_a_longer_one_and_never_from_the_beginning(kit: Kit, project: Path) -> None:

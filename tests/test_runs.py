@@ -83,7 +83,7 @@ def test_an_evaluation_tells_how_far_it_is_and_a_supervisors_own_is_still_its_ru
     me = process.identity(os.getpid())
     assert me is not None
     with runs.claimed(run, "evaluated"):
-        assert str(observe.evaluating(run)) == "evaluating" and runs.state(run) == "interrupted"
+        assert observe.evaluating(run) == "evaluating" and runs.state(run) == "interrupted"
         runs.record(run, Attempt(1, 0.0, me))
         assert runs.state(run) == "starting", "the supervisor evaluates what it has trained"
         folder = run.evaluation / "news"
@@ -92,9 +92,9 @@ def test_an_evaluation_tells_how_far_it_is_and_a_supervisors_own_is_still_its_ru
         parts: dict[str, dict[str, str]] = {"part-00000": {}, "part-00200": {}, "slice-00000": {}}
         (folder / "rows" / "dataset_info.json").write_text(json.dumps(parts))
         (folder / "parts" / "base" / "part-00000.jsonl").touch()
-        (folder / "base.log").write_text("\r 40%|#  | 20/50 [00:01<00:08]")
+        (folder / "base.log").write_text("\r 40%|#  | 20/50 [00:01<00:08]\rLoading weights: 100%|##| 9/9 [00:00<00:00]")
         os.utime(folder / "base.log", (time.time() + 1, time.time() + 1))
-        assert str(observe.evaluating(run)) == "evaluating on news: base 70%"
+        assert observe.evaluating(run) == "evaluating on news: base 70%"
     assert observe.evaluating(run) is None
 
 

@@ -35,11 +35,14 @@ class StepMeter:
         self.printed = time.monotonic()
         self.live: Any = None
 
-    def update(self, final: bool = False) -> None:
+    def update(self) -> None:
         busy = evaluating(self.run)
         if busy:
-            self._tell_evaluating(str(busy))
-            return
+            self._tell_evaluating(busy)
+        else:
+            self._tell_step()
+
+    def _tell_step(self, final: bool = False) -> None:
         now, told = signs(self.run), self.now.step
         if now.step is None:
             self._before_the_first_step()
@@ -88,7 +91,7 @@ class StepMeter:
 
     def close(self) -> None:
         if self.evaluating is None:
-            self.update(final=True)
+            self._tell_step(final=True)
         self._end_live()
 
     def _end_live(self) -> None:

@@ -29,7 +29,7 @@ class Logged:
 
 
 LOGGED = re.compile(r"\{'loss':[^{}]*\}")
-COUNTER = re.compile(r"(\d+)/(\d+) \[")  # of a progress bar
+OWN_BAR = re.compile(r"^ *\d+%\|.*?(\d+)/(\d+) \[", re.MULTILINE)  # the bars of loading and tokenizing have names
 FIRST_STEP = "***** Running training *****"
 WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
 WINDOW_LINES = 20
@@ -111,35 +111,20 @@ def _last_printed(run: Run) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-@dataclass(frozen=True)
-class Evaluating:
-    """How far the evaluation under way is: its data set, whose answers, the share of them that is there (0 to 1)."""
-
-    data: str | None = None
-    side: str | None = None
-    share: float | None = None
-
-    def __str__(self) -> str:
-        words = (f"on {self.data}: {self.side}" if self.data else None, f"{self.share:.0%}" if self.share else None)
-        return " ".join(filter(None, ("evaluating", *words)))
-
-
-def evaluating(run: Run) -> Evaluating | None:
-    """From the log that LLaMA-Factory writes into now; None when the run is not being evaluated."""
+def evaluating(run: Run) -> str | None:
+    """How far the evaluation under way is: `evaluating on news: base 40%`; None when the run is not being evaluated."""
     held = holder(run)
     if held is None or held.work != "evaluated":
         return None
     logs = {changed_at(path): path for path in run.evaluation.glob("*/*.log")}
     if not logs or max(logs) < changed_at(run.claim):
-        return Evaluating()  # it still reads its rows
+        return "evaluating"  # it still reads its rows
     log = logs[max(logs)]
+    at, of = (OWN_BAR.findall(tail(log)) or [("0", "1")])[-1]
     parts = [name for name in read_json(log.parent / "rows" / "dataset_info.json") or {} if name.startswith("part-")]
-    counted = COUNTER.findall(tail(log))[-1:]
-    within = int(counted[0][0]) / max(int(counted[0][1]), 1) if counted else 0.0
-    if log.stem.endswith("-loss") or not parts:
-        return Evaluating(log.parent.name, log.stem, within)
-    done = len(list((log.parent / "parts" / log.stem).glob("*.jsonl")))
-    return Evaluating(log.parent.name, log.stem, min((done + within) / len(parts), 1.0))
+    whole = 1 if log.stem.endswith("-loss") else max(len(parts), 1)
+    done = len(list((log.parent / "parts" / log.stem).glob("*.jsonl"))) + int(at) / max(int(of), 1)
+    return f"evaluating on {log.parent.name}: {log.stem} {min(done / whole, 1):.0%}"
 
 
 def number(value: Any) -> float | None:

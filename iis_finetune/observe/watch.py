@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..runs import Run
-from .signs import COUNTER, LOGGED, number
+from .signs import LOGGED, number
 from .text import size
 
 Trouble = Literal["not finite", "stall"]
 
+COUNTER = re.compile(r"(\d+)/(\d+) \[")
 TOTAL = re.compile(r"Total optimization steps = ([\d,]+)")
 VALUE = re.compile(r"'(loss|grad_norm)': '?([-+.\w]+)")
 KEPT_BYTES = 4096  # of a line that is not yet whole

@@ -4,7 +4,7 @@ from .attempts import Attempt, Ending, attempts, events, living, note, record
 from .checkpoint import Contents, Skipped, contents, faults, newest_good, seal, sealed, weight_faults
 from .claim import Claim, Holder, Work, claimed, held, holder, turn
 from .decided import Decided, Nodes, Provenance, provenance_of, read_decided, write_decided
-from .documents import even_on_a_full_disk, json_object, read_json, read_lines, typed, write
+from .documents import even_on_a_full_disk, json_object, read_json, read_lines, typed, write, write_json
 from .listing import (
     create,
     damage,

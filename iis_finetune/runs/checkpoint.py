@@ -4,7 +4,6 @@ Checksums of finished checkpoints are kept, so that a resume starts from the byt
 """
 
 import hashlib
-import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..tensors import FLOATING, Header, read_header
-from .documents import read_json, typed, write
+from .documents import read_json, typed, write_json
 from .run import Run, step_of
 
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # transformers 5.6, enable_jit_checkpoint; nothing there reads it
@@ -179,8 +178,7 @@ def seal(run: Run, checkpoint: Path) -> None:
         return
     with suppress(OSError):  # no room: it goes on without
         run.checksums.mkdir(exist_ok=True)
-        text = json.dumps(asdict(Seal(before[LAST][1], sums)), indent=1) + "\n"
-        write(run.checksums / f"{checkpoint.name}.json", text)
+        write_json(run.checksums / f"{checkpoint.name}.json", asdict(Seal(before[LAST][1], sums)))
         for old in run.checksums.glob("*.json"):
             if not (run.output / old.stem).is_dir():
                 old.unlink(missing_ok=True)

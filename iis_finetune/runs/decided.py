@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..decision import Decision
-from .documents import read_json, typed, write
+from .documents import read_json, typed, write_json
 from .run import Run
 
 
@@ -69,7 +68,7 @@ def provenance_of(run: Run) -> Provenance:
 
 
 def write_decided(run: Run, decided: Decided) -> None:
-    write(run.decisions, json.dumps(asdict(decided), indent=2, ensure_ascii=False) + "\n")
+    write_json(run.decisions, asdict(decided))
 
 
 def read_decided(run: Run) -> Decided | None:

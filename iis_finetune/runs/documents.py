@@ -75,6 +75,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Whole or not at all, for people to read as well."""
+    write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
 def write(path: Path, text: str) -> None:
     """Whole or not at all: a temporary file beside it, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")  # open() keeps to the umask

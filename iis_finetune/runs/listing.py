@@ -1,7 +1,6 @@
 """The runs there are, found by number, name or prefix, and the state of each."""
 
 import difflib
-import json
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from ..errors import Misused, Problem, ProblemsFound
 from .attempts import attempts
 from .claim import holder
 from .decided import read_decided
-from .documents import read_json, typed, write
+from .documents import read_json, typed, write, write_json
 from .run import NAME, SMOKE, Request, Run, Workspace, step_of
 
 
@@ -58,7 +57,7 @@ def new_request(workspace: Workspace, asked: Mapping[str, Any]) -> Request:
     parent.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S-")
     request = Request(Path(tempfile.mkdtemp(prefix=stamp, dir=parent)))
-    write(request.asked, json.dumps(asked, indent=2) + "\n")
+    write_json(request.asked, asked)
     return request
 
 

@@ -58,7 +58,8 @@ def _refuse_no_more(run: Run, arguments: Mapping[str, Any]) -> None:
     done, asked, facts = runs.steps_done(run), trained_with(arguments), supervise.facts_of(run)
     steps, epochs = asked["max_steps"], asked["num_train_epochs"]
     if (steps <= (done.global_step or 0)) if steps > 0 else (epochs <= (done.epoch or 0)):
-        fix = f"iis-finetune resume {run.number:04d} max_steps=N goes on from its last checkpoint, N steps in all"
+        more = 2 * (done.global_step or 0)
+        fix = f"iis-finetune resume {run.number:04d} max_steps={more} goes on from its last checkpoint, {more} in all"
         what = f"{run.name} is finished: it has done {done.global_step} steps"
         raise ProblemsFound([Problem(what, fix, Place(COMMAND_LINE))])
     good, _ = runs.newest_good(run, facts.decided.processes, facts.ranks)

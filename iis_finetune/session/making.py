@@ -1,6 +1,5 @@
 """Make what a training is given: a model from a hub or of random weights, a precision view, a base's own folder."""
 
-import json
 import shutil
 import sys
 import threading
@@ -49,7 +48,7 @@ class _Teller:
 def make_scratch(request: Request, spec: Mapping[str, Any], examined: Examined, environment: Mapping[str, str]) -> None:
     """A model folder with random weights, made in a child as the spec orders."""
     file = request.folder / "scratch.json"
-    runs.write(file, json.dumps(spec, indent=2, ensure_ascii=False) + "\n")
+    runs.write_json(file, spec)
     own = launch.child_environment(examined.machine, environment, {"PYTHONPATH": str(launch.KIT.parent)})
     done = process.capture([sys.executable, "-m", "iis_finetune.probe.scratch", str(file)], 600, own)
     if done is None or done.returncode != 0:
@@ -73,7 +72,7 @@ def publish(made: Run, folder: Path) -> None:
     for path in sorted(made.output.iterdir()):
         if path.name in KEPT or path.suffix in (".safetensors", ".jinja"):
             shutil.copyfile(path, temporary / path.name)
-    runs.write(temporary / "iis-finetune.json", json.dumps({"made_by": made.name}) + "\n")
+    runs.write_json(temporary / "iis-finetune.json", {"made_by": made.name})
     if folder.is_dir():
         shutil.rmtree(folder)
     temporary.replace(folder)
