@@ -30,7 +30,7 @@ BAD = {
     "fix: iis-finetune lgos last": "did you mean 'logs'",
     "fix: see `iis-finetune runs --undo`": "no such option: --undo",
     "fix: lora_rank: banana": "takes a whole number",
-    "fix: kit.precision=fp33": "input should be",
+    "fix: kit.precision=fp33": "expected auto",
     "fix: write 'lora_rnak'": "no argument 'lora_rnak'",
 }
 

@@ -24,7 +24,15 @@ PAGES = [*TWINS, *TWINS.values()]
 BEFORE = ("check", "plan", "train", "download")  # verbs that take a recipe
 # What a reader has, and this project has not.
 THEIR_OWN = ("my.yaml", "dataset=my_rows", "dataset=my_train")
-SHELL = ("source .venv/bin/activate", "head -n", "tail -n", "export IIS_RUNS=", "conda env create", "vllm serve")
+SHELL = (
+    "source .venv/bin/activate",
+    "iis-finetune --install-completion",
+    "head -n",
+    "tail -n",
+    "export IIS_RUNS=",
+    "conda env create",
+    "vllm serve",
+)
 NOT_HERE = ("missing",)  # a model or a build that this machine lacks
 INLINE = r"`((?:\.venv/bin/)?iis-finetune [^`]+|make [^`]+)`"
 ACTIVATED = "source .venv/bin/activate"

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -37,14 +38,7 @@ def train(
     with show.meter("reading rows") as progress:
         asking = replace(question(recipe, overrides), nodes=placed, smoke=smoke, progress=progress)
         examined = preflight.examine(asking)
-    code = exit_code(examined.problems)
-    stops = code == INPUT or (code and not smoke)  # a smoke run needs neither the model nor the memory
-    notes = errors_of(examined.problems) if smoke and not stops else ()
-    show.problems([each for each in examined.problems if each not in notes], nothing_started=bool(stops))
-    if stops:
-        raise typer.Exit(code)
-    for note in notes:
-        show.line(f"note: {note.what}: a smoke run goes without, the training itself needs it ({note.fix})")
+    _tell_problems(examined.problems, smoke)
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
@@ -55,6 +49,18 @@ def train(
                 show.line(f"{decision.name}: {decision.value} ({decision.reason})")
     order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
     _start(order, asking.readings, background)
+
+
+def _tell_problems(found: Sequence[Problem], smoke: bool) -> None:
+    """Show what is wrong; ends the command unless it can go on: a smoke run needs neither the model nor the memory."""
+    code = exit_code(found)
+    stops = code == INPUT or (code and not smoke)
+    notes = errors_of(found) if not stops else []
+    show.problems([each for each in found if each not in notes], nothing_started=bool(stops))
+    if stops:
+        raise typer.Exit(code)
+    for note in notes:
+        show.line(f"note: {note.what}: a smoke run goes without, the training itself needs it ({note.fix})")
 
 
 def resume(
