@@ -458,7 +458,7 @@ def test_the_machines_are_listed_with_what_is_known_of_each(quick: Command) -> N
     listed = {row["name"]: row for row in json.loads(quick("machines", "--json").stdout)["machines"]}
     assert list(listed) == PROFILES
     told = {key: listed["mi50"][key] for key in ("architecture", "memory_gib", "precision", "attention", "knowledge")}
-    assert list(told.values()) == ["gfx906", 31.98, "fp32", "disabled", "confirmed"]
+    assert list(told.values()) == ["gfx906", 31.98, "fp32", "disabled", "documented"]
     assert listed["t4"]["precision"] == "fp16" and listed["mi100"]["knowledge"] == "unconfirmed"
     text = quick("machines").stdout
     assert all(name in text for name in PROFILES)

@@ -17,7 +17,7 @@ def machines(as_json: AsJson = False) -> None:
         return
     show.table([column.replace("_gib", " GiB") for column in COLUMNS], [list(row.values()) for row in rows])
     show.line("\nAn architecture (gfx1100, sm_89) and a card's own name do as well; NAMEx2 is two of them.")
-    show.line("knowledge: confirmed is what the maker's own text or a run says; the rest is derived, or reported once.")
+    show.line("knowledge: documented is what the maker or a public run says, not what we ran; the rest is derived or reported once.")
     show.line("next: iis-finetune plan RECIPE --on NAME")
 
 
@@ -29,4 +29,4 @@ def _row(name: str) -> dict[str, Any]:
     attention = str(machine.decide_attention(found, precision)[0].value)
     sure = all(row[cell]["confirmed"] for cell in ("precision", "attention"))
     cells = (name, one.name if one else "no card", found.arch, one.memory_gib if one else found.memory_gib)
-    return dict(zip(COLUMNS, (*cells, precision, attention, "confirmed" if sure else "unconfirmed"), strict=True))
+    return dict(zip(COLUMNS, (*cells, precision, attention, "documented" if sure else "unconfirmed"), strict=True))
