@@ -25,7 +25,10 @@ SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss s
 
 @dataclass(frozen=True)
 class StallLimits:
-    """How long without a sign of life is a stall; a step of 20 minutes is ordinary, a large checkpoint silent."""
+    """How long without a sign of life is a stall; a step of 20 minutes is ordinary, a large checkpoint silent.
+
+    `factor` times the median step, at least `floor_seconds`; `start_seconds` before the first step.
+    """
 
     factor: float = 5.0
     floor_seconds: float = 900.0
