@@ -44,8 +44,8 @@ def wait_for_trainer() -> None:
 def leave_when_done() -> Patch:
     """Have a training that has returned end with code 0 before the interpreter takes itself apart.
 
-    A thread of gloo's or autograd's that lets go of a tensor meanwhile aborts a process whose results are all saved,
-    about once in 30 trainings of two processes on a busy computer (pytorch/pytorch#190489, looked at 2026-11-21).
+    A thread of gloo's or autograd's that lets go of a tensor meanwhile aborts a process whose results are all saved
+    (pytorch/pytorch#190489, looked at 2026-11-21; seen once here with two processes, and taken for the same).
     """
     returned: list[bool] = []
 
