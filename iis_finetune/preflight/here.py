@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .. import arguments, hub, machine, rules
+from .. import arguments, machine, rules
 from ..errors import Problem
 from ..plan import Plan
 from ..rules import Case
@@ -80,6 +80,8 @@ def _login(case: Case, environment: Mapping[str, str]) -> list[Problem]:
     key = {"train": "push_to_hub", "export": "export_hub_model_id"}.get(case.purpose)
     if key is None or not case[key]:
         return []
+    from .. import hub  # 10 ms that a recipe which pushes nothing need not pay
+
     (place,) = hub.hubs(hub.ModelOrder("", Path(), source="huggingface"), environment)
     if place.token:
         return []
