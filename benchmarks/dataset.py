@@ -9,9 +9,10 @@ import random
 import resource
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from iis_finetune import dataset
 from iis_finetune.arguments import find_template

@@ -9,8 +9,9 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field, to_builtins
 
 from . import process
 
@@ -18,8 +19,7 @@ WEBHOOK = "env:"
 COMMAND_SECONDS, REQUEST_SECONDS = 60.0, 20.0
 
 
-@dataclass(frozen=True)
-class Notice:
+class Notice(Struct, frozen=True):
     """What is told: the run's name, the event (finished, failed, stopped, recovering), why, how far it is."""
 
     run: str
@@ -34,7 +34,7 @@ class Notice:
         """With `text`, one line for people, under the key that chat services read."""
         of = f" at step {self.step} of {self.total_steps}" if self.step is not None else ""
         text = f"{self.run} on {self.host}: {self.event}{of}" + (f": {self.why}" if self.why else "")
-        return json.dumps({"text": text, **asdict(self)}, ensure_ascii=False)
+        return json.dumps({"text": text, **to_builtins(self)}, ensure_ascii=False)
 
 
 def send(target: str, notice: Notice, environment: Mapping[str, str], log: Path) -> process.Child:

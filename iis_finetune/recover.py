@@ -1,9 +1,10 @@
 """What to do about a failure: a pure table from what happened so far to the next action."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from .rules import known_failures
 from .tables import read
@@ -29,8 +30,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 LOW_PRECISION = ("fp16", "bf16")
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """One ending that was not wanted: its cause, the step it was seen at, what was seen in a sentence."""
 
     cause: Cause
@@ -38,8 +38,7 @@ class Failure:
     what: str
 
 
-@dataclass(frozen=True)
-class Situation:
+class Situation(Struct, frozen=True):
     """All that the decision rests on.
 
     `attempts` counts the attempts in a row, this one included, that left no new good checkpoint and changed nothing;
@@ -58,8 +57,7 @@ class Situation:
     nothing_older: bool = False  # no good checkpoint is left
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(Struct, frozen=True):
     """Resume after a pause, with `change` made first (precision, attention or micro_batch); or give up, and why."""
 
     resume: bool

@@ -3,15 +3,15 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from msgspec import Struct
 
 LONGEST_HEADER = 100_000_000  # safetensors' own limit in bytes
 
 
-@dataclass(frozen=True)
-class Dtype:
+class Dtype(Struct, frozen=True):
     """`exponent` masks the bits of a number that are all set where it is infinite or not a number."""
 
     torch: str
@@ -33,8 +33,7 @@ TORCH_NAMES = {each.precision: each.torch for each in DTYPES if each.precision}
 PRECISIONS = {torch: precision for precision, torch in TORCH_NAMES.items()}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """`dtype` is safetensors' name; `begin` and `end` are where the numbers lie in the file, in bytes."""
 
     dtype: str
@@ -43,8 +42,7 @@ class Tensor:
     end: int
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Struct, frozen=True):
     """The tensors of one file, or of all the files of a folder; `file_bytes` is how long the files must be."""
 
     tensors: Mapping[str, Tensor]

@@ -14,13 +14,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from conftest import LONGEST, ROOT, left_after, marked, run
+from msgspec.structs import replace
 
 from iis_finetune.cli.tuned import loopback
 from iis_finetune.evaluate.answers import Evaluation, answers, material, run_llamafactory

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RECIPE
 from dataset_cases import GOOD, alpaca, array, lines, save_byte_tokenizer
+from msgspec.structs import replace
 
 from iis_finetune import dataset, preflight
 from iis_finetune.arguments import find_template

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -11,11 +12,11 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import RECIPE, ROOT, run
+from msgspec.structs import replace
 from test_machine import grow, write
 
 from iis_finetune import doctor, machine, recipe
@@ -45,7 +46,7 @@ def subject(root: Path, **environment: str) -> Subject:
 
 
 def of_card(machine_name: str, build: str, **changes: str) -> Machine:
-    return replace(profile(machine_name), name=HERE, torch_build=build, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(profile(machine_name), name=HERE, torch_build=build, **changes)  # type: ignore[arg-type]
 
 
 def group(root: Path, card: str, number: int, kind: str | None) -> None:
@@ -212,7 +213,7 @@ def test_torch_must_have_code_for_this_very_card(
         write(tmp_path, kernels, "")
     host = of_card("rx6800xt" if card == "rx6700xt" else card, build)
     if card == "rx6700xt":
-        host = replace(host, devices=(replace(host.devices[0], arch="gfx1031"),))
+        host = dataclasses.replace(host, devices=(dataclasses.replace(host.devices[0], arch="gfx1031"),))
     asked = replace(subject(tmp_path), machine=host, packages=(str(tmp_path),))
     assert builds.torch(asked).state == state
 
@@ -322,7 +323,9 @@ def test_a_package_that_a_verb_needs_and_is_not_there_is_a_sentence(tmp_path: Pa
 
 
 def test_a_card_without_a_published_build_is_told_so() -> None:
-    card = replace(profile("mi50"), devices=(replace(profile("mi50").devices[0], arch="gfx803"),))
+    card = dataclasses.replace(
+        profile("mi50"), devices=(dataclasses.replace(profile("mi50").devices[0], arch="gfx803"),)
+    )
     with pytest.raises(ProblemsFound, match="no published build") as caught:
         doctor.install_plan(card, {})
     assert caught.value.exit_code == 3

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from iis_finetune.cli.summary import example_rows, shortened, tell_evaluation
 from iis_finetune.evaluate.answers import slices_of

@@ -6,12 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import LONGEST, run
+from msgspec.structs import replace
 
 from iis_finetune import export, launch
 from iis_finetune.errors import Place, Problem, ProblemsFound, RunFailed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,12 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import COMMIT, Behaviour, Hub, Refusal
+from msgspec.structs import replace
 
 from iis_finetune import hub
 from iis_finetune.errors import Problem, ProblemsFound
@@ -682,7 +683,7 @@ def test_a_certificate_is_checked_against_the_organisations_own_authority(
 
 def test_too_little_room_is_said_before_the_first_byte(place: Place, server: Hub) -> None:
     files = server.listing(MODEL)
-    files["merges.txt"] = replace(files["merges.txt"], size=10**18)
+    files["merges.txt"] = dataclasses.replace(files["merges.txt"], size=10**18)
     problem = place.problem()
     assert "needs 10000000000" in problem.what
     assert problem.kind == "machine"

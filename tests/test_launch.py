@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from msgspec.structs import replace
 from ruamel.yaml import YAML
 
 from iis_finetune import launch, preflight, runs

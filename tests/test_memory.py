@@ -7,11 +7,11 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from iis_finetune.arguments import trained_with
 from iis_finetune.models import ModelFacts, from_config, look

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from iis_finetune import arguments, machine, models, plan, process, rules, runs
 from iis_finetune import recipe as recipes
@@ -321,7 +323,7 @@ def test_what_is_kept_in_the_computers_memory_has_to_fit_there(
     facts = models.look("meta-llama/Llama-3.1-8B-Instruct", Path("/nowhere/models"))
     told = {}
     for memory_gib in (None, 64.0, 512.0):
-        host = replace(machine.profile("r9700x4"), memory_gib=memory_gib)
+        host = dataclasses.replace(machine.profile("r9700x4"), memory_gib=memory_gib)
         made = plan.make(Inputs(recipe, host, facts, Workspace(ROOT, Path("/nowhere/models"), Path("/nowhere/runs"))))
         told[memory_gib] = [each.what for each in made.problems if "the computer's own memory" in each.what]
         assert "zero3_offload" not in "".join(each.fix for each in made.problems) or memory_gib != 64.0
@@ -439,11 +441,10 @@ def test_an_unstated_micro_batch_is_the_eight_rows_that_transformers_takes(tmp_p
     assert mended.problems == () and mended.memory.per_device_gib == pytest.approx(20.95, abs=0.01)
 
 
-@dataclass(frozen=True)
-class Recording(arguments.Settings):
+class Recording(arguments.Settings, frozen=True):
     """Settings that remember which arguments were asked for."""
 
-    asked: set[str] = field(default_factory=set)
+    asked: set[str] = msgspec.field(default_factory=set)
 
     def __getitem__(self, name: str) -> Any:
         self.asked.add(name)

@@ -6,13 +6,13 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import setup_plan
 from conftest import RECIPE, ROOT, Command, run
+from msgspec.structs import replace
 
 from iis_finetune import launch, machine, preflight, runs
 from iis_finetune.arguments import check, frozen, frozen_table, table

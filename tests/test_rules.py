@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from conftest import TINY
 from fixing import ways
+from msgspec.structs import replace
 from rule_cases import ELSEWHERE, FAULTS, TRAIN, Fault
 
 from iis_finetune import launch, machine, models, preflight, rules
@@ -278,7 +279,7 @@ def test_a_missing_package_is_installed_by_the_one_command_that_fits(
 def test_a_torchaudio_that_set_up_replaced_or_tried_is_not_complained_about(world: Path) -> None:
     case = case_of(TRAIN, "cpu", world)
     for found, version in ((True, "2.11.0"), (False, "2.11.0"), (True, None)):
-        host = replace(case.machine, torchaudio_placeholder=found)
+        host = dataclasses.replace(case.machine, torchaudio_placeholder=found)
         assert rules.check_packages(replace(case, machine=host), {**INSTALLED, "torchaudio": version}) == []
 
 
@@ -338,5 +339,5 @@ def test_llamafactory_itself_is_asked_and_its_refusal_is_a_problem(
 
 def test_a_name_in_a_row_is_a_question_a_property_or_an_argument_and_never_two_of_them() -> None:
     questions = {name for name, made in vars(conditions).items() if inspect.isfunction(made)}
-    properties = {name for name in (*vars(rules.Case), *rules.Case.__dataclass_fields__) if name[0] != "_"}
+    properties = {name for name in (*vars(rules.Case), *rules.Case.__struct_fields__) if name[0] != "_"}
     assert not questions & properties and not (questions | properties) & {*TABLE, "any"}

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from msgspec.structs import replace
 
 from iis_finetune import observe, process, runs
 from iis_finetune.errors import ProblemsFound

@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_training import checkpoint, safetensors
+from msgspec.structs import replace
 
 from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision

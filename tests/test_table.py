@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, TINY
+from msgspec.structs import replace
 
 from iis_finetune import export, launch, models, plan, preflight, runs
 from iis_finetune.errors import errors_of

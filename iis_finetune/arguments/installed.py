@@ -5,10 +5,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from .. import process, runs
 
@@ -19,8 +20,7 @@ SECONDS = 120.0
 SOURCES = ("hparams/*.py", "data/template.py", "data/tool_utils.py", "extras/constants.py", "training_args*.py")
 
 
-@dataclass(frozen=True)
-class Installation:
+class Installation(Struct, frozen=True):
     """The folders of the two packages, and the Python that imports them."""
 
     llamafactory: Path

@@ -2,10 +2,11 @@
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from ..errors import Problem
 from ..tables import read
@@ -24,8 +25,7 @@ Group = Literal["model", "data", "training", "finetuning", "generating"]
 Part = Literal["arguments", "models", "templates"]
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """A bound outside of which a value fails for certain or does something else; `why` says what happens."""
 
     why: str
@@ -41,8 +41,7 @@ class Limit:
     unless: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(Struct, frozen=True):
     """One argument of LLaMA-Factory: what it takes, what it means, and which of its classes it belongs to."""
 
     name: str

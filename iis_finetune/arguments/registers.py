@@ -1,14 +1,14 @@
 """LLaMA-Factory's registers of models and templates, as frozen from its source."""
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from msgspec import Struct
 
 from .llamafactory import frozen
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Struct, frozen=True):
     """A model that LLaMA-Factory knows; `template` is None for base models that were never tuned for talking."""
 
     name: str
@@ -23,8 +23,7 @@ class Model:
         return tuple(place for place in (self.huggingface, self.modelscope, self.openmind) if place)
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(Struct, frozen=True):
     """A prompt template; `slots` holds per role texts, `{"special": "bos_token"}` and `{"token": "<|x|>"}`."""
 
     name: str

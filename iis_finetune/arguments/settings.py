@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ..errors import Problem
 from ..recipe import Recipe
@@ -15,8 +17,7 @@ from .stated import check
 Origin = Literal["stated", "decided", "default"]
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """An argument is what the recipe states, else what the plan decided, else LLaMA-Factory's own default.
 
     Values are in LLaMA-Factory's types; null counts as not given. An argument that only another version has is None, a

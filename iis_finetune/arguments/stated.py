@@ -3,8 +3,9 @@
 import difflib
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from ..errors import Place, Problem
 from ..recipe import KIT_KEYS, Entry, Recipe

@@ -2,10 +2,10 @@
 
 import os
 import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from msgspec import to_builtins
 
 from .. import doctor as clinic
 from .. import machine, recipe
@@ -75,7 +75,7 @@ def _look(subject: Subject, quick: bool, as_json: bool) -> None:
 
 def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
     if as_json:
-        show.document(asdict(plan))
+        show.document(to_builtins(plan))
         return
     sure = "" if plan.confirmed else "; nobody of this project has run it on such a card"
     show.line(f"# {plan.machine}\n# from: {plan.source}{sure}")

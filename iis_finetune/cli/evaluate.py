@@ -1,10 +1,10 @@
 """The verbs evaluate and report: what a run is worth, as lines and as a page."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from .. import evaluate as evaluation
 from .. import process, runs, session

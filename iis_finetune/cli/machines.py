@@ -17,7 +17,7 @@ def machines(as_json: AsJson = False) -> None:
         return
     show.table([column.replace("_gib", " GiB") for column in COLUMNS], [list(row.values()) for row in rows])
     show.line("\nAn architecture (gfx1100, sm_89) and a card's own name do as well; NAMEx2 is two of them.")
-    show.line("knowledge: documented is what the maker or a public run says, not what we ran; the rest is derived or reported once.")
+    show.line("knowledge: documented by the maker or a public run, never run by us; else derived, or reported once.")
     show.line("next: iis-finetune plan RECIPE --on NAME")
 
 

@@ -4,11 +4,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from .. import notify, preflight, process, runs, session
 from ..dataset import Readings

@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from msgspec import Struct
 
 from .. import evaluate, launch, machine, process, runs, session
 from .. import export as exporting
@@ -35,8 +35,7 @@ NOT_LISTENING = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)  # exit co
 FREE = "an address of this machine and a port above 1023, as in --host 127.0.0.1 --port 8000"
 
 
-@dataclass(frozen=True)
-class Tuned:
+class Tuned(Struct, frozen=True):
     """The model and adapters to load, and the environment to load them in."""
 
     trained: Trained

@@ -54,7 +54,7 @@ def workspace() -> Workspace:
     except OSError:
         raise Misused("the current folder does not exist any more", "cd to the project's folder") from None
     models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
-    return Workspace(root, models, ran, _folder("IIS_PPO", Workspace.ppo))
+    return Workspace(root, models, ran, _folder("IIS_PPO", runs.PPO))
 
 
 def in_project(words: list[str]) -> list[str]:

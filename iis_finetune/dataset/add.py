@@ -4,10 +4,11 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ..errors import Place, Problem, ProblemsFound, errors_of
 from ..runs import write
@@ -23,8 +24,7 @@ ROWS = {"csv": "a line of column names, then a row a line", "text": "a text a li
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class OwnFile:
+class OwnFile(Struct, frozen=True):
     """A data file, the name it is wanted under (None: its own), and whether as a `copy` in the data folder."""
 
     path: Path
@@ -32,8 +32,7 @@ class OwnFile:
     copy: bool = False
 
 
-@dataclass(frozen=True)
-class Added:
+class Added(Struct, frozen=True):
     """What was registered: its source, the format recognised, its entry; the reading's problems are warnings."""
 
     source: Source

@@ -3,16 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field, to_builtins
 
 from ..runs import read_json, typed, write
 from .rows import Progress, Reading, check_rows
 from .sources import Options, Source
 
 
-@dataclass(frozen=True)
-class Readings:
+class Readings(Struct, frozen=True):
     """A memory that grows: no file is read twice while its path, size, time of change and settings are the same.
 
     One goes with a process, in its question. A process that is started to go on is handed it in a file: `keep` here,
@@ -45,7 +45,7 @@ class Readings:
 
     def keep(self, file: Path) -> None:
         """Write all that is known, for another process."""
-        write(file, json.dumps(asdict(self)) + "\n")
+        write(file, json.dumps(to_builtins(self)) + "\n")
 
 
 def kept(file: Path) -> Readings:

@@ -5,9 +5,11 @@ import json
 import locale
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ..errors import Place, Problem, Severity, did_you_mean, errors_of
 from . import sources
@@ -29,8 +31,7 @@ NEEDED = {
 }
 
 
-@dataclass(frozen=True)
-class Registered:
+class Registered(Struct, frozen=True):
     """One data set of the registry; `start` and `end` say where its name and its value stand in the file's text."""
 
     file: Path
@@ -50,8 +51,7 @@ class Registered:
         return Problem(what, fix, self.place(key), severity)
 
 
-@dataclass(frozen=True)
-class Registry:
+class Registry(Struct, frozen=True):
     """data/dataset_info.json as it is; `problems` says why `entries` may be empty."""
 
     file: Path

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from msgspec import Struct
+
 from ..errors import Place, Problem
 from .convert import Sample, convert, hold
 from .faults import Column, Fault, Findings, Row, note
@@ -21,8 +23,7 @@ TOLD_ROWS = 2000
 Progress = Callable[[float], None]  # is told the share that has been read, 0 to 1
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """What the rows of a data set are like; `complete` is False when `limit` ended the reading."""
 
     rows: int
@@ -30,7 +31,7 @@ class Reading:
     dropped: int
     complete: bool
     problems: tuple[Problem, ...]
-    truncation: Truncation = field(default_factory=Truncation)
+    truncation: Truncation = Truncation()
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """A registered data set: how its rows are laid out, in LLaMA-Factory's words, and what a training does with them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ..arguments import Settings, Template, find_template
 from ..errors import did_you_mean
@@ -34,8 +35,7 @@ LIMIT = 200_000  # rows that are read when not all are asked for
 SAMPLE = 1000  # rows that a smoke run reads
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """One entry's formatting, the columns and tags that it names, and which role each of its role words stands for."""
 
     formatting: str
@@ -49,8 +49,7 @@ class Layout:
         return [self.columns[key] for key in keys if key in self.columns]
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """The files of a data set here, their type, their layout."""
 
     name: str
@@ -59,8 +58,7 @@ class Source:
     layout: Layout
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """LLaMA-Factory's arguments by their names; `limit` is how many rows are read at most (None: all).
 
     `generate` is its predict_with_generate. `cutoff_len` None cuts nothing, `default_system` None is the template's.

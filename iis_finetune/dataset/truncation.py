@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from ..arguments import Template
 from ..errors import Place, Problem
@@ -24,8 +25,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Truncation:
+class Truncation(Struct, frozen=True):
     """Rows by the worst that happens to them: `counts` has the keys of KINDS that were met.
 
     `tokenised` rows could be too long and were counted exactly; `longest_tokens` is the longest of those.
@@ -49,8 +49,7 @@ class _Message(NamedTuple):
 _Rendered = tuple[Row, list[_Message]]
 
 
-@dataclass(frozen=True)
-class _Encoder:
+class _Encoder(Struct, frozen=True):
     """The tokenizer as the template sets it up, and the options it serves."""
 
     tokenizer: Any

@@ -1,8 +1,9 @@
 """Look at this machine, propose what to mend, and make the repairs that are safe."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..preflight import fitting
 from . import builds, hardware

@@ -4,8 +4,10 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+from msgspec import Struct
 
 from .. import process
 from ..errors import Problem, ProblemsFound
@@ -18,8 +20,7 @@ KIT = Path(__file__).parent.parent
 CLONE = KIT.parent if (KIT.parent / "constraints.txt").is_file() else None
 
 
-@dataclass(frozen=True)
-class InstallPlan:
+class InstallPlan(Struct, frozen=True):
     """The pip lines for a machine, in order, and how sure they are; `confirmed`: somebody here ran that build."""
 
     machine: str

@@ -4,9 +4,10 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from .. import launch, process, rules
 from ..errors import Place, Problem
@@ -26,8 +27,7 @@ Case = Mapping[str, Any]
 Ended = tuple[int | None, str]
 
 
-@dataclass(frozen=True)
-class Tried:
+class Tried(Struct, frozen=True):
     """One trial; errors (`backward`: of the gradients) are relative to the reference, None when there is none.
 
     `state`: fine; unavailable (this torch has no such kernel, no harm); wrong (NaN, or too far off); failed (refused
@@ -44,7 +44,7 @@ class Tried:
 
     def as_json(self) -> dict[str, Any]:
         """NaN is no JSON: an error that is not finite is null, and `state` says wrong."""
-        found = asdict(self)
+        found = to_builtins(self)
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 

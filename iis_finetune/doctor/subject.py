@@ -1,9 +1,10 @@
 """What is looked at, and what was found."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ..errors import Problem, errors_of
 from ..machine import Machine
@@ -11,8 +12,7 @@ from ..recipe import Recipe
 from ..runs import Workspace
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(Struct, frozen=True):
     """The machine, the environment and the folders to examine; `recipe` adds its `kit.env`.
 
     `root` is the file tree that the machine was detected in, `packages` the folders of installed packages (sys.path).
@@ -26,8 +26,7 @@ class Subject:
     packages: Sequence[str] | None = None
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(Struct, frozen=True):
     """One thing that was looked at: its name, what was found in a few words, what is wrong with it."""
 
     name: str

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from ..arguments import trained_with
 from ..errors import COMMAND_LINE, KitError, Misused, Place, Problem, ProblemsFound, RunFailed
@@ -117,7 +119,7 @@ def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Mat
 
 
 def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
-    return [{"title": name_of(each.name), **asdict(each)} for each in found]
+    return [{"title": name_of(each.name), **to_builtins(each)} for each in found]
 
 
 def _losses(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> list[Comparison]:

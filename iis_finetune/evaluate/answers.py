@@ -4,9 +4,11 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .. import dataset, launch, process
 from ..arguments import trained_with
@@ -26,8 +28,7 @@ LOSS_SLICES = 20
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Struct, frozen=True):
     """What is evaluated, on which data set, in which environment, until when; against what and how."""
 
     run: Run
@@ -45,8 +46,7 @@ class Evaluation:
         return self.run.evaluation / self.data
 
 
-@dataclass(frozen=True)
-class Material:
+class Material(Struct, frozen=True):
     """The rows made ready: part name -> number of rows, slices for the loss, longest answer in tokens, what is cut."""
 
     dataset_dir: str

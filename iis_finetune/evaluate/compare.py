@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .metrics import Declared, Scores, labels_of
 
@@ -15,8 +17,7 @@ FEWEST_ROWS = 10  # below, resampling says little about rows that were not seen
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """One metric of two models: means, what changed over the rows both have, its 95 % interval, the verdict.
 
     A perplexity's change is a ratio, tuned by base: both sides of it are uncertain, and both are in its interval.

@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 Kind = Literal["json", "labels", "text"]
 Scores = dict[str, list[float | None]]
@@ -26,8 +27,7 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Declared:
+class Declared(Struct, frozen=True):
     """The label set that answers are held to: of the whole answer, or of one field of a JSON answer."""
 
     labels: tuple[str, ...] = ()

@@ -5,10 +5,12 @@ import shutil
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from .. import launch, process
 from ..arguments import trained_with
@@ -29,8 +31,7 @@ ANSWERED, HELD_OUT_ROWS = "*/tuned.jsonl", 20  # what an evaluation leaves; the 
 LONGEST_SECONDS = 12 * 3600.0
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(Struct, frozen=True):
     """Where to, in which dtype (`auto`: that of the training); `run` adds its recipe and metrics to the card."""
 
     target: Path
@@ -40,8 +41,7 @@ class Export:
     replace: bool = False  # the run's own export folder, which is swapped only once the new one is proven
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(Struct, frozen=True):
     """The folder, its torch dtype, what the comparison found, and what is unusual about it."""
 
     folder: Path

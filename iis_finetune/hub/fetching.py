@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msgspec import Struct, to_builtins
 
 from ..errors import Place, Problem, ProblemsFound
 from . import folder as folders
@@ -18,8 +19,7 @@ from .selection import weights_faults
 from .transfer import Progress, Report, Transfer, fetch_files, wrong_file
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """What lies in `folder` now; `reason` says where it came from and why."""
 
     folder: Path
@@ -28,7 +28,7 @@ class Fetched:
     fetched_bytes: int = 0
 
     def as_json(self) -> dict[str, str | int | None]:
-        origin = asdict(self.manifest) | {"size_bytes": self.manifest.size_bytes}
+        origin: dict[str, str | int | None] = to_builtins(self.manifest) | {"size_bytes": self.manifest.size_bytes}
         del origin["files"]
         return origin | {"folder": str(self.folder), "reason": self.reason, "fetched_bytes": self.fetched_bytes}
 

@@ -5,9 +5,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from ..errors import Place, Problem
 from ..runs import write
@@ -18,8 +20,7 @@ MANIFEST = ".iis-finetune.json"
 INCOMPLETE = ".incomplete"
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """Where a model came from and what it consists of; `verified` is the UTC time of the last full check, or None."""
 
     model: str
@@ -35,8 +36,7 @@ class Manifest:
         return sum(file.size for file in self.files)
 
 
-@dataclass(frozen=True)
-class Installed:
+class Installed(Struct, frozen=True):
     """A model on disk. `place`: models, huggingface cache or modelscope cache; unknown values are None."""
 
     model: str
@@ -71,7 +71,7 @@ def now() -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    write(folder / MANIFEST, json.dumps(to_builtins(manifest), indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest | None:

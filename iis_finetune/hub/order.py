@@ -1,10 +1,11 @@
 """What is asked for, and of whom: orders, the two hubs as they are configured here, what a hub lists."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
+
+from msgspec import Struct
 
 from ..arguments import find_model
 from ..tables import read
@@ -14,8 +15,7 @@ HubName = Literal["huggingface", "modelscope"]
 LONGEST_PAUSE_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(Struct, frozen=True):
     """A file as a hub or a manifest states it; small files on Hugging Face have git's sha1 instead of a sha256."""
 
     path: str
@@ -24,8 +24,7 @@ class RemoteFile:
     git_sha1: str | None = None
 
 
-@dataclass(frozen=True)
-class Patience:
+class Patience(Struct, frozen=True):
     """How long to wait for a hub, and how often to come back to it."""
 
     probe_seconds: float = 5.0
@@ -42,8 +41,7 @@ class Patience:
         return min(max(growing, failure.retry_after or 0.0), LONGEST_PAUSE_SECONDS)
 
 
-@dataclass(frozen=True)
-class ModelOrder:
+class ModelOrder(Struct, frozen=True):
     """Which model, from where, to where; `model` is a hub's id or one of LLaMA-Factory's display names.
 
     `to` is the models folder, in which the model gets `<org>--<name>`, unless `exact` says that it is the model's own.
@@ -69,13 +67,15 @@ class ModelOrder:
         return (known and getattr(known, source)) or self.model
 
 
-@dataclass(frozen=True)
-class Hub:
+class Hub(Struct, frozen=True):
     """One hub as it is configured here; the token never shows in a representation."""
 
     source: HubName
     endpoint: str
-    token: str | None = field(default=None, repr=False)
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Hub({self.source}, {self.site})"
 
     @property
     def site(self) -> str:
@@ -100,8 +100,7 @@ class Hub:
         return self.words["list"].format(endpoint=self.endpoint, model=order.id_on(self.source), revision=revision)
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """The files of one revision that training needs, as a hub states them; `reason`: why it was this hub."""
 
     hub: Hub

@@ -12,6 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from ..errors import Place, Problem, ProblemsFound
 from .asking import get
 from .order import Hub, Listing, ModelOrder, RemoteFile
@@ -26,8 +28,7 @@ STREAMS = 4  # files fetched at once; more gain nothing against one hub and cost
 BLOCK_BYTES = 1 << 19  # measured: 256 KiB to 1 MiB hash and write fastest; above, blocks fall out of the cache
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """Bytes here of one file and of the whole model, or a `note` to show; called from threads, one at a time."""
 
     path: str = ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .. import recipe as recipes
 from ..arguments import WHOLE, settings_of, trained_with
@@ -19,8 +21,7 @@ from .facts import CONFIG
 LONGEST_CHAIN = 5
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(Struct, frozen=True, dict=True):
     """The recipe named by `kit.base` or `kit.reward`, and what it gives: a model folder, or a model and adapters."""
 
     recipe: Recipe

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ..runs import read_json
 from ..tables import read
@@ -17,8 +19,7 @@ NOT_TEXT = re.compile(r"visual|vision|audio|experts")
 Layers = Mapping[str, tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Shapes:
+class Shapes(Struct, frozen=True):
     """The sizes that parameters and activations follow from; `layers` counts decoder blocks."""
 
     model_type: str
@@ -45,8 +46,7 @@ class Shapes:
         return self.key_value_heads * self.head_dim
 
 
-@dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(Struct, frozen=True):
     """What is known of a model; what is unknown is None.
 
     `linear_layers` maps each name that `lora_target: all` stands for to (inputs, outputs) in one block; `modules` are
@@ -65,7 +65,7 @@ class ModelFacts:
     modules: frozenset[str] = frozenset()
     quantization: str | None = None
     chat_template: bool | None = None
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_folder(name_or_path: str, models_root: Path) -> Path | None:

@@ -4,17 +4,17 @@ import ast
 import contextlib
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from ..runs import Run, holder, read_json
 from .text import TAIL_BYTES, changed_at, tail
 
 
-@dataclass(frozen=True)
-class Logged:
+class Logged(Struct, frozen=True):
     """A line of LLaMA-Factory's trainer_log.jsonl."""
 
     current_steps: int | None = None
@@ -35,8 +35,7 @@ WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window w
 WINDOW_LINES = 20
 
 
-@dataclass(frozen=True)
-class Signs:
+class Signs(Struct, frozen=True):
     """What a run last said of itself; loss and grad norm as LLaMA-Factory prints them, rates a second."""
 
     step: int | None = None
@@ -79,7 +78,7 @@ def _logged(run: Run) -> list[dict[str, Any]]:
     for line in tail(run.trainer_log).splitlines():
         with contextlib.suppress(ValueError):
             logged = msgspec.convert(json.loads(line), Logged)  # msgspec's own reader knows no NaN
-            found.append({name: value for name, value in vars(logged).items() if value is not None})
+            found.append({name: value for name, value in asdict(logged).items() if value is not None})
     return found
 
 

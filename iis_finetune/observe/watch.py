@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import Struct
+
 from ..runs import Run
 from .signs import LOGGED, number
 from .text import size
@@ -23,8 +25,7 @@ LEARNED_NORM = 0.1
 SCALER_LOGS = 10  # fp16 begins with steps whose overflow only lowers the loss scale: no weight is touched by them
 
 
-@dataclass(frozen=True)
-class StallLimits:
+class StallLimits(Struct, frozen=True):
     """How long without a sign of life is a stall; a step of 20 minutes is ordinary, a large checkpoint silent.
 
     `factor` times the median step, at least `floor_seconds`; `start_seconds` before the first step.
@@ -35,8 +36,7 @@ class StallLimits:
     start_seconds: float = 3600.0
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """A trouble, in a sentence, and the step at which it was seen."""
 
     trouble: Trouble

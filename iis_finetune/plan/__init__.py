@@ -1,6 +1,6 @@
 """Recipe + machine + what the model folder says -> arguments, environment, command, decisions; pure."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from ..arguments import settings_of
 from ..errors import in_file_order

@@ -6,7 +6,8 @@ only inside one backward function cannot be read from that code: measured factor
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..models import Shapes
 
@@ -16,8 +17,7 @@ OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
 Items = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(Struct, frozen=True):
     """One forward and backward pass; `stream` and `compute` are bytes of an element of the residual stream, of matmuls.
 
     `trained` maps the linear layers of a block that train or carry an adapter to (inputs, outputs); `layers` counts the

@@ -1,9 +1,10 @@
 """What LLaMA-Factory is given after training: arguments and environment of predict, export, chat and serve."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ..arguments import WHOLE, Settings, Verb, for_verb, table, trained_with
 from ..models import stacked
@@ -23,16 +24,14 @@ NOT_WHEN_MEASURING = (
 )
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(Struct, frozen=True):
     """What is loaded: a model folder and the adapters on top of it, in order."""
 
     model: str
     adapters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(Struct, frozen=True):
     """What the verbs after training take: a name, the arguments, what is loaded, the precision it was trained in."""
 
     name: str
@@ -46,8 +45,7 @@ class Trained:
         return TORCH_NAMES.get(self.precision, "auto")
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """Rows to answer: registered names in a data folder, where the result goes, the longest answer in tokens."""
 
     dataset_dir: str

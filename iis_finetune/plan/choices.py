@@ -1,6 +1,6 @@
 """The steps that choose precision, attention, batch, output and environment variables of any training."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from ..arguments import LLAMAFACTORY, version_of
 from ..decision import Decision

@@ -1,8 +1,11 @@
 """Does a training fit into a device's memory, and which single changes would make it fit."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import reduce
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import Problem, errors_of
 from ..machine import (
@@ -24,8 +27,7 @@ Lines = tuple[str, ...]
 Planner = Callable[[Inputs], Plan]  # every step but the fit
 
 
-@dataclass(frozen=True)
-class Remedy:
+class Remedy(Struct, frozen=True):
     """Lines to write, the memory of the plan that has them, and what that plan is warned of beside this one's."""
 
     lines: Lines
@@ -65,7 +67,7 @@ def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
     work, there = workload(plan, launcher), plan.machine.memory_gib
     slow = offload_problems(plan.machine) if work.sharing.offloads and work.sharing.zero_stage else []
     place = plan.recipe.place(next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher"))
-    found = [replace(each, where=place) for each in slow]
+    found = [dataclasses.replace(each, where=place) for each in slow]
     need = offloaded_gib(plan.inputs.model, work) * launcher.here
     if there is None or need <= there:
         return found
@@ -125,7 +127,7 @@ def machine_problems(case: Case) -> list[Problem]:
     found = [("quantization_bit", each) for each in quantization_problems(case.machine) if ours]
     compiling = next((key for key in COMPILING if case[key]), None)
     found += [(compiling, each) for each in compile_problems(case.machine) if compiling]
-    return [replace(each, where=case.recipe.place(key)) for key, each in found]
+    return [dataclasses.replace(each, where=case.recipe.place(key)) for key, each in found]
 
 
 def _changes(plan: Plan) -> list[Lines]:

@@ -1,9 +1,11 @@
 """How much memory a training needs on one device, item by item, from the model's shapes; nothing is measured here."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from ..arguments import WHOLE, Settings
 from ..models import ModelFacts, Shapes, layers_of
@@ -27,8 +29,7 @@ PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
 NO_SHAPES = "the sizes of the model are not known"
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(Struct, frozen=True):
     """What decides the need beside the model: a training's settings and what was decided beside them.
 
     The `processes` share the model as `launcher` says. `fused_attention` is false where sdpa has only its math form,
@@ -72,8 +73,7 @@ class Workload:
         return not self.settings["disable_gradient_checkpointing"]
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(Struct, frozen=True):
     """Peak of one device in GiB and what it is made of; None and empty when it cannot be known.
 
     `not_counted` makes the peak a lower bound, or says why there is none. Up to `ready_gib` it fits; from there to
@@ -106,8 +106,7 @@ class MemoryEstimate:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Sizes:
+class _Sizes(Struct, frozen=True):
     """Numbers of parameters, and bytes of one of them as it is stored.
 
     `trained` are the layers that are trained; of the `trainable` parameters `active` have gradients at a time.

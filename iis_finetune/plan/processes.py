@@ -1,7 +1,8 @@
 """The steps that decide how many processes there are, on how many machines, and how they share the model."""
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from ..decision import Decision
 from ..errors import Problem, errors_of

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import fields, replace
 
 from ..arguments import Settings, for_verb
 from ..decision import Decision
@@ -19,8 +22,7 @@ from .memory import MemoryEstimate
 SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """All that a plan is made from; two equal inputs give two equal plans, on any computer."""
 
     recipe: Recipe
@@ -32,8 +34,7 @@ class Inputs:
     reward: Base | None = None
 
 
-@dataclass(frozen=True)
-class Launcher:
+class Launcher(Struct, frozen=True):
     """`here` of the `processes` are on this machine, as many as on each of the others."""
 
     name: str = "single"
@@ -41,8 +42,7 @@ class Launcher:
     here: int = 1
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What would run, and why; never changed, each method returns another plan with more decided.
 
     Paths hold `{run}`, `{models}`, `{data}`, `{kit}` and `{ppo}`, filled in at launch. `settings` answers for every
@@ -99,7 +99,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` shows."""
-        written = asdict(self.decided())
+        written = to_builtins(self.decided())
         return {name: written[name] for name in SHOWN}
 
     def stated(self, *names: str) -> list[str]:
@@ -140,8 +140,10 @@ class Plan:
     def take(self, decision: Decision, problems: list[Problem], key: str) -> Plan:
         """Take over a decision of the machine table, with its problems placed at the line that led to it."""
         if decision.source == "recipe":  # asked for there; `auto` is a question, and the table's is the answer
-            decision = replace(decision, source=self._entry(key).source)
-        return self.note(decision).complain(*(replace(each, where=self.recipe.place(key)) for each in problems))
+            decision = dataclasses.replace(decision, source=self._entry(key).source)
+        return self.note(decision).complain(
+            *(dataclasses.replace(each, where=self.recipe.place(key)) for each in problems)
+        )
 
     def heard(self, kit_name: str, *names: str) -> tuple[Plan, list[str]]:
         """Those of LLaMA-Factory's arguments that are stated; none, and an error, where a `kit:` key says it too."""
@@ -149,7 +151,7 @@ class Plan:
         if not stated or getattr(self.recipe.kit, kit_name) == "auto":
             return self, stated
         name, key = stated[0], f"kit.{kit_name}"
-        here, there = (replace(self.recipe.place(each), key=None) for each in (name, key))
+        here, there = (dataclasses.replace(self.recipe.place(each), key=None) for each in (name, key))
         fix = f"keep one of them: {name} ({here}) or {key} ({there})"
         return self.complain(Problem(f"'{name}' and '{key}' ({there}) both say it", fix, self.recipe.place(name))), []
 

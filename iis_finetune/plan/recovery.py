@@ -1,8 +1,9 @@
 """A run that goes on: its next attempt made safer, and what may differ from the plan it began with; pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ..arguments import trained_with
 from ..errors import COMMAND_LINE, Place, Problem
@@ -33,8 +34,7 @@ def safer_overrides(recipe: Recipe, arguments: Mapping[str, Any], change: Mappin
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Footing:
+class Footing(Struct, frozen=True):
     """What a run stands on: LLaMA-Factory's arguments with real paths, hashes of the data files, processes."""
 
     arguments: Mapping[str, Any]

@@ -1,7 +1,8 @@
 """The step that says what a training starts from: the model or a view of it, adapters, a reference to compare with."""
 
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..decision import Decision
 from ..models import Base, needs_view, view_path

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
@@ -28,8 +30,7 @@ PATHS = (
 )
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(Struct, frozen=True):
     """What a verb before training asks about: a recipe with overrides, here or on a named machine.
 
     `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is, and
@@ -50,8 +51,7 @@ class Question:
     machine: Machine | None = None  # found already: it is not looked for again
 
 
-@dataclass(frozen=True)
-class Examined:
+class Examined(Struct, frozen=True):
     """The answer: the plan and every problem; `base`, `reward` and `model` say what has to be made or fetched first."""
 
     recipe: Recipe

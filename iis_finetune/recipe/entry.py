@@ -1,9 +1,12 @@
 """One line of a recipe, and those lines that may not stand in one: secrets."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import Place, Problem
 
@@ -13,8 +16,7 @@ VARIABLES = re.compile(r"(?:\w*_)?(?:TOKEN|SECRET|PASSWORD|KEY)", re.IGNORECASE)
 VALUES = re.compile(r"(?<![\w./-])(?:hf_[A-Za-z0-9]|ms-[\w-]|sk-[\w-])(?:[A-Za-z0-9]|[\w-]){19,}")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One `key: value`, of a recipe or of the command line; keys of the kit block are dotted (`kit.precision`).
 
     `text` is a one-line value as it was written, before YAML took `off` for a boolean or `1.10` for a number; `written`
@@ -73,4 +75,4 @@ def texts(value: Any) -> Iterator[str]:
 
 def _refused(key: str, entry: Entry) -> Problem:
     what = f"'{VALUES.sub('...', key)}' is a secret, and every file of a run may be shared"
-    return Problem(what, "set it in the shell; it is passed on", replace(entry.place, key=None))
+    return Problem(what, "set it in the shell; it is passed on", dataclasses.replace(entry.place, key=None))

@@ -3,11 +3,10 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta, Struct, ValidationError, convert, json
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from ..errors import COMMAND_LINE, Problem, did_you_mean
 from .entry import Entry

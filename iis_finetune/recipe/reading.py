@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, did_you_mean
 from .entry import Entry, without_secrets
@@ -18,8 +20,7 @@ HELD_OUT = "kit.evaluate_after"
 MOST_KEYS = 600  # LLaMA-Factory has some 350
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(Struct, frozen=True):
     """A LLaMA-Factory YAML with an optional `kit:` block, overrides applied."""
 
     name: str

@@ -1,10 +1,11 @@
 """What the rules look at: what a recipe's arguments will be, its model, where it would run, the files it names."""
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from ..arguments import Settings
 from ..machine import Machine
@@ -16,8 +17,7 @@ Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
 TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(Struct, frozen=True, dict=True):
     """A recipe with what the plan decided for it; `case[name]` is what an argument will be.
 
     `rows` are the usable training rows of all data sets together, None where they were not counted.

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..arguments import accepted_versions
 from ..errors import Problem
@@ -17,8 +18,7 @@ TRIO = ("torch", "torchvision", "torchaudio")
 ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(Struct, frozen=True):
     """A package that the first of the arguments that a recipe states needs, and from which version on."""
 
     package: str

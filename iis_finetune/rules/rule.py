@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from ..errors import Kind, Place, Problem, Severity
 from ..tables import read
@@ -21,8 +22,7 @@ OWN = 0  # the number of rules that are the kit's own advice
 When = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """`keys` are names with spaces between them, the one to blame first; in `what` and `fix`, `{c[key]}` is a value.
 
     `about` is the table's section. `number` groups rules of one kind in the benchmark's list. `source` is a file of the

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from ..arguments import Settings
 
@@ -13,8 +14,7 @@ from ..arguments import Settings
 FSDP_STAGES = {"no_shard": 0, "shard_grad_op": 2, "hybrid_shard_zero2": 2}
 
 
-@dataclass(frozen=True)
-class Sharing:
+class Sharing(Struct, frozen=True, dict=True):
     """`launcher` is the kit's word, or `deepspeed` and `fsdp` where the recipe states that argument itself."""
 
     launcher: str

@@ -20,4 +20,4 @@ from .listing import (
     steps_done,
     weights,
 )
-from .run import KIT, Request, Run, Workspace, fill, step_of
+from .run import KIT, PPO, Request, Run, Workspace, fill, step_of

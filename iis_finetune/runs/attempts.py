@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from ..process import Identity, tree
 from .claim import mark
@@ -14,8 +16,7 @@ from .run import Run
 Ending = Literal["finished", "failed", "stopped", "interrupted"]
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """One start of the training program: who ran it, from where, how it ended and why."""
 
     attempt: int
@@ -46,7 +47,7 @@ def record(run: Run, attempt: Attempt) -> None:
     """Write an attempt's line: a new one, or over the earlier line of the same attempt."""
     attempt = replace(attempt, folder=mark(run.folder))
     lines = [old for old in attempts(run) if old.attempt != attempt.attempt]
-    text = "".join(json.dumps(asdict(each), sort_keys=True) + "\n" for each in [*lines, attempt])
+    text = "".join(json.dumps(to_builtins(each), sort_keys=True) + "\n" for each in [*lines, attempt])
     with even_on_a_full_disk():
         write(run.attempts, text)
 

@@ -8,8 +8,9 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msgspec import Struct, to_builtins
 
 from ..tensors import FLOATING, Header, read_header
 from .documents import read_json, typed, write_json
@@ -26,8 +27,7 @@ LAST = "trainer_state.json"
 Contents = dict[str, tuple[int, int]]  # each file's size and time of change
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(Struct, frozen=True):
     """A checkpoint that a resume must not use, and every reason."""
 
     folder: Path
@@ -143,8 +143,7 @@ def _not_finite(path: Path, header: Header) -> Iterator[str]:
                     yield name
 
 
-@dataclass(frozen=True)
-class Seal:
+class Seal(Struct, frozen=True):
     """SHA-256 of each file; `saved` is when: a checkpoint that was saved anew, or copied, is another one."""
 
     saved: int
@@ -178,7 +177,7 @@ def seal(run: Run, checkpoint: Path) -> None:
         return
     with suppress(OSError):  # no room: it goes on without
         run.checksums.mkdir(exist_ok=True)
-        write_json(run.checksums / f"{checkpoint.name}.json", asdict(Seal(before[LAST][1], sums)))
+        write_json(run.checksums / f"{checkpoint.name}.json", to_builtins(Seal(before[LAST][1], sums)))
         for old in run.checksums.glob("*.json"):
             if not (run.output / old.stem).is_dir():
                 old.unlink(missing_ok=True)

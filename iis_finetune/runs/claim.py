@@ -5,9 +5,11 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+from msgspec import Struct, to_builtins
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
 from ..process import Identity, alive, identity
@@ -17,8 +19,7 @@ from .run import Run, Workspace
 Work = Literal["prepared", "trained", "evaluated", "exported", "stopped", "deleted"]
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """The process that has a run folder, what becomes of the run there, and which folder that is."""
 
     work: Work
@@ -36,7 +37,7 @@ class Claim:
     def tell(self, work: Work) -> None:
         """Say what is done with the run from now on."""
         who = identity(os.getpid())
-        line = json.dumps(asdict(Holder(work, who, mark(self.run.folder)))) + "\n" if who else ""
+        line = json.dumps(to_builtins(Holder(work, who, mark(self.run.folder)))) + "\n" if who else ""
         with even_on_a_full_disk():  # the lock holds without its text, and `--delete` makes room
             os.pwrite(self.handle, line.encode(), 0)  # in one go: a reader takes the first line
             os.ftruncate(self.handle, len(line))

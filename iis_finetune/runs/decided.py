@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from ..decision import Decision
 from .documents import read_json, typed, write_json
 from .run import Run
 
 
-@dataclass(frozen=True)
-class Nodes:
+class Nodes(Struct, frozen=True):
     """`rank` is this machine's place among them; the first, at `address`, is 0. `interface` is the card towards it."""
 
     number: int
@@ -32,8 +33,7 @@ class Nodes:
         return {"NNODES": str(self.number), "NODE_RANK": str(self.rank), **place}
 
 
-@dataclass(frozen=True)
-class Decided:
+class Decided(Struct, frozen=True):
     """What a run was planned as, with real paths; empty where a folder of an older version does not say it."""
 
     recipe: str = ""
@@ -53,8 +53,7 @@ class Decided:
         return next((each for each in self.decisions if each.name == name), None)
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(Struct, frozen=True):
     """What a run came from: its model folder and what that held, its data files by path."""
 
     model: str | None = None
@@ -68,7 +67,7 @@ def provenance_of(run: Run) -> Provenance:
 
 
 def write_decided(run: Run, decided: Decided) -> None:
-    write_json(run.decisions, asdict(decided))
+    write_json(run.decisions, to_builtins(decided))
 
 
 def read_decided(run: Run) -> Decided | None:

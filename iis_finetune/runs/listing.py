@@ -6,9 +6,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from ..errors import Misused, Problem, ProblemsFound
 from .attempts import attempts
@@ -18,8 +19,7 @@ from .documents import read_json, typed, write, write_json
 from .run import NAME, SMOKE, Request, Run, Workspace, step_of
 
 
-@dataclass(frozen=True)
-class EarlyStopping:
+class EarlyStopping(Struct, frozen=True):
     """transformers' callback of that name, as its trainer saves it: patience, and what is used up of it, in looks."""
 
     args: Mapping[str, int | float] = field(default_factory=dict)
@@ -31,15 +31,13 @@ class EarlyStopping:
         return waited >= self.args.get("early_stopping_patience", 1)
 
 
-@dataclass(frozen=True)
-class Callbacks:
+class Callbacks(Struct, frozen=True):
     """The one callback in trainer_state.json that counts here."""
 
     EarlyStoppingCallback: EarlyStopping | None = None
 
 
-@dataclass(frozen=True)
-class StepsDone:
+class StepsDone(Struct, frozen=True):
     """What trainer_state.json says of a training."""
 
     global_step: int | None = None

@@ -6,9 +6,11 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .documents import append, even_on_a_full_disk
 
@@ -17,18 +19,19 @@ NAME = re.compile(r"(\d{4,})-(.+)")
 SMOKE = "-smoke"
 
 
-@dataclass(frozen=True)
-class Workspace:
+PPO = Path(sys.prefix).parent / ".venv-ppo"  # the virtual environment of stage ppo, beside the one that the kit runs in
+
+
+class Workspace(Struct, frozen=True):
     """The folders a verb works in: recipes and data below the root, models and runs wherever they were put.
 
-    `ppo` is the virtual environment of stage ppo, beside the one that the kit runs in. A run that goes on stands on
-    what there was when it began: only runs numbered below `before` can be bases.
+    A run that goes on stands on what there was when it began: only runs numbered below `before` can be bases.
     """
 
     root: Path
     models: Path
     runs: Path
-    ppo: Path = Path(sys.prefix).parent / ".venv-ppo"
+    ppo: Path = PPO
     before: int | None = None
 
     @property
@@ -50,8 +53,7 @@ class Named:
         return owner.folder / self.name
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Struct, frozen=True):
     """A run is a folder; this class alone names its files."""
 
     folder: Path
@@ -111,8 +113,7 @@ class Run:
         return sorted(found, key=step_of)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """A detached start: what was asked for, what it is doing, what it printed; it may make several runs."""
 
     folder: Path
@@ -148,6 +149,7 @@ def fill(value: Any, run: Run, workspace: Workspace) -> Any:
         return {key: fill(inner, run, workspace) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(fill(inner, run, workspace) for inner in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{each.name: fill(getattr(value, each.name), run, workspace) for each in fields(value)})
+    if isinstance(value, Struct):
+        filled = {name: fill(getattr(value, name), run, workspace) for name in value.__struct_fields__}
+        return replace(value, **filled)
     return value

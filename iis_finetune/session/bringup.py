@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .. import evaluate, launch, models, preflight, process, runs, supervise
 from ..errors import FINE, ProblemsFound
@@ -23,8 +25,7 @@ Named = Literal["base", "reward"]  # the kit keys that name a recipe which is ru
 NAMED: tuple[Named, ...] = ("base", "reward")
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(Struct, frozen=True):
     """One detached process: where it reports, what was asked, what may stop it."""
 
     request: Request

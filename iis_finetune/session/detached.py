@@ -2,8 +2,10 @@
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from .. import dataset, runs
 from ..errors import BUG, INPUT, KitError, ProblemsFound
@@ -14,8 +16,7 @@ from . import bringup, smoke
 from .bringup import Session
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Struct, frozen=True):
     """What a detached process is to do: train a recipe, or resume the run of that name."""
 
     recipe: str
@@ -31,7 +32,7 @@ class Order:
 
 def place(order: Order, workspace: Workspace, readings: dataset.Readings) -> Request:
     """Write an order where its detached process will read it, with what is already known of the data files."""
-    request = runs.new_request(workspace, asdict(order))
+    request = runs.new_request(workspace, to_builtins(order))
     readings.keep(request.readings)
     return request
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from .. import dataset, launch, preflight, runs, supervise
 from ..arguments import WHOLE, trained_with

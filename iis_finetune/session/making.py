@@ -5,9 +5,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
 
 from .. import hub, launch, models, process, runs
 from ..errors import Problem, ProblemsFound
@@ -42,7 +43,7 @@ class _Teller:
         with self.lock:
             if progress.note or time.monotonic() - self.told >= TOLD_SECONDS:
                 self.told = time.monotonic()
-                self.request.tell(download=asdict(progress))
+                self.request.tell(download=to_builtins(progress))
 
 
 def make_scratch(request: Request, spec: Mapping[str, Any], examined: Examined, environment: Mapping[str, str]) -> None:

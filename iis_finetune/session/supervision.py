@@ -1,10 +1,11 @@
 """What the supervisor of a run is given, and how a run's end is told."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from .. import launch, notify, rules, runs
 from .. import recipe as recipes

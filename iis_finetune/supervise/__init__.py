@@ -5,9 +5,11 @@ The only writer of attempts and events while a run lives.
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from .. import recover, runs
 from ..errors import ProblemsFound, RunFailed

@@ -5,9 +5,12 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .. import launch, process, runs
 from ..observe import Seen, Watcher, began, killed_for_memory, named_in_kernel_log, raised, tail
@@ -21,16 +24,14 @@ DUMP_SECONDS, EXIT_SECONDS = 3.0, 60.0
 LOG_BYTES = 262_144
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(Struct, frozen=True):
     """Where an attempt begins: a checkpoint or None, what was changed for it."""
 
     checkpoint: Path | None
     change: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How an attempt ended: for good, and why, or by a failure to decide about."""
 
     attempt: Attempt

@@ -3,9 +3,11 @@
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+
+from msgspec import Struct
 
 from ..observe import StallLimits
 from ..plan.recovery import micro_batch_of
@@ -15,8 +17,7 @@ from ..tensors import PRECISIONS
 NEVER_RESUMED = ("rm", "ppo")  # LLaMA-Factory cannot: value heads are not where the trainer looks for weights
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(Struct, frozen=True):
     """A prepared run and its training's whole environment.
 
     `replan` makes a change (precision, attention, micro_batch) in the run's folder and returns the new environment;
@@ -29,13 +30,12 @@ class Task:
     replan: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     tell: Callable[[str, str], object] = lambda _event, _why: None  # for recipes without kit.notify
     edited: Callable[[], Sequence[str]] = tuple
-    stall: StallLimits = field(default_factory=StallLimits)
+    stall: StallLimits = StallLimits()
     poll_seconds: float = 0.5
     may_recover: bool = True
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What the run's own files say of its plan."""
 
     decided: Decided
@@ -71,26 +71,23 @@ class Facts:
         return "pissa_convert is wrong after a resume" if arguments.get("pissa_convert") else None
 
 
-@dataclass(frozen=True)
-class RecordedDevice:
+class RecordedDevice(Struct, frozen=True):
     """As machine.json has it."""
 
     arch: str = "cpu"
 
 
-@dataclass(frozen=True)
-class Devices:
+class Devices(Struct, frozen=True):
     """What machine.json says of the devices."""
 
     devices: tuple[RecordedDevice, ...] = ()
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """What the hook found in the training's memory: parameters by `trainable` or `frozen`, then by data type."""
 
     mixed_precision: str | None = None
-    parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    parameters: Mapping[str, Mapping[str, int]] = {}
     attention: str | None = None
     device_memory_gib: float | None = None
 
