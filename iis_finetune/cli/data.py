@@ -35,7 +35,8 @@ def add(file: File, name: Name = None, copy: Copied = False) -> None:
     if Path(added.entry["file_name"]).is_absolute():
         show.line(f"  it is read from {added.entry['file_name']}; with --copy it is put into {added.registry.parent}")
     stage = "" if kind.stage == "sft" else f" stage={'dpo' if kind.stage == 'rm' else kind.stage}"
-    show.line(f"next: iis-finetune train RECIPE dataset={name}{stage}")
+    show.line(f"a recipe trains on it with: dataset={name}{stage}")
+    show.line("next: iis-finetune recipes")
 
 
 def _part(source: dataset.Source, reading: dataset.Reading) -> str:
