@@ -35,6 +35,7 @@ def folders(project: Path) -> tuple[Run, Run]:
 
 DAMAGES: dict[str, tuple[str, Callable[[str], str]]] = {
     "a word for a time": ("attempts.jsonl", lambda text: text.replace('"attempt": 1', '"attempt": "first"')),
+    "a name that is no text": ("attempts.jsonl", lambda text: text.replace("{", r'{"\ud800": 0, ', 1)),
     "no supervisor": ("attempts.jsonl", lambda _text: '{"attempt": 1, "started": 0, "supervisor": 7}\n'),
     "a list of steps": ("output/trainer_state.json", lambda _text: '{"global_step": [4], "max_steps": 4}'),
 }

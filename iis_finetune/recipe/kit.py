@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from msgspec import Meta, Struct, ValidationError, convert, json
+from msgspec import Meta, Struct, convert, json
 from msgspec.structs import fields, replace
 
 from ..errors import COMMAND_LINE, Problem, did_you_mean
@@ -154,7 +154,7 @@ def _refused(dotted: str, value: Any, hint: Any, entry: Entry) -> Iterator[Probl
     """A value that is not of its type."""
     try:
         convert(value, hint, strict=False)
-    except ValidationError as error:
+    except ValueError as error:
         reason = str(error).partition(" - at ")[0].replace(" | null", "")
         given = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
         choices = _choices(hint)

@@ -59,7 +59,7 @@ def typed(path: Path, kind: type[T], value: Any) -> T:
     """What was read from a file as its record; raises ProblemsFound that names the file."""
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as wrong:
+    except ValueError as wrong:  # not of its type, or a name that is no text
         what, _, at = str(wrong).partition(" - at ")
         key = at.strip("`").removeprefix("$.")
         what = f"{path.parent.name}/{path.name} is damaged: {key}: {what[0].lower()}{what[1:]}"
