@@ -36,6 +36,10 @@ def folders(project: Path) -> tuple[Run, Run]:
 DAMAGES: dict[str, tuple[str, Callable[[str], str]]] = {
     "a word for a time": ("attempts.jsonl", lambda text: text.replace('"attempt": 1', '"attempt": "first"')),
     "a name that is no text": ("attempts.jsonl", lambda text: text.replace("{", r'{"\ud800": 0, ', 1)),
+    "a time of no calendar": (
+        "attempts.jsonl",
+        lambda text: text.replace('"started": ', '"started": 1e300, "x": '),
+    ),
     "no supervisor": ("attempts.jsonl", lambda _text: '{"attempt": 1, "started": 0, "supervisor": 7}\n'),
     "a list of steps": ("output/trainer_state.json", lambda _text: '{"global_step": [4], "max_steps": 4}'),
 }

@@ -82,10 +82,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _when(seconds: float | None) -> str | None:
-    try:
-        return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        return None
+    return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def status(run: RunName, as_json: AsJson = False) -> None:

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct, field, to_builtins
+from msgspec import Meta, Struct, field, to_builtins
 from msgspec.structs import replace
 
 from ..process import Identity, tree
@@ -14,19 +14,21 @@ from .run import Run
 
 # `interrupted` is an attempt that another one is to follow; if none does, so is the run.
 Ending = Literal["finished", "failed", "stopped", "interrupted"]
+LAST_SECOND = 1e11  # since the epoch: no calendar shows a later one
+When = Annotated[float, Meta(ge=0, lt=LAST_SECOND)]
 
 
 class Attempt(Struct, frozen=True):
     """One start of the training program: who ran it, from where, how it ended and why."""
 
     attempt: int
-    started: float
+    started: When
     supervisor: Identity
     process: Identity | None = None
     workers: tuple[Identity, ...] = ()
     from_checkpoint: str | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
-    ended: float | None = None
+    ended: When | None = None
     ending: Ending | None = None
     returncode: int | None = None
     why: str | None = None
@@ -66,5 +68,9 @@ def note(run: Run, event: str, **details: Any) -> None:
 
 def events(run: Run) -> list[dict[str, Any]]:
     """What was seen and done; a line that is none is left out."""
-    lines = read_lines(run.events)
-    return [line for line in lines if isinstance(line.get("time"), int | float) and isinstance(line.get("event"), str)]
+    return [line for line in read_lines(run.events) if _told_when(line) and isinstance(line.get("event"), str)]
+
+
+def _told_when(line: Mapping[str, Any]) -> bool:
+    seconds = line.get("time")
+    return isinstance(seconds, int | float) and 0 <= seconds < LAST_SECOND
