@@ -711,7 +711,7 @@ def test_check_warns_of_compiling_where_it_does_not_help(tmp_path: Path, line: s
 
 CHECK = """
 import os
-from msgspec.structs import replace
+from dataclasses import replace
 from iis_finetune import cli, machine
 named = machine.profile
 machine.profile = lambda text: replace(named(text), cpu_flags=(os.environ["STAGED"],))

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..decision import Decision
 from .documents import append, even_on_a_full_disk
 
 KIT = Path(__file__).parent.parent
@@ -149,6 +150,9 @@ def fill(value: Any, run: Run, workspace: Workspace) -> Any:
         return {key: fill(inner, run, workspace) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(fill(inner, run, workspace) for inner in value)
+    if isinstance(value, Decision):
+        told = {name: fill(inner, run, workspace) for name, inner in vars(value).items()}
+        return Decision(**told)
     if isinstance(value, Struct):
         filled = {name: fill(getattr(value, name), run, workspace) for name in value.__struct_fields__}
         return replace(value, **filled)
