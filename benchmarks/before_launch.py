@@ -96,7 +96,7 @@ def main() -> None:
     given = parser.parse_args()
     kits = {"this": ROOT, **({"other": given.other.resolve()} if given.other else {})}
     taken: dict[str, list[float]] = {name: [] for name in kits}
-    with tempfile.TemporaryDirectory(prefix="iis-finetune-") as text:
+    with tempfile.TemporaryDirectory(prefix="before-launch-") as text:
         make_project(Path(text), given.rows)
         for _ in range(given.rounds):
             for name, kit in kits.items():

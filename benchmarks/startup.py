@@ -1,8 +1,9 @@
-"""How long the verbs that come before training take, as whole processes, beside importing what they are made with.
+"""How long the verbs that come before training take, as whole processes, beside importing the libraries of such a tool.
 
     python benchmarks/startup.py [REPEATS]
 
-Prints the median seconds of each, the ratio to the import of the libraries alone in the same run, and which of the
+Prints the median seconds of each, the ratio to the import of those libraries alone in the same run (pydantic is among
+them, so that figures compare with earlier ones; the kit itself no longer needs it), and which of the
 heavy packages were imported (none may be). LLaMA-Factory's own `version` is the last line, for comparison.
 """
 

@@ -17,7 +17,7 @@ Child = subprocess.Popen[bytes]
 STATUS, STARTED = 0, 19  # fields of /proc/PID/stat, counted from the one after the name (proc_pid_stat(5))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 GUARD = Path(__file__).parent / "probe" / "guard.py"
-SCRATCH = "iis-finetune-"  # how a scratch folder's name begins
+SCRATCH = "iis-finetune-scratch-"  # how the name of a scratch folder begins, and of no other folder
 NEW_SECONDS = 60.0  # a folder this young may not be locked yet
 LEAVE_SECONDS = 3.0  # what an ended program gets to leave in order
 

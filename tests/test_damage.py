@@ -41,6 +41,7 @@ DAMAGES: dict[str, tuple[str, Callable[[str], str]]] = {
         lambda text: text.replace('"started": ', '"started": 1e300, "x": '),
     ),
     "no supervisor": ("attempts.jsonl", lambda _text: '{"attempt": 1, "started": 0, "supervisor": 7}\n'),
+    "no start": ("attempts.jsonl", lambda _text: '{"attempt": 1}\n'),
     "a list of steps": ("output/trainer_state.json", lambda _text: '{"global_step": [4], "max_steps": 4}'),
 }
 
@@ -56,6 +57,7 @@ def test_a_damaged_run_is_one_line_and_the_others_are_listed(
     listed = quick("runs")
     assert listed.returncode == 0 and "0001-tiny" in listed.stdout and "finished" in listed.stdout
     assert listed.stderr.count("warning:") == 1 and Path(file).name in listed.stderr, listed.stderr
+    assert ": :" not in listed.stderr
     told = json.loads(quick("runs", "--json").stdout)["runs"]
     assert [run["state"] for run in told] == ["finished", None] and Path(file).name in told[1]["damaged"]
     for words in (("status", "2"), ("resume", "2"), ("report", "2")):

@@ -108,6 +108,9 @@ def test_a_scratch_folder_that_a_killed_process_left_is_put_away_and_a_living_on
     )
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
+    others = tmp_path / "iis-finetune-notes"
+    others.mkdir()
+    os.utime(others, (1, 1))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         folder = Path(child.stdout.readline().strip())
@@ -117,4 +120,4 @@ def test_a_scratch_folder_that_a_killed_process_left_is_put_away_and_a_living_on
         child.kill()
     assert folder.is_dir() and not mine.exists()
     with process.scratch_folder():
-        assert not folder.exists()
+        assert not folder.exists() and others.is_dir()

@@ -158,10 +158,11 @@ def test_a_json_recipe_is_refused_because_llamafactory_cannot_read_it(tmp_path: 
 
 
 def test_devices_can_be_written_as_the_vendors_variables_have_them(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("kit: {devices: [0, 1]}\nstage: sft\n")
+    (tmp_path / "a.yaml").write_text("kit: {devices: [0, 1], description: '1,2', notify: '1,2'}\nstage: sft\n")
     for words in ((), ("kit.devices=0,1",)):
         recipe, problems = recipes.read(str(tmp_path / "a.yaml"), words)
         assert not problems and recipe.kit.devices == [0, 1]
+        assert (recipe.kit.description, recipe.kit.notify) == ("1,2", "1,2")
 
 
 MERGED = """\

@@ -24,7 +24,7 @@ START_SECONDS = 180.0
 # Where rocBLAS lies: in PyTorch's own wheels, in AMD's (ROCm/TheRock), on the system for a build of one's own.
 ROCBLAS = ("torch/lib/rocblas/library", "_rocm_sdk_*/lib/rocblas/library")
 SYSTEM_ROCBLAS = "opt/rocm/lib/rocblas/library"
-PLAN = "iis-finetune doctor --install-plan shows the build for this card"
+PLAN = "`iis-finetune doctor --install-plan` shows the build for this card"
 
 
 def torch(subject: Subject) -> Check:

@@ -66,7 +66,7 @@ def mend(environment: Mapping[str, str]) -> tuple[list[str], list[Problem]]:
         return [], [trouble(f"set-up has not finished in {prefix}", "make setup: it goes on there", "error")]
     errors, where = load_errors(environment), _folder_of("torchvision")
     if errors["torch"]:
-        fix = "iis-finetune doctor --install-plan, then install what it shows"
+        fix = "`iis-finetune doctor --install-plan`, then install what it shows"
         return [], [trouble(f"torch cannot be loaded: {errors['torch']}", fix, "error")]
     cure = cure_of(errors, where, prefix)
     done, problems = [], _uninstall(environment) if cure.remove_torchvision else []

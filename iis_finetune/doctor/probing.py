@@ -88,7 +88,7 @@ def problems_of(tried: Sequence[Tried]) -> list[Problem]:
         known = rules.explain(each.said, Place())
         words = {"wrong": f"is wrong by {each.error}, backward {each.backward}", "late": "hung and was killed"}
         what = f"{each.what} on {each.device} {words.get(each.state, f'failed: {each.said}')}"
-        fix = "iis-finetune doctor --install-plan: is this torch the build for the card?"
+        fix = "is this torch the build for the card? `iis-finetune doctor --install-plan` shows it"
         if each.what.startswith("all-reduce"):
             fix = (
                 "kit.devices: 1 until it passes; see iommu in `iis-finetune doctor`, and try again with NCCL_DEBUG=INFO"

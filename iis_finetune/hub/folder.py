@@ -106,7 +106,7 @@ def verify(folder: Path) -> list[Problem]:
     faults += [(path, fault) for path, fault in weights_faults(folder) if path not in known]
     with suppress(OSError):  # a read-only folder can be verified too; only the date of it is lost
         write_manifest(folder, replace(manifest, verified=None if faults else now()))
-    fix = f"iis-finetune download {manifest.model} fetches it again"
+    fix = f"`iis-finetune download {manifest.model}` fetches it again"
     return [
         Problem(f"{path} {fault}", fix, Place(str(folder / path)), kind="missing", code=3) for path, fault in faults
     ]

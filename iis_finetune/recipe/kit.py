@@ -99,7 +99,9 @@ def build(entries: Mapping[str, Entry]) -> tuple[Kit, list[Problem]]:
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, entry in entries.items():
-        key, value = name.removeprefix("kit."), _numbers(entry.value)
+        key, value = name.removeprefix("kit."), entry.value
+        if key == "devices":
+            value = _numbers(value)
         if value is None:
             continue
         wrong = list(_faults(key, value, entry))

@@ -62,7 +62,8 @@ def typed(path: Path, kind: type[T], value: Any) -> T:
     except ValueError as wrong:  # not of its type, or a name that is no text
         what, _, at = str(wrong).partition(" - at ")
         key = at.strip("`").removeprefix("$.")
-        what = f"{path.parent.name}/{path.name} is damaged: {key}: {what[0].lower()}{what[1:]}"
+        told = f"{key}: " * bool(key) + what[0].lower() + what[1:]
+        what = f"{path.parent.name}/{path.name} is damaged: {told}"
         fix = "mend that line, or put the file back from a copy; the other runs are not touched by it"
         raise ProblemsFound([Problem(what, fix, Place(str(path), key=key))]) from None
 

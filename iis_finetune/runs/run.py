@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from ..decision import Decision
 from .documents import append, even_on_a_full_disk
@@ -151,9 +151,7 @@ def fill(value: Any, run: Run, workspace: Workspace) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(fill(inner, run, workspace) for inner in value)
     if isinstance(value, Decision):
-        told = {name: fill(inner, run, workspace) for name, inner in vars(value).items()}
-        return Decision(**told)
+        return Decision(**fill(vars(value), run, workspace))
     if isinstance(value, Struct):
-        filled = {name: fill(getattr(value, name), run, workspace) for name in value.__struct_fields__}
-        return replace(value, **filled)
+        return replace(value, **fill(asdict(value), run, workspace))
     return value
