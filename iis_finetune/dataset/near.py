@@ -3,10 +3,8 @@
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
@@ -22,17 +20,24 @@ LARGEST = 512  # shingles kept of a text, the lowest hashes: an even sample of a
 # A shingle of more texts than this is a template's ("Judge this news item: ..."), which makes no two rows the same;
 # it also bounds how many texts one is compared with, so that the time stays linear in the rows.
 TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.02, 20, 1000
+TOLD = 2000  # texts between two words on progress
 CELL_BITS = 22  # of a shingle's hash, by which it is counted in how many texts it stands
 
-# Letters, digits, and signs that carry the meaning of a formula or of an answer: + < = > ^ $, arrows, emoji.
-BETWEEN = re.compile(r"(?:[^\w+<=>^$\u2190-\u2bff\U0001f000-\U0001faff]|_)+")
+# Kept are letters, digits, and signs that carry the meaning of a formula or of an answer: arrows, emoji as well.
+BETWEEN = re.compile(r"[^\w+<=>^$\u2190-\u2bff\U0001f000-\U0001faff]+")
+PLAIN = bytes(ord(chr(code).lower()) if BETWEEN.sub("", chr(code)) else 32 for code in range(128)).ljust(256)
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff\U00020000-\U00031fff]")
+
+Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
 
 
 def normalised(text: str) -> str:
     """The text in one spelling: NFKC, no capitals, punctuation and white space as single spaces."""
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return BETWEEN.sub(" ", folded).strip()
+    if text.isascii():
+        plain = text.encode().translate(PLAIN).decode()
+    else:
+        plain = BETWEEN.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(plain.replace("_", " ").split())
 
 
 def question_of(sample: Sample) -> str:
@@ -67,7 +72,7 @@ def shingles(text: str) -> set[int]:
 
 
 class NearIndex:
-    """Texts by number from 0, and which of them are near: `add` all of them first, then ask `near` of any.
+    """Texts by number from 0, and which of them are near: `add` all of them, `settle`, then ask `near` of any.
 
     MinHash LSH proposes pairs, their shingles decide: the Jaccard that is given is exact up to 512 shingles a text.
     For 1,000,000 texts of 1 KB it takes about 2 GB. It answers the same in whatever order the texts were added.
@@ -85,81 +90,76 @@ class NearIndex:
         self._ends.append(len(self._flat))
         return len(self) - 1
 
-    def near(self, number: int, among: Any = None) -> Iterator[tuple[int, float]]:
-        """The other texts at or above NEAR, by number, with their Jaccard; `among` (a numpy mask) limits which."""
-        import numpy
-
-        found = [members for members in self._sharing(number) if len(members)]
-        if not found:
-            return
-        others = numpy.unique(numpy.concatenate(found))
-        others = others[(others != number) & (True if among is None else among[others])]
-        shares = (self._minima[others] == self._minima[number]).mean(axis=1)
-        for other in others[shares >= NEAR - SLACK].tolist():
-            jaccard = self._jaccard(number, other)
-            if jaccard >= NEAR:
-                yield other, jaccard
-
-    def _sharing(self, number: int) -> Iterator[Any]:
-        for buckets, starts, members in self._bands:
-            bucket = buckets[number]
-            if bucket >= 0:
-                yield members[starts[bucket] : starts[bucket + 1]]
-
-    def _shingles(self, number: int) -> tuple[Any, Any]:
-        """A text's shingles, sorted, and those of them that are no template's."""
-        hashes, templates = self._hashes
-        whole = hashes[self._ends[number] : self._ends[number + 1]]
-        return whole, whole[~templates[whole >> (32 - CELL_BITS)]]
-
-    def _jaccard(self, one: int, other: int) -> float:
-        """Of two texts, with and without templates: the lower one."""
-        return min(map(_jaccard, self._shingles(one), self._shingles(other)))
-
-    @cached_property
-    def _hashes(self) -> tuple[Any, Any]:
-        """All texts' shingles one after another, and which cells of the counting table are templates."""
-        import numpy
-
-        flat, counts = numpy.asarray(self._flat), numpy.zeros(1 << CELL_BITS, numpy.int64)
-        for part in numpy.array_split(flat, 1 + (len(flat) >> CELL_BITS)):
-            counts += numpy.bincount(part >> (32 - CELL_BITS), minlength=len(counts))
-        return flat, counts > min(max(TEMPLATE_LEAST, TEMPLATE_SHARE * len(self)), TEMPLATE_MOST)
-
-    @cached_property
-    def _minima(self) -> Any:
-        """The 64 minima of every text."""
+    def settle(self, progress: Progress = float) -> None:
+        """Compute the 64 minima of every text, and which texts share a band of them."""
         import numpy
         from datasketch import MinHash
 
-        made = numpy.empty((len(self), BANDS * BAND), numpy.uint32)
-        sets: Iterable[Any] = (self._shingles(number)[1] for number in range(len(self)))
+        self._hashes = numpy.asarray(self._flat)
+        self._templates = self._counted()
+        self._minima = numpy.empty((len(self), BANDS * BAND), numpy.uint32)
+        sets = (self._shingles(number)[1] for number in range(len(self)))
         for number, sketch in enumerate(MinHash.generator(sets, num_perm=BANDS * BAND, hashfunc=int)):
-            made[number] = sketch.hashvalues
-        return made
+            self._minima[number] = sketch.hashvalues
+            if number % TOLD == 0:
+                progress(number / len(self))
+        self._bands = [_buckets(self._minima[:, at : at + BAND]) for at in range(0, BANDS * BAND, BAND)]
 
-    @cached_property
-    def _bands(self) -> list[tuple[Any, Any, Any]]:
-        """For each band: every text's bucket (-1: alone in it), where each bucket starts, the texts by bucket."""
+    def near(self, number: int, wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, float]]:
+        """The other texts at or above NEAR by number, with their Jaccard; a pair has to be `wanted` when its turn comes."""
         import numpy
 
-        bands, least = [], numpy.iinfo(numpy.uint32).max
-        for at, end in pairwise(range(0, BANDS * BAND + 1, BAND)):
-            rows = self._minima[:, at:end]
-            key = numpy.zeros(len(self), numpy.uint64)
-            for column in rows.T:
-                key = (key ^ column) * numpy.uint64(0x9E3779B97F4A7C15)
-                key ^= key >> numpy.uint64(29)
-            key[rows[:, 0] == least] = 0  # a text without shingles of its own is near to none
-            _, bucket, sizes = numpy.unique(key, return_inverse=True, return_counts=True)
-            shared = (sizes > 1)[bucket] & (rows[:, 0] != least)
-            members = numpy.flatnonzero(shared)
-            order = numpy.argsort(bucket[members], kind="stable")
-            _, numbers, counts = numpy.unique(bucket[members], return_inverse=True, return_counts=True)
-            buckets = numpy.full(len(self), -1, numpy.int32)
-            buckets[members] = numbers
-            bands.append((buckets, numpy.concatenate([[0], numpy.cumsum(counts)]), members[order]))
-        return bands
+        shared = [(members, starts, buckets[number]) for buckets, starts, members in self._bands]
+        found = [members[starts[at] : starts[at + 1]] for members, starts, at in shared if at >= 0]
+        if not found:
+            return
+        others = numpy.unique(numpy.concatenate(found))
+        shares = (self._minima[others] == self._minima[number]).mean(axis=1)
+        for other in others[shares >= NEAR - SLACK].tolist():
+            if other != number and wanted(number, other):
+                jaccard = min(map(_jaccard, self._shingles(number), self._shingles(other)))
+                if jaccard >= NEAR:
+                    yield other, jaccard
+
+    def pairs(self, wanted: Callable[[int, int], bool], progress: Progress) -> Iterator[tuple[int, int, float]]:
+        """Settle, and give every text with each earlier one that is near to it, as `near` does."""
+        self.settle(lambda share: progress(share / 2))
+        for number in range(len(self)):
+            if number % TOLD == 0:
+                progress(0.5 + number / len(self) / 2)
+            for other, jaccard in self.near(number, lambda one, other: other < one and wanted(one, other)):
+                yield number, other, jaccard
+
+    def _shingles(self, number: int) -> tuple[Any, Any]:
+        """A text's shingles, sorted, and those of them that are no template's."""
+        whole = self._hashes[self._ends[number] : self._ends[number + 1]]
+        return whole, whole[~self._templates[whole >> (32 - CELL_BITS)]]
+
+    def _counted(self) -> Any:
+        """Which shingles are a template's, by the upper bits of their hashes."""
+        import numpy
+
+        counts = numpy.zeros(1 << CELL_BITS, numpy.int64)
+        for part in numpy.array_split(self._hashes, 1 + (len(self._hashes) >> CELL_BITS)):
+            counts += numpy.bincount(part >> (32 - CELL_BITS), minlength=len(counts))
+        return counts > min(max(TEMPLATE_LEAST, TEMPLATE_SHARE * len(self)), TEMPLATE_MOST)
+
+
+def _buckets(band: Any) -> tuple[Any, Any, Any]:
+    """Every text's bucket (-1: it is alone there), where each bucket starts in the last array, the texts by bucket."""
+    import numpy
+
+    key = numpy.zeros(len(band), numpy.uint64)
+    for column in band.T:
+        key = (key ^ column) * numpy.uint64(0x9E3779B97F4A7C15)
+        key ^= key >> numpy.uint64(29)
+    _, bucket, sizes = numpy.unique(key, return_inverse=True, return_counts=True)
+    some = band[:, 0] < numpy.iinfo(numpy.uint32).max  # a text without shingles of its own is near to none
+    members = numpy.flatnonzero((sizes > 1)[bucket] & some)
+    _, numbers, counts = numpy.unique(bucket[members], return_inverse=True, return_counts=True)
+    buckets = numpy.full(len(band), -1, numpy.int32)
+    buckets[members] = numbers
+    return buckets, numpy.concatenate([[0], numpy.cumsum(counts)]), members[numpy.argsort(numbers, kind="stable")]
 
 
 def _jaccard(first: Any, second: Any) -> float:
