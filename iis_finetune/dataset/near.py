@@ -24,8 +24,10 @@ TOLD = 2000  # texts between two words on progress
 CELL_BITS = 22  # of a shingle's hash, by which it is counted in how many texts it stands
 
 # Kept are letters, digits, and signs that carry the meaning of a formula or of an answer: arrows, emoji as well.
-BETWEEN = re.compile(r"[^\w+<=>^$\u2190-\u2bff\U0001f000-\U0001faff]+")
-PLAIN = bytes(ord(chr(code).lower()) if BETWEEN.sub("", chr(code)) else 32 for code in range(128)).ljust(256)
+KEPT = re.compile(r"[\w+<=>^$\u2190-\u2bff\U0001f000-\U0001faff]+")
+PLAIN = bytes(ord(chr(code).lower()) if KEPT.match(chr(code)) else 32 for code in range(128)).ljust(256)
+NOT_KEPT = bytes(code for code in range(128) if PLAIN[code] in b" _")
+FULL_WIDTH = "，：；？！（）"  # what NFKC would take 40 microseconds a kilobyte to level; here they are spaces
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff\U00020000-\U00031fff]")
 
 Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
@@ -36,8 +38,22 @@ def normalised(text: str) -> str:
     if text.isascii():
         plain = text.encode().translate(PLAIN).decode()
     else:
-        plain = BETWEEN.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+        plain = " ".join(_kept(text))
     return " ".join(plain.replace("_", " ").split())
+
+
+def letters_of(text: str) -> bytes:
+    """What `normalised` keeps without its spaces: equal where that is equal, at half the time."""
+    if text.isascii():
+        return text.encode().translate(PLAIN, NOT_KEPT)
+    return "".join(_kept(text)).replace("_", "").encode("utf-8", "surrogatepass")
+
+
+def _kept(text: str) -> list[str]:
+    for mark in FULL_WIDTH:
+        text = text.replace(mark, " ")
+    kept: list[str] = KEPT.findall(unicodedata.normalize("NFKC", text).casefold())
+    return kept
 
 
 def question_of(sample: Sample) -> str:
