@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
@@ -35,10 +36,7 @@ Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
 
 def normalised(text: str) -> str:
     """The text in one spelling: NFKC, no capitals, punctuation and white space as single spaces."""
-    if text.isascii():
-        plain = text.encode().translate(PLAIN).decode()
-    else:
-        plain = " ".join(_kept(text))
+    plain = text.encode().translate(PLAIN).decode() if text.isascii() else " ".join(_kept(text))
     return " ".join(plain.replace("_", " ").split())
 
 
@@ -111,25 +109,29 @@ class NearIndex:
         import numpy
         from datasketch import MinHash
 
-        self._hashes = numpy.asarray(self._flat)
-        self._templates = self._counted()
+        self._hashes, counts = numpy.asarray(self._flat), numpy.zeros(1 << CELL_BITS, numpy.int64)
+        for part in numpy.array_split(self._hashes, 1 + (len(self._hashes) >> CELL_BITS)):
+            counts += numpy.bincount(part >> (32 - CELL_BITS), minlength=len(counts))
+        self._templates = counts > min(max(TEMPLATE_LEAST, TEMPLATE_SHARE * len(self)), TEMPLATE_MOST)
         self._minima = numpy.empty((len(self), BANDS * BAND), numpy.uint32)
         sets = (self._shingles(number)[1] for number in range(len(self)))
         for number, sketch in enumerate(MinHash.generator(sets, num_perm=BANDS * BAND, hashfunc=int)):
             self._minima[number] = sketch.hashvalues
-            if number % TOLD == 0:
+            if number % TOLD == TOLD - 1:
                 progress(number / len(self))
-        self._bands = [_buckets(self._minima[:, at : at + BAND]) for at in range(0, BANDS * BAND, BAND)]
+        self._sharing = defaultdict[int, list[Any]](list)
+        for at in range(0, BANDS * BAND, BAND):
+            for together in _buckets(self._minima[:, at : at + BAND]):
+                for number in together.tolist():
+                    self._sharing[number].append(together)
 
     def near(self, number: int, wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, float]]:
-        """The other texts at or above NEAR by number, with their Jaccard; a pair has to be `wanted` when its turn comes."""
+        """The other texts at or above NEAR with their Jaccard, of those that are `wanted` when their turn comes."""
         import numpy
 
-        shared = [(members, starts, buckets[number]) for buckets, starts, members in self._bands]
-        found = [members[starts[at] : starts[at + 1]] for members, starts, at in shared if at >= 0]
-        if not found:
+        if number not in self._sharing:
             return
-        others = numpy.unique(numpy.concatenate(found))
+        others = numpy.unique(numpy.concatenate(self._sharing[number]))
         shares = (self._minima[others] == self._minima[number]).mean(axis=1)
         for other in others[shares >= NEAR - SLACK].tolist():
             if other != number and wanted(number, other):
@@ -141,7 +143,7 @@ class NearIndex:
         """Settle, and give every text with each earlier one that is near to it, as `near` does."""
         self.settle(lambda share: progress(share / 2))
         for number in range(len(self)):
-            if number % TOLD == 0:
+            if number % TOLD == TOLD - 1:
                 progress(0.5 + number / len(self) / 2)
             for other, jaccard in self.near(number, lambda one, other: other < one and wanted(one, other)):
                 yield number, other, jaccard
@@ -151,31 +153,15 @@ class NearIndex:
         whole = self._hashes[self._ends[number] : self._ends[number + 1]]
         return whole, whole[~self._templates[whole >> (32 - CELL_BITS)]]
 
-    def _counted(self) -> Any:
-        """Which shingles are a template's, by the upper bits of their hashes."""
-        import numpy
 
-        counts = numpy.zeros(1 << CELL_BITS, numpy.int64)
-        for part in numpy.array_split(self._hashes, 1 + (len(self._hashes) >> CELL_BITS)):
-            counts += numpy.bincount(part >> (32 - CELL_BITS), minlength=len(counts))
-        return counts > min(max(TEMPLATE_LEAST, TEMPLATE_SHARE * len(self)), TEMPLATE_MOST)
-
-
-def _buckets(band: Any) -> tuple[Any, Any, Any]:
-    """Every text's bucket (-1: it is alone there), where each bucket starts in the last array, the texts by bucket."""
+def _buckets(band: Any) -> list[Any]:
+    """The texts that share these minima with others, as arrays of their numbers."""
     import numpy
 
-    key = numpy.zeros(len(band), numpy.uint64)
-    for column in band.T:
-        key = (key ^ column) * numpy.uint64(0x9E3779B97F4A7C15)
-        key ^= key >> numpy.uint64(29)
-    _, bucket, sizes = numpy.unique(key, return_inverse=True, return_counts=True)
-    some = band[:, 0] < numpy.iinfo(numpy.uint32).max  # a text without shingles of its own is near to none
-    members = numpy.flatnonzero((sizes > 1)[bucket] & some)
-    _, numbers, counts = numpy.unique(bucket[members], return_inverse=True, return_counts=True)
-    buckets = numpy.full(len(band), -1, numpy.int32)
-    buckets[members] = numbers
-    return buckets, numpy.concatenate([[0], numpy.cumsum(counts)]), members[numpy.argsort(numbers, kind="stable")]
+    order = numpy.lexsort(band.T)
+    order = order[band[order, 0] < numpy.iinfo(numpy.uint32).max]  # texts without shingles are near to none
+    new = (band[order[1:]] != band[order[:-1]]).any(axis=1)
+    return [each for each in numpy.split(order, numpy.flatnonzero(new) + 1) if len(each) > 1]
 
 
 def _jaccard(first: Any, second: Any) -> float:
