@@ -2,6 +2,7 @@
 
 from .add import Added, OwnFile, add, register_named
 from .clean import DROPPED, REPORTED, Cleaned, Wash, clean
+from .leaks import Leaks, Read, leak_problem, leaks_by_chance, leaks_of
 from .near import NEAR
 from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry

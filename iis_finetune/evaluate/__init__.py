@@ -1,7 +1,7 @@
 """Base against tuned on the same rows: answers through LLaMA-Factory, metrics, intervals, a few lines to read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
 from .compare import Comparison, compare, compare_losses, macro_f1
+from .leaks import seen_rows, unseen_slices
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
@@ -47,11 +48,19 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         raise Misused(what, "evaluate a run of another stage")
     given = material(asked, tuned)
     scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
-    scores |= {"cut": list(given.cut), "metrics": []}
+    leaks, seen = seen_rows(asked, tuned)
+    scores |= {"cut": list(given.cut), "metrics": [], "leaks": to_builtins(leaks), "without_leaks": []}
+    if leaks and leaks.found:
+        scores["cut"].append(f"{leaks.sentence}: these figures are too good")
     if stage != "pt":  # whose data has no answers
         scores |= _judged(asked, (base, tuned), given)
+        if seen and len(seen) < scores["rows"]:
+            scores["without_leaks"] += _judged(asked, (base, tuned), given, seen)["metrics"]
     if asked.with_losses or stage == "pt":
-        scores["metrics"] += _told(_losses(asked, (base, tuned), given))
+        clean = unseen_slices(given.slices, leaks) if leaks and seen else []
+        found, without = _losses(asked, (base, tuned), given, clean)
+        scores["metrics"] += _told(found)
+        scores["without_leaks"] += _told(without)
     write(_path(asked, base, tuned), _json(scores))
     return scores
 
@@ -89,9 +98,12 @@ def result_of(run: Run, checkpoint: int | None = None) -> Trained:
         raise Misused(what, "see `iis-finetune runs`") from None
 
 
-def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> dict[str, Any]:
+def _judged(
+    asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material, but: Collection[int] = ()
+) -> dict[str, Any]:
     """The answers of both sides and what they are worth; rows that stand out are numbered from 0."""
-    base, tuned = (answers(asked, side, given) if side else None for side in sides)
+    every = (answers(asked, side, given) if side else None for side in sides)
+    base, tuned = ([row for at, row in enumerate(side) if at not in but] if side else None for side in every)
     if not tuned:
         raise RunFailed(f"the data set '{asked.data}' has no row that can be answered")
     references, declared = [row["label"] for row in tuned], asked.declared
@@ -122,7 +134,13 @@ def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **to_builtins(each)} for each in found]
 
 
-def _losses(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> list[Comparison]:
-    """The loss of slices of the rows, and the perplexity that belongs to it."""
+def _losses(
+    asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material, clean: Sequence[int]
+) -> list[list[Comparison]]:
+    """The loss of slices of the rows and the perplexity that belongs to it, of all slices and of the clean ones."""
     base, tuned = (losses(asked, side, given) if side else None for side in sides)
-    return compare_losses(base, tuned or [], list(given.slices.values()))
+    counts, found = list(given.slices.values()), list[list[Comparison]]()
+    for places in (range(len(counts)), clean):
+        theirs, ours = ([side[at] for at in places] if side else None for side in (base, tuned))
+        found.append(compare_losses(theirs, ours or [], [counts[at] for at in places]) if places else [])
+    return found

@@ -1,7 +1,7 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -23,6 +23,7 @@ from .model import looks_local, model_problems, reward_problems
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 
 TRAINED_ON = "dataset"
+LEAST_SHARE = 1e-6  # LLaMA-Factory's: a val_size up to it holds nothing out
 # LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
 PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
@@ -122,24 +123,39 @@ def _data(seen: Examined, question: Question) -> DataFound:
         ("eval_dataset", settings.names("eval_dataset"), stage),
         ("kit.evaluate_after", kit.evaluate_after, answers),
     )
+    limit = dataset.SAMPLE if question.smoke else question.limit
+    keyed = bool(kit.evaluate_after or settings.names("eval_dataset") or settings["val_size"] > LEAST_SHARE)
     problems: list[Problem] = []
-    counts: list[int | None] = []
+    read: dict[str, list[dataset.Read]] = {key: [] for key, _, _ in named}
     for key, names, read_as in named:
         if not names:
             continue
         found, wrong = dataset.check_registered(names, folder, read_as, seen.recipe.place(key))
         problems += wrong
+        options = replace(dataset.options_of(settings, read_as, limit), keyed=keyed)
         for source in found if question.rows else ():
-            reading = _rows(seen, question, source, read_as)
+            reading = _rows(seen, question, source, options)
             problems += [*reading.problems, *reading.truncation.problems]
-            counts += [reading.kept if reading.complete else None] if key == TRAINED_ON else []
-    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
+            read[key].append(dataset.Read(source, options, reading))
+    readings = [each.reading for each in read[TRAINED_ON]]
+    counted = bool(readings) and all(each.complete for each in readings)
+    return [*problems, *_leaks(seen, question, read)], sum(each.kept for each in readings) if counted else None
 
 
-def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:
+def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:
+    """A warning for each set of held-out rows that the training sees some of."""
+    trained, val_size, found = read[TRAINED_ON], seen.plan.settings["val_size"], list[tuple[str, dataset.Leaks]]()
+    for key, sets in read.items() if trained else ():
+        for held in sets if key != TRAINED_ON else ():
+            found.append((key, dataset.leaks_of(held, trained, question.limit is None, question.progress)))
+    if val_size > LEAST_SHARE:
+        found.append(("val_size", dataset.leaks_by_chance(trained, val_size)))
+    for key, leaks in found:
+        yield from filter(None, [dataset.leak_problem(leaks, seen.recipe.place(key))])
+
+
+def _rows(seen: Examined, question: Question, source: dataset.Source, options: dataset.Options) -> dataset.Reading:
     """The rows of a data set, and what would be cut off them as far as that is known here."""
-    limit = dataset.SAMPLE if question.smoke else question.limit
-    options = dataset.options_of(seen.plan.settings, stage, limit)
     tokenizer_json = seen.model.folder / "tokenizer.json" if seen.model.folder else None
     return question.readings.check_rows(source, options, tokenizer_json, question.progress)
 
