@@ -74,8 +74,8 @@ def _read(made: Making, wash: Wash, progress: Progress) -> Iterator[tuple[Row, S
         if value == row.value:
             yield row, sample, False
         else:
-            row = row._replace(value=value)
-            yield row, held(row, made.source.layout, made.options.processing), True
+            changed = row._replace(value=value)
+            yield changed, held(changed, made.source.layout, made.options.processing), True
 
 
 def _mended(value: Any) -> Any:
