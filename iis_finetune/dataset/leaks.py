@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..errors import Place, Problem
 from .convert import Sample
-from .near import NearIndex, normalised, said_by
+from .near import NearIndex, text_of
 from .rows import Progress, Reading, samples
 from .sources import Options, Source
 
@@ -29,7 +29,7 @@ class Read(NamedTuple):
 
 
 class Leak(Struct, frozen=True):
-    """A held-out row and the training row that it repeats; where val_size chooses, both are training rows."""
+    """A row and the training row that it repeats."""
 
     row: int
     trained: str
@@ -38,57 +38,60 @@ class Leak(Struct, frozen=True):
 
 
 class Leaks(Struct, frozen=True):
-    """What leaks of the `rows` that are held out; `complete`: all were read, `near`: nearly equal rows count as well.
+    """Which of a data set's rows are also training rows; `complete`: every row was read.
 
-    `likely`: how many leak on average, where val_size chooses among the training rows.
+    `held_out`: training learns from none of these rows; otherwise they are its own, and `found` are the later twins.
+    `near`: nearly equal rows were looked for as well.
     """
 
     data: str
+    held_out: bool
     rows: int
     compared: int
     complete: bool
     near: bool
-    likely: float | None
     found: tuple[Leak, ...]
 
     @property
     def sentence(self) -> str:
         """How many rows leak, and which ones."""
-        rows = f"row {', '.join(str(leak.row) for leak in self.found[:NAMED])}{', ...' * (len(self.found) > NAMED)}"
-        rows += "" if self.complete else f"; {self.compared:,} training rows were compared"
-        if self.likely is not None:
-            count = f"about {self.likely:.0f} of the {self.rows:,} rows that val_size holds out"
-            return f"{count} are trained on as well: rows stand in the data more than once ({rows})"
-        near = sum(not leak.exact for leak in self.found)
-        kinds = f", {near:,} of them with small changes" if near else ""
-        count = f"{len(self.found):,} of the {self.rows:,} held-out rows of '{self.data}'"
-        return f"{count} are in the training data{kinds} ({rows})"
+        count, near = f"{len(self.found):,} of the {self.rows:,}", sum(not leak.exact for leak in self.found)
+        told = f" held-out rows of '{self.data}' are in the training data" if self.held_out else (
+            f" rows of '{self.data}' repeat others, and the part that val_size holds out has twins in training"
+        )
+        told += f", {near:,} of them with small changes" if near else ""
+        more = ", ..." if len(self.found) > NAMED else ""
+        more += "" if self.complete else f"; {self.compared:,} training rows were compared"
+        return f"{count}{told} (row {', '.join(str(leak.row) for leak in self.found[:NAMED])}{more})"
+
+    def problem(self, place: Place) -> Problem:
+        """The warning about them."""
+        what = f"{self.sentence}: these figures would be too good"
+        fix = f"hold out rows that have no twin: iis-finetune data split {self.found[0].trained} --test 0.1"
+        return Problem(what, fix, place, "warning", "leak", details={"leak": to_builtins(self)})
 
 
-def leak_problem(leaks: Leaks, place: Place) -> Problem | None:
-    """The warning about rows that leak, if as much as half a row does."""
-    if not leaks.found or (leaks.likely is not None and leaks.likely < 0.5):
-        return None
-    fix = f"hold out rows that have no twin: iis-finetune data split {leaks.found[0].trained} --test 0.1"
-    what = f"{leaks.sentence}: these figures would be too good"
-    return Problem(what, fix, place, "warning", "leak", details={"leak": to_builtins(leaks)})
+def leaks_of(checked: Read, trained: Sequence[Read], near: Progress | None = None) -> Leaks:
+    """What a data set shares with those that are trained on, of which it may be one itself.
 
-
-def leaks_of(held: Read, trained: Sequence[Read], near: bool = False, progress: Progress | None = None) -> Leaks:
-    """The held-out rows that are training rows; to find the nearly equal ones, the files are read once more."""
-    wanted, first = {key for _, key in held.keyed()}, dict[int, tuple[str, int]]()
+    To find nearly equal rows the files are read once more; `near` is told how far that is.
+    """
+    held_out, name = not any(checked is each for each in trained), checked.source.name
+    wanted, first = {key for _, key in checked.keyed()}, dict[int, tuple[str, int]]()
     for each in trained:
         for row, key in each.keyed():
             if key in wanted:
                 first.setdefault(key, (each.source.name, row))
-    found = _near(held, trained, progress) if near else {}
-    found |= {row: Leak(row, *first[key]) for row, key in held.keyed() if key in first}
-    complete, leaks = all(each.reading.complete for each in (held, *trained)), [found[row] for row in sorted(found)]
-    rows, compared = held.reading.kept, sum(each.reading.kept for each in trained)
-    return Leaks(held.source.name, rows, compared, complete, near, None, tuple(leaks))
+    found = _near(checked, trained, near) if near and held_out else {}
+    for row, key in checked.keyed():
+        if key in first and (held_out or first[key] != (name, row)):
+            found[row] = Leak(row, *first[key])
+    complete, leaks = all(each.reading.complete for each in (checked, *trained)), sorted(found.items())
+    rows, compared = checked.reading.kept, sum(each.reading.kept for each in trained)
+    return Leaks(name, held_out, rows, compared, complete, bool(near), tuple(leak for _, leak in leaks))
 
 
-def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dict[int, Leak]:
+def _near(held: Read, trained: Sequence[Read], progress: Progress) -> dict[int, Leak]:
     index, places = NearIndex(), list[tuple[str, int]]()
     for each in (*trained, held):
         first = len(places)  # in the end, of the held-out rows
@@ -96,22 +99,8 @@ def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dic
         for row, (_, sample) in enumerate(samples(each.source, options, progress), 1):
             if isinstance(sample, Sample):
                 places.append((each.source.name, row))
-                index.add(normalised(said_by(sample)))
-    index.settle(progress or float)
+                index.add(text_of(sample._replace(answers=sample.answers[:1])))
+    index.settle(progress)
     twins = {at: list(index.near(at, lambda _, other: other < first)) for at in range(first, len(index))}
     nearest = {places[at][1]: places[max(near, key=itemgetter(1))[0]] for at, near in twins.items() if near}
     return {row: Leak(row, *place, exact=False) for row, place in nearest.items()}
-
-
-def leaks_by_chance(trained: Sequence[Read], val_size: float) -> Leaks:
-    """What leaks of a share (or a number) of the training rows that is held out by chance."""
-    first, found = dict[int, tuple[str, int]](), list[Leak]()
-    for each in trained:
-        for row, key in each.keyed():
-            place = first.setdefault(key, (each.source.name, row))
-            found += [] if place == (each.source.name, row) else [Leak(row, *place)]
-    rows, complete = sum(each.reading.kept for each in trained), all(each.reading.complete for each in trained)
-    share = val_size if val_size < 1 else min(1.0, val_size / max(rows, 1))
-    twins = len(found) + len({(leak.trained, leak.trained_row) for leak in found})
-    likely = twins * share * (1 - share)  # a row leaks where it is held out and its twin is not
-    return Leaks("val_size", round(rows * share), rows, complete, False, likely, tuple(found))

@@ -16,8 +16,7 @@ from .convert import Sample
 NEAR = 0.7
 WORDS, CHARACTERS = 3, 5  # a shingle: so many words, or characters where a script has no spaces
 BANDS, BAND = 16, 4  # a pair at 0.7 shares a band of its 64 minima with probability 0.99, one at 0.8 with 0.9998
-SLACK = 0.2  # what the 64 minima may say too little (3.5 standard deviations) before a pair is compared exactly
-LARGEST = 512  # shingles kept of a text, the lowest hashes: an even sample of a long one
+SLACK = 0.2  # what the 64 minima may say too little (3.5 standard deviations) before shingles are compared
 # A shingle of more texts than this is a template's ("Judge this news item: ..."), which makes no two rows the same;
 # it also bounds how many texts one is compared with, so that the time stays linear in the rows.
 TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.02, 20, 1000
@@ -96,10 +95,9 @@ def shingles(text: str) -> set[int]:
 
 
 class NearIndex:
-    """Texts by number from 0, and which of them are near: `add` all of them, `settle`, then ask `near` of any.
+    """Texts by number from 0: `add` all of them, in any order, `settle`, then ask which are `near`.
 
-    MinHash LSH proposes pairs, their shingles decide: the Jaccard that is given is exact up to 512 shingles a text.
-    For 1,000,000 texts of 1 KB it takes about 2 GB. It answers the same in whatever order the texts were added.
+    MinHash LSH proposes pairs, their shingles decide. For 1,000,000 texts of 1 KB it takes about 2 GB.
     """
 
     def __init__(self) -> None:
@@ -110,7 +108,7 @@ class NearIndex:
 
     def add(self, text: str) -> int:
         """Take in a normalised text; its number."""
-        self._flat.extend(sorted(shingles(text))[:LARGEST])
+        self._flat.extend(sorted(shingles(text)))
         self._ends.append(len(self._flat))
         return len(self) - 1
 
@@ -175,11 +173,7 @@ def _buckets(band: Any) -> list[Any]:
 
 
 def _jaccard(first: Any, second: Any) -> float:
-    """Of two sorted sets of hashes; long ones are judged by the lowest of their union, a fair sample of it."""
     import numpy
 
-    union = numpy.union1d(first, second)
-    if max(len(first), len(second)) >= LARGEST:
-        union = union[: min(len(first), len(second))]
-    both = numpy.intersect1d(first, second, assume_unique=True)
-    return float((both <= union[-1]).sum() / len(union)) if len(union) else 0.0
+    both = len(numpy.intersect1d(first, second, assume_unique=True))
+    return both / max(1, len(first) + len(second) - both)
