@@ -19,6 +19,9 @@ from .tuned import Checkpoint, environment_of, run_of
 from .words import AsJson, RunName, run_names, workspace
 
 Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="A registered data set of held-out rows.")]
+Guard = Annotated[
+    str | None, typer.Option("--guard", metavar="NAME", help="Instead: rows of something else. Did it forget?")
+]
 Baseline = Annotated[str, typer.Option("--baseline", metavar="base|RUN|none", help="What it is compared with.")]
 Labels = Annotated[str | None, typer.Option("--labels", metavar="A,B,..", help="The labels that answers may be.")]
 LabelField = Annotated[str | None, typer.Option("--label-field", metavar="NAME", help="Field that holds the label.")]
@@ -36,6 +39,7 @@ def evaluate(
     run: RunName,
     checkpoint: Checkpoint = None,
     data: Data = None,
+    guard: Guard = None,
     baseline: Baseline = evaluation.BASE,
     labels: Labels = None,
     label_field: LabelField = None,
@@ -45,7 +49,10 @@ def evaluate(
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = run_of(run, checkpoint)
     process.ends_alike()
-    asked = evaluation.Evaluation(found, _data(found, data), environment_of(found), checkpoint=checkpoint)
+    if guard and (data or baseline == "none"):
+        raise Misused("--guard names the rows, and compares with a base", "leave out --data and --baseline none")
+    asked = evaluation.Evaluation(found, guard or _data(found, data), environment_of(found), checkpoint=checkpoint)
+    asked = replace(asked, margin=evaluation.MARGIN if guard else None)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part)
     try:

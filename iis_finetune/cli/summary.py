@@ -13,16 +13,17 @@ HIDDEN_FOR_JSON = ("exact_match", "rouge-1", "rouge-2", "rouge-l", "bleu-4")
 LONGEST_CELLS = 200
 
 
-def tell_evaluation(run: Run) -> None:
-    """The last evaluation of a run, and what comes after it."""
-    newest = max(run.evaluation.glob("*/scores*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    scores = (read_json(newest) if newest else None) or {}
-    if not scores:
-        show.line(f"{run.name} has not been evaluated")
-    elif scores.get("problem"):
-        show.line(f"not evaluated on {scores['data']}: {scores['problem']}")
-    else:
-        _tell(run, scores)
+def tell_evaluation(run: Run, data: Sequence[str] = ()) -> None:
+    """A run's evaluation on each of the data sets, else its last one, and what comes after it."""
+    every = sorted(run.evaluation.glob("*/scores*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in [run.evaluation / name / "scores.json" for name in data] or every[-1:] or [run.evaluation]:
+        scores = read_json(path) or {}
+        if not scores:
+            show.line(f"{run.name} has not been evaluated")
+        elif scores.get("problem"):
+            show.line(f"not evaluated on {scores['data']}: {scores['problem']}")
+        else:
+            _tell(run, scores)
     show.line(f"next: iis-finetune export {run.number:04d}")
 
 
@@ -31,6 +32,8 @@ def _tell(run: Run, scores: Mapping[str, Any]) -> None:
     hidden = HIDDEN_FOR_JSON if scores.get("kind") == "json" else ()
     columns = ("", scores["base"] or "-", scores["tuned"], "difference, 95 %", "")
     show.table(columns, [_row(each) for each in scores["metrics"] if each["name"] not in hidden], numbers=(1, 2, 3))
+    if scores.get("guard"):
+        show.line(scores["guard"]["told"])
     for sentence in scores.get("cut", ()):
         show.line(f"note: {sentence}")
     names = [name for name in (scores["base"], scores["tuned"]) if name]

@@ -15,15 +15,15 @@ from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
-from .compare import Comparison, compare, compare_losses, macro_f1
+from .compare import MARGIN, Comparison, Forgotten, compare, compare_losses, forgotten, macro_f1
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
 
 
-def after_training(run: Run, data: str, environment: Mapping[str, str], stop: Stop) -> None:
+def after_training(asked: Evaluation) -> None:
     """Answer the data set's rows with base and tuned and keep the scores; a failure is noted, never raised."""
-    asked = Evaluation(run, data, environment, stop, with_losses=False)
+    run, data = asked.run, asked.data
     note(run, "evaluating", data=data)
     try:
         evaluate(asked)
@@ -51,7 +51,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     if stage != "pt":  # whose data has no answers
         scores |= _judged(asked, (base, tuned), given)
     if asked.with_losses or stage == "pt":
-        scores["metrics"] += _told(_losses(asked, (base, tuned), given))
+        first, second = (losses(asked, side, given) if side else None for side in (base, tuned))
+        rows = list(given.slices.values())
+        scores["metrics"] += _told(compare_losses(first, second or [], rows))
+        if asked.margin is not None and first and second:
+            scores["guard"] = _guarded(forgotten(first, second, rows, asked.margin))
     write(_path(asked, base, tuned), _json(scores))
     return scores
 
@@ -122,7 +126,8 @@ def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **to_builtins(each)} for each in found]
 
 
-def _losses(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> list[Comparison]:
-    """The loss of slices of the rows, and the perplexity that belongs to it."""
-    base, tuned = (losses(asked, side, given) if side else None for side in sides)
-    return compare_losses(base, tuned or [], list(given.slices.values()))
+def _guarded(found: Forgotten) -> dict[str, Any]:
+    """A guard's verdict with the sentence that tells it."""
+    between = "" if found.low is None else f"changes by {found.low:+.1%} to {found.high:+.1%} of the base's (95 %)"
+    told = f"did it forget? {found.verdict}: the loss {between or 'is unknown'}; {found.margin:.0%} is allowed"
+    return {**to_builtins(found), "told": told}

@@ -15,6 +15,7 @@ LABEL_RESAMPLES = 400  # scikit-learn's F1 takes a millisecond each
 SEED = 20260101
 FEWEST_ROWS = 10  # below, resampling says little about rows that were not seen
 CONFIDENCE = 0.95
+MARGIN = 0.02  # of the base's loss
 
 
 class Comparison(Struct, frozen=True):
@@ -33,6 +34,16 @@ class Comparison(Struct, frozen=True):
     high: float | None = None
     verdict: Verdict | None = None
     change: Literal["difference", "ratio"] = "difference"
+
+
+class Forgotten(Struct, frozen=True):
+    """The loss's change as a share of the base's, its 95 % interval, and whether that is more than the margin."""
+
+    margin: float
+    change: float | None
+    low: float | None
+    high: float | None
+    verdict: Literal["worse", "not worse", "cannot tell"]
 
 
 def compare(base: Scores | None, tuned: Scores, lower_is_better: Sequence[str] = ()) -> list[Comparison]:
@@ -133,6 +144,26 @@ def compare_losses(
         name: math.exp(min(value, 700.0)) for name, value in logarithms.items() if value is not None
     }
     return [loss, replace(loss, name="perplexity", change="ratio", **powers)]
+
+
+def forgotten(
+    base: Sequence[float | None], tuned: Sequence[float | None], rows: Sequence[int | None], margin: float
+) -> Forgotten:
+    """Whether the loss on rows of something else grew by more than a share of the base's: over slices, as above."""
+    import numpy as np
+
+    triples = zip(base, tuned, rows, strict=True)
+    known = [(one, other, count or 1) for one, other, count in triples if one is not None and other is not None]
+    first, second, weights = np.array(known, dtype=float).reshape(-1, 3).T
+
+    def change(at: Any) -> float:
+        return float(np.average(second[at], weights=weights[at]) / np.average(first[at], weights=weights[at]) - 1)
+
+    low, high = _bootstrap(len(known), change, RESAMPLES)
+    decided: Any = "cannot tell"
+    if low is not None and high is not None and len(known) >= FEWEST_ROWS:
+        decided = "worse" if low > margin else "not worse" if high <= margin else decided
+    return Forgotten(margin, change(slice(None)) if known else None, low, high, decided)
 
 
 def weighted(losses: Sequence[float | None], rows: Sequence[int | None]) -> float | None:

@@ -121,6 +121,7 @@ def _data(seen: Examined, question: Question) -> DataFound:
         (TRAINED_ON, settings.names(TRAINED_ON), stage),
         ("eval_dataset", settings.names("eval_dataset"), stage),
         ("kit.evaluate_after", kit.evaluate_after, answers),
+        ("kit.guard", kit.guard, answers),
     )
     problems: list[Problem] = []
     counts: list[int | None] = []

@@ -85,13 +85,18 @@ def brought_up(session: Session) -> Iterator[tuple[Claim, Examined]]:
 def _finish(session: Session, claim: Claim, examined: Examined) -> int:
     made = claim.run
     code = tell_ending(session.request, made, session.stop)
-    data, nodes = examined.recipe.kit.evaluate_after, session.question.nodes
-    if code == FINE and data and (nodes is None or nodes.rank == 0):
+    kit, nodes = examined.recipe.kit, session.question.nodes
+    asked = {data: guards for data, guards in ((kit.evaluate_after, False), (kit.guard, True)) if data}
+    if code == FINE and asked and (nodes is None or nodes.rank == 0):
         claim.tell("evaluated")
-        session.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
         environment = environment_of(made, examined.machine, session.question.environment)
-        evaluate.after_training(made, data, environment, session.stop)
-        session.tell(evaluated=made.name)
+        for data, guards in asked.items():
+            rows = f"'{data}': did it forget?" if guards else "the held-out rows"
+            session.tell(phase=f"evaluating base and tuned on {rows}", run=made.name)
+            margin = evaluate.MARGIN if guards else None
+            wanted = evaluate.Evaluation(made, data, environment, session.stop, with_losses=guards, margin=margin)
+            evaluate.after_training(wanted)
+        session.tell(evaluated=made.name, data=list(asked))
     return code
 
 
