@@ -1,7 +1,9 @@
 """The verbs evaluate and report: what a run is worth, as lines and as a page."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from msgspec.structs import replace
@@ -11,10 +13,11 @@ from .. import process, runs, session
 from .. import recipe as recipes
 from .. import report as reporting
 from ..errors import INTERRUPTED, Misused
+from ..evaluate.checkpoints import compare_checkpoints
 from ..plan import after
 from ..runs import Run
 from . import show
-from .summary import tell_evaluation
+from .summary import tell_checkpoints, tell_evaluation
 from .tuned import Checkpoint, environment_of, run_of
 from .words import AsJson, RunName, run_names, workspace
 
@@ -26,6 +29,11 @@ Baseline = Annotated[str, typer.Option("--baseline", metavar="base|RUN|none", he
 Labels = Annotated[str | None, typer.Option("--labels", metavar="A,B,..", help="The labels that answers may be.")]
 LabelField = Annotated[str | None, typer.Option("--label-field", metavar="NAME", help="Field that holds the label.")]
 Part = Annotated[int, typer.Option("--part", min=1, metavar="ROWS", help="Rows answered between two saves.")]
+Checkpoints = Annotated[
+    bool, typer.Option("--checkpoints", help="Which saved checkpoint is best, and which are equal?")
+]
+Last = Annotated[int, typer.Option("--last", min=1, metavar="N", help="With --checkpoints: of how many, the newest.")]
+By = Annotated[evaluation.By, typer.Option("--by", help="With --checkpoints: by the loss, or by the answers.")]
 Names = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="One run, or several to compare.", autocompletion=run_names)
 ]
@@ -44,27 +52,45 @@ def evaluate(
     labels: Labels = None,
     label_field: LabelField = None,
     part: Part = evaluation.PART_ROWS,
+    checkpoints: Checkpoints = False,
+    last: Last = 5,
+    by: By = "loss",
     as_json: AsJson = False,
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
-    found = run_of(run, checkpoint)
-    process.ends_alike()
     if guard and (data or baseline == "none"):
         raise Misused("--guard names the rows, and compares with a base", "leave out --data and --baseline none")
+    found = runs.find(workspace(), run) if checkpoints else run_of(run, checkpoint)
+    process.ends_alike()
     asked = evaluation.Evaluation(found, guard or _data(found, data), environment_of(found), checkpoint=checkpoint)
-    asked = replace(asked, margin=evaluation.MARGIN if guard else None)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part)
+    with _going_on(found):
+        if checkpoints:
+            _tell(found, compare_checkpoints(asked, last, by), as_json)
+        else:
+            margin = evaluation.MARGIN if guard else None
+            _tell(found, evaluation.evaluate(replace(asked, margin=margin)), as_json)
+
+
+@contextmanager
+def _going_on(run: Run) -> Iterator[None]:
+    """The run is held; what Ctrl-C ends goes on when it is started again."""
     try:
-        with runs.claimed(found, "evaluated"):
-            scores = evaluation.evaluate(asked)
+        with runs.claimed(run, "evaluated"):
+            yield
     except KeyboardInterrupt:
         show.aside("the evaluation was ended; start it again to go on from here")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _tell(run: Run, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        show.document(scores)
+        show.document(found)
+    elif "checkpoints" in found:
+        tell_checkpoints(run, found)
     else:
-        tell_evaluation(found)
+        tell_evaluation(run)
 
 
 def _data(run: Run, given: str | None) -> str:

@@ -1,6 +1,5 @@
 """Show the progress of a training or a download: drawn on a terminal, lines otherwise."""
 
-import math
 import sys
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ..hub import Progress
-from ..observe import Signs, evaluating, follow, last_lines, number, signs
+from ..observe import HeldOut, Signs, evaluating, follow, held_out, last_lines, signs, take
 from ..runs import Run, json_object
 from . import show
 
@@ -29,8 +28,10 @@ class StepMeter:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.now = Signs()
-        self.losses: dict[int, float] = {}  # by step: after a resume some come a second time
+        self.losses: dict[int, float] = {}  # by step
+        self.held: dict[int, float] = {}
         self.read = 0
+        self.told: HeldOut | None = None
         self.evaluating: str | None = None
         self.printed = time.monotonic()
         self.live: Any = None
@@ -44,16 +45,21 @@ class StepMeter:
 
     def _tell_step(self, final: bool = False) -> None:
         now, told = signs(self.run), self.now.step
+        fresh = self._read_log()
         if now.step is None:
             self._before_the_first_step()
-        if now.step is None or now.step == told:
+        if now.step is None or (now.step == told and not fresh):
             return
         if sys.stdout.isatty():
             self.now = now
             self._draw()
-        elif told is None or final or now.step == now.total_steps or time.monotonic() - self.printed >= STEP_SECONDS:
+            return
+        due = told is None or final or now.step == now.total_steps or time.monotonic() - self.printed >= STEP_SECONDS
+        if due and now.step != told:
             self.now, self.printed = now, time.monotonic()
             show.line(sentence(now))
+        if fresh:
+            show.line(held_out_sentence(fresh))
 
     def _before_the_first_step(self) -> None:
         """Loading a large model takes minutes: what LLaMA-Factory said last shows that it is at work."""
@@ -61,12 +67,15 @@ class StepMeter:
             self.printed = time.monotonic()
             show.line(f"no step yet; last line of the log: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
 
-    def _draw(self) -> None:
+    def _read_log(self) -> HeldOut | None:
+        """Read on in the trainer's log; what it says of the held-out rows, when that is new."""
         for text, position in follow(self.run.trainer_log, self.read):
-            self.read, line = position, json_object(text)
-            step, loss = number(line.get("current_steps")), number(line.get("loss"))
-            if step is not None and loss is not None and math.isfinite(loss):
-                self.losses[int(step)] = loss
+            self.read = position
+            take(json_object(text), self.losses, self.held)
+        before, self.told = self.told, held_out(self.losses, self.held)
+        return self.told if self.told and (before is None or self.told.step != before.step) else None
+
+    def _draw(self) -> None:
         if self.live is None:
             from rich.live import Live
 
@@ -80,6 +89,8 @@ class StepMeter:
         losses = [loss for _, loss in sorted(self.losses.items())]
         if len(losses) >= FEWEST_LOSSES and options.size.height >= 3 * CURVE_ROWS:
             yield Text("\n".join(curve(losses, options.max_width)), style="cyan")
+        if self.told:
+            yield Text(held_out_sentence(self.told))
         yield Text(bar(show.shown(self.run.name), self.now, options.max_width))
 
     def _tell_evaluating(self, text: str) -> None:
@@ -98,6 +109,13 @@ class StepMeter:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+
+def held_out_sentence(seen: HeldOut) -> str:
+    """`held-out loss 1.31 at step 200, best 1.24 at step 150`, and whether it over-fits."""
+    best = "the best so far" if seen.best_step == seen.step else f"best {seen.best_loss:.4g} at step {seen.best_step}"
+    said = f"held-out loss {seen.loss:.4g} at step {seen.step}, {best}"
+    return f"{said}\nwarning: {seen.overfits}" if seen.overfits else said
 
 
 def sentence(now: Signs, columns: int | None = None) -> str:

@@ -27,6 +27,26 @@ def tell_evaluation(run: Run, data: Sequence[str] = ()) -> None:
     show.line(f"next: iis-finetune export {run.number:04d}")
 
 
+def tell_checkpoints(run: Run, found: Mapping[str, Any]) -> None:
+    """The measured checkpoints side by side, which one to keep, and how to keep it."""
+    show.line(f"checkpoints of {run.name} on {found['data']}")
+    rows = [
+        (
+            f"  step {each['step']}",
+            "-" if each["value"] is None else f"{each['value']:.3f}",
+            _between((each["low"], each["high"]), ".3f"),
+            _between(each["difference"], "+.3f"),
+            each["verdict"],
+        )
+        for each in found["checkpoints"]
+    ]
+    show.table(("", found["by"], "95 %", "against the best, 95 %", ""), rows, numbers=(1, 2, 3))
+    show.line(found["told"])
+    if found["overfits"]:
+        show.line(f"warning: {found['overfits']}")
+    show.line(f"next: iis-finetune export {run.number:04d} --checkpoint {found['keep']}")
+
+
 def _tell(run: Run, scores: Mapping[str, Any]) -> None:
     show.line(f"evaluation on {scores['data']}" + (f", {scores['rows']} rows" if "rows" in scores else ""))
     hidden = HIDDEN_FOR_JSON if scores.get("kind") == "json" else ()
@@ -49,12 +69,14 @@ def _tell(run: Run, scores: Mapping[str, Any]) -> None:
 def _row(metric: Mapping[str, Any]) -> tuple[str, ...]:
     """What it is, both means, the difference's 95 % interval, the verdict."""
     means = ("-" if each is None else _number(each) for each in (metric["base"], metric["tuned"]))
-    between = "-"
-    if metric["low"] is not None and metric.get("change") == "ratio":
-        between = f"{metric['low']:.3g} to {metric['high']:.3g} times"
-    elif metric["low"] is not None:
-        between = f"{metric['low']:+.2f} to {metric['high']:+.2f}"
+    ratio = metric["low"] is not None and metric.get("change") == "ratio"
+    between = _between((metric["low"], metric["high"]), ".3g" if ratio else "+.2f") + " times" * ratio
     return (f"  {name_of(metric['name'])}", *means, between, metric["verdict"] or "")
+
+
+def _between(ends: Sequence[float | None], form: str) -> str:
+    low, high = ends
+    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
-from .compare import MARGIN, Comparison, Forgotten, compare, compare_losses, forgotten, macro_f1
+from .compare import MARGIN, By, Comparison, Forgotten, compare, compare_losses, forgotten, macro_f1
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from .metrics import Declared, Scores, labels_of
 
 Verdict = Literal["better", "worse", "cannot tell"]
+By = Literal["loss", "answers"]
 RESAMPLES = 2000
 LABEL_RESAMPLES = 400  # scikit-learn's F1 takes a millisecond each
 SEED = 20260101

@@ -1,0 +1,63 @@
+"""The loss on held-out rows while a run trains: the newest, the best so far, and whether the run over-fits."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from ..runs import Run, read_lines
+from .signs import number
+
+ByStep = dict[int, float]
+LEAST_LOOKS, LEAST_RISE = 2, 0.01  # after the best one, and above it: less is chance
+
+
+class HeldOut(Struct, frozen=True):
+    """The newest loss on held-out rows and the best one; `overfits` is a sentence, None while nothing says so."""
+
+    step: int
+    loss: float
+    best_step: int
+    best_loss: float
+    overfits: str | None = None
+
+
+def take(line: Mapping[str, Any], trained: ByStep, held: ByStep) -> None:
+    """Add a line of the trainer's log to the losses; what an attempt logged that was gone back behind is dropped."""
+    step = number(line.get("current_steps"))
+    for key, losses in (("loss", trained), ("eval_loss", held)):
+        loss = number(line.get(key))
+        if step is not None and loss is not None and math.isfinite(loss):
+            while losses and next(reversed(losses)) >= step:
+                losses.popitem()
+            losses[int(step)] = loss
+
+
+def losses_of(run: Run) -> tuple[ByStep, ByStep]:
+    """A run's training and held-out losses by step, in order."""
+    trained, held = ByStep(), ByStep()
+    for line in read_lines(run.trainer_log):
+        take(line, trained, held)
+    return trained, held
+
+
+def held_out(trained: ByStep, held: ByStep) -> HeldOut | None:
+    """What the losses by step say so far; None where no held-out row is measured."""
+    if not held:
+        return None
+    last, best = max(held), min(held, key=lambda step: (held[step], step))
+    return HeldOut(last, held[last], best, held[best], _overfits(trained, held, best))
+
+
+def _overfits(trained: ByStep, held: ByStep, best: int) -> str | None:
+    """Held-out loss rises for a while and training loss falls: means of as many steps on both sides of the best."""
+    last = max(held)
+    before = [loss for step, loss in trained.items() if 2 * best - last < step <= best]
+    later = [loss for step, loss in trained.items() if best < step <= last]
+    looks = sum(step > best for step in held)
+    if not before or not later or looks < LEAST_LOOKS or held[last] < held[best] * (1 + LEAST_RISE):
+        return None
+    first, second = sum(before) / len(before), sum(later) / len(later)
+    told = f"held-out loss {held[best]:.4g} -> {held[last]:.4g}, training loss {first:.4g} -> {second:.4g}"
+    return f"over-fitting since step {best}: {told}" if second < first else None
