@@ -87,7 +87,6 @@ class _Follower:
             if "run" in told:
                 self.meter = StepMeter(Run(workspace().runs / told["run"]))
                 self.meter.now = signs(self.meter.run)  # its steps are done
-                self.meter.read = sys.maxsize
         elif "exit" in told:
             self.code = int(told["exit"])
         else:

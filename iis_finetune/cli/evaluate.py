@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from msgspec.structs import replace
@@ -15,9 +15,10 @@ from .. import report as reporting
 from ..errors import INTERRUPTED, Misused
 from ..evaluate.checkpoints import compare_checkpoints
 from ..plan import after
+from ..report import blind
 from ..runs import Run
 from . import show
-from .summary import tell_checkpoints, tell_evaluation
+from .summary import tell_found
 from .tuned import Checkpoint, environment_of, run_of
 from .words import AsJson, RunName, run_names, workspace
 
@@ -33,7 +34,9 @@ Checkpoints = Annotated[
     bool, typer.Option("--checkpoints", help="Which saved checkpoint is best, and which are equal?")
 ]
 Last = Annotated[int, typer.Option("--last", min=1, metavar="N", help="With --checkpoints: of how many, the newest.")]
-By = Annotated[evaluation.By, typer.Option("--by", help="With --checkpoints: by the loss, or by the answers.")]
+Votes = Annotated[list[Path] | None, typer.Option("--votes", metavar="FILE...", help="What people's votes say.")]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More votes, behind --votes FILE.")]
+Blind = Annotated[bool, typer.Option("--blind", help="Instead: a page to vote on, which names no model.")]
 Names = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="One run, or several to compare.", autocompletion=run_names)
 ]
@@ -54,28 +57,30 @@ def evaluate(
     part: Part = evaluation.PART_ROWS,
     checkpoints: Checkpoints = False,
     last: Last = 5,
-    by: By = "loss",
+    votes: Votes = None,
+    files: Files = None,
     as_json: AsJson = False,
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
-    if guard and (data or baseline == "none"):
-        raise Misused("--guard names the rows, and compares with a base", "leave out --data and --baseline none")
     found = runs.find(workspace(), run) if checkpoints else run_of(run, checkpoint)
-    process.ends_alike()
-    asked = evaluation.Evaluation(found, guard or _data(found, data), environment_of(found), checkpoint=checkpoint)
+    asked = evaluation.Evaluation(found, _data(found, data, guard), environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
-    asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part)
+    asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
     with _going_on(found):
-        if checkpoints:
-            _tell(found, compare_checkpoints(asked, last, by), as_json)
+        if votes:
+            scores = blind.count([*votes, *(files or ())], found, asked.data, asked.baseline)
         else:
-            margin = evaluation.MARGIN if guard else None
-            _tell(found, evaluation.evaluate(replace(asked, margin=margin)), as_json)
+            scores = compare_checkpoints(asked, last) if checkpoints else evaluation.evaluate(asked)
+    if as_json:
+        show.document(scores)
+    else:
+        tell_found(found, scores)
 
 
 @contextmanager
 def _going_on(run: Run) -> Iterator[None]:
     """The run is held; what Ctrl-C ends goes on when it is started again."""
+    process.ends_alike()
     try:
         with runs.claimed(run, "evaluated"):
             yield
@@ -84,18 +89,11 @@ def _going_on(run: Run) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _tell(run: Run, found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        show.document(found)
-    elif "checkpoints" in found:
-        tell_checkpoints(run, found)
-    else:
-        tell_evaluation(run)
-
-
-def _data(run: Run, given: str | None) -> str:
+def _data(run: Run, given: str | None, guard: str | None = None) -> str:
+    if given and guard:
+        raise Misused("--data and --guard both name the rows", "give one of the two")
     kit = recipes.read(str(run.recipe))[0].kit if run.recipe.is_file() else None
-    named = given or (kit.evaluate_after if kit else None) or after.read_arguments(run).get("eval_dataset")
+    named = guard or given or (kit.evaluate_after if kit else None) or after.read_arguments(run).get("eval_dataset")
     if named:
         return session.first_name(named)
     fix = "--data NAME, a registered data set it has not seen; a next run: kit.evaluate_after=NAME, or val_size=0.1"
@@ -108,17 +106,23 @@ def _baseline(text: str) -> Run | str | None:
     return text if text == evaluation.BASE else runs.finished_run(workspace(), text)
 
 
-def report(names: Names, to: To = None) -> None:
+def report(names: Names, to: To = None, blinded: Blind = False, data: Data = None) -> None:
     """One HTML page that needs no network: curves, decisions, events, metrics, answers side by side."""
     found = list(dict.fromkeys(runs.find(workspace(), name) for name in names))
     numbers = "-".join(f"{run.number:04d}" for run in found)
-    target = found[0].report if len(found) == 1 else workspace().runs / f"report-{numbers}.html"
+    name, base = "blind" if blinded else "report", found[1] if len(found) > 1 else evaluation.BASE
+    target = found[0].report.with_stem(name) if len(found) == 1 else workspace().runs / f"{name}-{numbers}.html"
     if to is not None:
         target = to if to.suffix.lower() in (".html", ".htm") and not to.is_dir() else to / target.name
-    page = reporting.page(found)
+    named = _data(found[0], data) if blinded else ""
+    page = blind.ballot(found[0], named, base) if blinded else reporting.page(found)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         runs.write(target, page)
     except OSError as error:
         raise Misused(f"'{target}' cannot be written: {error.strerror}", "give --to another place", "--to") from None
     show.line(f"{target}: {target.stat().st_size / 1024:.0f} KB")
+    if blinded:
+        against = f" --baseline {found[1].number:04d}" if len(found) > 1 else ""
+        read = f"iis-finetune evaluate {found[0].number:04d} --data {named}{against} --votes FILE..."
+        show.line(f"send it to those who are to judge; what they save and send back is read by: {read}")

@@ -31,7 +31,7 @@ class StepMeter:
         self.losses: dict[int, float] = {}  # by step
         self.held: dict[int, float] = {}
         self.read = 0
-        self.told: HeldOut | None = None
+        self.held_out: HeldOut | None = None
         self.evaluating: str | None = None
         self.printed = time.monotonic()
         self.live: Any = None
@@ -59,7 +59,7 @@ class StepMeter:
             self.now, self.printed = now, time.monotonic()
             show.line(sentence(now))
         if fresh:
-            show.line(held_out_sentence(fresh))
+            show.line(fresh.told)
 
     def _before_the_first_step(self) -> None:
         """Loading a large model takes minutes: what LLaMA-Factory said last shows that it is at work."""
@@ -72,8 +72,8 @@ class StepMeter:
         for text, position in follow(self.run.trainer_log, self.read):
             self.read = position
             take(json_object(text), self.losses, self.held)
-        before, self.told = self.told, held_out(self.losses, self.held)
-        return self.told if self.told and (before is None or self.told.step != before.step) else None
+        before, self.held_out = self.held_out, held_out(self.losses, self.held)
+        return self.held_out if self.held_out and (before is None or self.held_out.step != before.step) else None
 
     def _draw(self) -> None:
         if self.live is None:
@@ -89,8 +89,8 @@ class StepMeter:
         losses = [loss for _, loss in sorted(self.losses.items())]
         if len(losses) >= FEWEST_LOSSES and options.size.height >= 3 * CURVE_ROWS:
             yield Text("\n".join(curve(losses, options.max_width)), style="cyan")
-        if self.told:
-            yield Text(held_out_sentence(self.told))
+        if self.held_out:
+            yield Text(self.held_out.told)
         yield Text(bar(show.shown(self.run.name), self.now, options.max_width))
 
     def _tell_evaluating(self, text: str) -> None:
@@ -109,13 +109,6 @@ class StepMeter:
         if self.live is not None:
             self.live.stop()
             self.live = None
-
-
-def held_out_sentence(seen: HeldOut) -> str:
-    """`held-out loss 1.31 at step 200, best 1.24 at step 150`, and whether it over-fits."""
-    best = "the best so far" if seen.best_step == seen.step else f"best {seen.best_loss:.4g} at step {seen.best_step}"
-    said = f"held-out loss {seen.loss:.4g} at step {seen.step}, {best}"
-    return f"{said}\nwarning: {seen.overfits}" if seen.overfits else said
 
 
 def sentence(now: Signs, columns: int | None = None) -> str:

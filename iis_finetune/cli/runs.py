@@ -12,10 +12,9 @@ from msgspec import to_builtins
 
 from .. import process, runs
 from ..errors import Misused
-from ..observe import HeldOut, devices, evaluating, follow, held_out, last_lines, losses_of, signs
+from ..observe import devices, evaluating, follow, held_out, last_lines, losses_of, signs
 from ..runs import Run
 from . import attach, show, streams
-from .meter import held_out_sentence
 from .words import AsJson, RunName, workspace
 
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on printing as the log grows.")]
@@ -97,7 +96,7 @@ def status(run: RunName, as_json: AsJson = False) -> None:
     for key in ("run", "state", "step", "total_steps", "loss", "grad_norm", "tokens_per_second"):
         show.line(f"{key:18} {show.cell(content[key])}")
     if content["held_out"]:
-        show.line(held_out_sentence(HeldOut(**content["held_out"])))
+        show.line(content["held_out"]["told"])
     if content["evaluating"]:
         show.line(f"{'now':18} {content['evaluating']}")
     show.line(f"{'time left':18} {show.duration(content['eta_seconds'])}")

@@ -27,24 +27,24 @@ def tell_evaluation(run: Run, data: Sequence[str] = ()) -> None:
     show.line(f"next: iis-finetune export {run.number:04d}")
 
 
-def tell_checkpoints(run: Run, found: Mapping[str, Any]) -> None:
-    """The measured checkpoints side by side, which one to keep, and how to keep it."""
-    show.line(f"checkpoints of {run.name} on {found['data']}")
-    rows = [
-        (
-            f"  step {each['step']}",
-            "-" if each["value"] is None else f"{each['value']:.3f}",
-            _between((each["low"], each["high"]), ".3f"),
-            _between(each["difference"], "+.3f"),
-            each["verdict"],
-        )
-        for each in found["checkpoints"]
-    ]
-    show.table(("", found["by"], "95 %", "against the best, 95 %", ""), rows, numbers=(1, 2, 3))
+def tell_found(run: Run, found: Mapping[str, Any]) -> None:
+    """What was just found: a comparison, or which checkpoint is the best, or what people prefer."""
+    if "told" not in found:
+        tell_evaluation(run)
+        return
+    checkpoint = f" --checkpoint {found['keep']}" if "keep" in found else ""
+    show.line(f"{'checkpoints' if checkpoint else 'votes'} of {run.name} on {found['data']}")
+    if checkpoint:
+        intervals = [
+            (_between(at["alone"], ".3f"), _between(at["against_best"], "+.3f")) for at in found["checkpoints"]
+        ]
+        means = [(f"  step {at['step']}", f"{at['alone']['tuned']:.3f}", at["verdict"]) for at in found["checkpoints"]]
+        rows = [(*mean, *each, verdict) for (*mean, verdict), each in zip(means, intervals, strict=True)]
+        show.table(("", "loss", "95 %", "against the best, 95 %", ""), rows, numbers=(1, 2, 3))
     show.line(found["told"])
-    if found["overfits"]:
+    if found.get("overfits"):
         show.line(f"warning: {found['overfits']}")
-    show.line(f"next: iis-finetune export {run.number:04d} --checkpoint {found['keep']}")
+    show.line(f"next: iis-finetune export {run.number:04d}{checkpoint}")
 
 
 def _tell(run: Run, scores: Mapping[str, Any]) -> None:
@@ -70,13 +70,12 @@ def _row(metric: Mapping[str, Any]) -> tuple[str, ...]:
     """What it is, both means, the difference's 95 % interval, the verdict."""
     means = ("-" if each is None else _number(each) for each in (metric["base"], metric["tuned"]))
     ratio = metric["low"] is not None and metric.get("change") == "ratio"
-    between = _between((metric["low"], metric["high"]), ".3g" if ratio else "+.2f") + " times" * ratio
+    between = _between(metric, ".3g" if ratio else "+.2f") + " times" * ratio
     return (f"  {name_of(metric['name'])}", *means, between, metric["verdict"] or "")
 
 
-def _between(ends: Sequence[float | None], form: str) -> str:
-    low, high = ends
-    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+def _between(found: Mapping[str, Any], form: str) -> str:
+    return "-" if found["low"] is None else f"{found['low']:{form}} to {found['high']:{form}}"
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
-from .compare import MARGIN, By, Comparison, Forgotten, compare, compare_losses, forgotten, macro_f1
+from .compare import Comparison, compare, compare_losses, forgotten, macro_f1
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
@@ -26,7 +26,7 @@ def after_training(asked: Evaluation) -> None:
     run, data = asked.run, asked.data
     note(run, "evaluating", data=data)
     try:
-        evaluate(asked)
+        evaluate(replace(asked, with_losses=asked.guards))
     except (KitError, OSError) as error:
         asked.folder.mkdir(parents=True, exist_ok=True)
         write(asked.folder / "scores.json", _json({"data": data, "problem": str(error)}))
@@ -54,8 +54,8 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         first, second = (losses(asked, side, given) if side else None for side in (base, tuned))
         rows = list(given.slices.values())
         scores["metrics"] += _told(compare_losses(first, second or [], rows))
-        if asked.margin is not None and first and second:
-            scores["guard"] = _guarded(forgotten(first, second, rows, asked.margin))
+        if asked.guards and first and second:
+            scores["guard"] = forgotten(first, second, rows)
     write(_path(asked, base, tuned), _json(scores))
     return scores
 
@@ -124,10 +124,3 @@ def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Mat
 
 def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **to_builtins(each)} for each in found]
-
-
-def _guarded(found: Forgotten) -> dict[str, Any]:
-    """A guard's verdict with the sentence that tells it."""
-    between = "" if found.low is None else f"changes by {found.low:+.1%} to {found.high:+.1%} of the base's (95 %)"
-    told = f"did it forget? {found.verdict}: the loss {between or 'is unknown'}; {found.margin:.0%} is allowed"
-    return {**to_builtins(found), "told": told}

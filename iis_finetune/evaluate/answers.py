@@ -39,7 +39,7 @@ class Evaluation(Struct, frozen=True):
     baseline: Run | str | None = BASE  # BASE, another run, or None for the tuned model alone
     declared: Declared = field(default_factory=Declared)
     with_losses: bool = True
-    margin: float | None = None  # rows of something else: more loss than this share of the base's is forgetting
+    guards: bool = False  # rows of something else: did it forget them?
     part_rows: int = PART_ROWS
 
     @property

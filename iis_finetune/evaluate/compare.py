@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from .metrics import Declared, Scores, labels_of
 
 Verdict = Literal["better", "worse", "cannot tell"]
-By = Literal["loss", "answers"]
 RESAMPLES = 2000
 LABEL_RESAMPLES = 400  # scikit-learn's F1 takes a millisecond each
 SEED = 20260101
@@ -35,16 +34,6 @@ class Comparison(Struct, frozen=True):
     high: float | None = None
     verdict: Verdict | None = None
     change: Literal["difference", "ratio"] = "difference"
-
-
-class Forgotten(Struct, frozen=True):
-    """The loss's change as a share of the base's, its 95 % interval, and whether that is more than the margin."""
-
-    margin: float
-    change: float | None
-    low: float | None
-    high: float | None
-    verdict: Literal["worse", "not worse", "cannot tell"]
 
 
 def compare(base: Scores | None, tuned: Scores, lower_is_better: Sequence[str] = ()) -> list[Comparison]:
@@ -148,9 +137,9 @@ def compare_losses(
 
 
 def forgotten(
-    base: Sequence[float | None], tuned: Sequence[float | None], rows: Sequence[int | None], margin: float
-) -> Forgotten:
-    """Whether the loss on rows of something else grew by more than a share of the base's: over slices, as above."""
+    base: Sequence[float | None], tuned: Sequence[float | None], rows: Sequence[int | None], margin: float = MARGIN
+) -> dict[str, Any]:
+    """Whether the loss grew by more than a share of the base's, over slices as above: with its interval, in words."""
     import numpy as np
 
     triples = zip(base, tuned, rows, strict=True)
@@ -161,10 +150,12 @@ def forgotten(
         return float(np.average(second[at], weights=weights[at]) / np.average(first[at], weights=weights[at]) - 1)
 
     low, high = _bootstrap(len(known), change, RESAMPLES)
-    decided: Any = "cannot tell"
+    decided, told = "cannot tell", "too few rows"
     if low is not None and high is not None and len(known) >= FEWEST_ROWS:
         decided = "worse" if low > margin else "not worse" if high <= margin else decided
-    return Forgotten(margin, change(slice(None)) if known else None, low, high, decided)
+        told = f"the loss changes by {low:+.1%} to {high:+.1%} of the base's (95 %), {margin:.0%} is allowed"
+    told = f"did it forget? {decided}: {told}"
+    return {"margin": margin, "low": low, "high": high, "verdict": decided, "told": told}
 
 
 def weighted(losses: Sequence[float | None], rows: Sequence[int | None]) -> float | None:

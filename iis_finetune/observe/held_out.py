@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from msgspec import Struct
@@ -14,13 +15,14 @@ LEAST_LOOKS, LEAST_RISE = 2, 0.01  # after the best one, and above it: less is c
 
 
 class HeldOut(Struct, frozen=True):
-    """The newest loss on held-out rows and the best one; `overfits` is a sentence, None while nothing says so."""
+    """The newest loss on held-out rows and the best one, and in words; `overfits` is None while nothing says so."""
 
     step: int
     loss: float
     best_step: int
     best_loss: float
-    overfits: str | None = None
+    overfits: str | None
+    told: str
 
 
 def take(line: Mapping[str, Any], trained: ByStep, held: ByStep) -> None:
@@ -43,21 +45,17 @@ def losses_of(run: Run) -> tuple[ByStep, ByStep]:
 
 
 def held_out(trained: ByStep, held: ByStep) -> HeldOut | None:
-    """What the losses by step say so far; None where no held-out row is measured."""
+    """What the losses by step say so far; it over-fits when held-out loss rises for a while and training loss falls."""
     if not held:
         return None
     last, best = max(held), min(held, key=lambda step: (held[step], step))
-    return HeldOut(last, held[last], best, held[best], _overfits(trained, held, best))
-
-
-def _overfits(trained: ByStep, held: ByStep, best: int) -> str | None:
-    """Held-out loss rises for a while and training loss falls: means of as many steps on both sides of the best."""
-    last = max(held)
-    before = [loss for step, loss in trained.items() if 2 * best - last < step <= best]
+    before = [loss for step, loss in trained.items() if 2 * best - last < step <= best]  # as many steps on both sides
     later = [loss for step, loss in trained.items() if best < step <= last]
-    looks = sum(step > best for step in held)
-    if not before or not later or looks < LEAST_LOOKS or held[last] < held[best] * (1 + LEAST_RISE):
-        return None
-    first, second = sum(before) / len(before), sum(later) / len(later)
-    told = f"held-out loss {held[best]:.4g} -> {held[last]:.4g}, training loss {first:.4g} -> {second:.4g}"
-    return f"over-fitting since step {best}: {told}" if second < first else None
+    rises = sum(step > best for step in held) >= LEAST_LOOKS and held[last] > held[best] * (1 + LEAST_RISE)
+    overfits = None
+    if rises and before and later and fmean(later) < fmean(before):
+        rose, fell = f"{held[best]:.4g} -> {held[last]:.4g}", f"{fmean(before):.4g} -> {fmean(later):.4g}"
+        overfits = f"over-fitting since step {best}: held-out loss {rose}, training loss {fell}"
+    told = f"held-out loss {held[last]:.4g} at step {last}, best {held[best]:.4g} at step {best}"
+    told += f"\nwarning: {overfits}" if overfits else ""
+    return HeldOut(last, held[last], best, held[best], overfits, told)

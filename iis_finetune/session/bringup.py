@@ -91,11 +91,8 @@ def _finish(session: Session, claim: Claim, examined: Examined) -> int:
         claim.tell("evaluated")
         environment = environment_of(made, examined.machine, session.question.environment)
         for data, guards in asked.items():
-            rows = f"'{data}': did it forget?" if guards else "the held-out rows"
-            session.tell(phase=f"evaluating base and tuned on {rows}", run=made.name)
-            margin = evaluate.MARGIN if guards else None
-            wanted = evaluate.Evaluation(made, data, environment, session.stop, with_losses=guards, margin=margin)
-            evaluate.after_training(wanted)
+            session.tell(phase=f"evaluating base and tuned on {data}", run=made.name)
+            evaluate.after_training(evaluate.Evaluation(made, data, environment, session.stop, guards=guards))
         session.tell(evaluated=made.name, data=list(asked))
     return code
 
