@@ -28,11 +28,13 @@ class HeldOut(Struct, frozen=True):
 def take(line: Mapping[str, Any], trained: ByStep, held: ByStep) -> None:
     """Add a line of the trainer's log to the losses; what an attempt logged that was gone back behind is dropped."""
     step = number(line.get("current_steps"))
+    if step is None:
+        return
     for key, losses in (("loss", trained), ("eval_loss", held)):
+        while losses and next(reversed(losses)) > step - (key in line):
+            losses.popitem()
         loss = number(line.get(key))
-        if step is not None and loss is not None and math.isfinite(loss):
-            while losses and next(reversed(losses)) >= step:
-                losses.popitem()
+        if loss is not None and math.isfinite(loss):
             losses[int(step)] = loss
 
 
