@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ eval_steps: 20
 """
 
 
-def rows(question: str, answer: str, numbers: range) -> str:
-    texts = [(question.format(n), answer.format(n)) for n in numbers]
-    return json.dumps([{"instruction": one, "input": "", "output": other} for one, other in texts])
+def chances(numbers: range) -> str:
+    """One-word answers that follow no rule: they can be learnt by heart alone, and then held-out ones only get worse."""
+    chance = random.Random(numbers.start)
+    return json.dumps([{"instruction": f"{n}?", "input": "", "output": chance.choice(["a", "b"])} for n in numbers])
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project with one run: one-word answers at 20 times the rate, far longer than is good for it."""
     folder = make_project(tmp_path_factory.mktemp("forgetting"), tiny_model)
     data = folder / "data"
-    (data / "little.json").write_text(rows("is {0} odd?", "no{0}", range(16)), encoding="utf-8")
-    (data / "fresh.json").write_text(rows("is {0} odd?", "no{0}", range(40, 64)), encoding="utf-8")
-    (data / "other.json").write_text(rows("words {0}", "a few plain words, and {0}", range(24)), encoding="utf-8")
+    (data / "little.json").write_text(chances(range(32)), encoding="utf-8")
+    (data / "fresh.json").write_text(chances(range(40, 64)), encoding="utf-8")
+    words = [{"instruction": f"words {n}", "input": "", "output": "一些中文字。 {}[]"} for n in range(24)]
+    (data / "other.json").write_text(json.dumps(words), encoding="utf-8")
     registry = json.loads((data / "dataset_info.json").read_text())
     registry |= {name: {**registry["little"], "file_name": f"{name}.json"} for name in ("fresh", "other")}
     (data / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")

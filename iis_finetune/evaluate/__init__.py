@@ -42,9 +42,6 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     """
     base, tuned = _sides(asked)
     stage = trained_with(tuned.arguments)["stage"]
-    if stage == "rm":
-        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
-        raise Misused(what, "evaluate a run of another stage")
     given = material(asked, tuned)
     scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
     scores |= {"cut": list(given.cut), "metrics": []}

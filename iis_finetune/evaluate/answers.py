@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from .. import dataset, launch, process
 from ..arguments import trained_with
-from ..errors import COMMAND_LINE, Place, ProblemsFound, RunFailed, errors_of
+from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
 from ..plan.after import Trained
@@ -61,10 +61,12 @@ class Material(Struct, frozen=True):
 def material(asked: Evaluation, trained: Trained) -> Material:
     """Register slices of the data set in the evaluation's own folder; raises ProblemsFound when it cannot be read."""
     settings = trained_with(trained.arguments)
-    plain = settings["stage"] == "pt"  # text without answers
+    if settings["stage"] == "rm":
+        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
+        raise Misused(what, "evaluate a run of another stage")
+    stage = "pt" if settings["stage"] == "pt" else "sft"  # text without answers, or with
     data_dir = Path(settings["dataset_dir"])
-    place = Place(COMMAND_LINE, key="--data")
-    sources, problems = dataset.check_registered(asked.data, str(data_dir), "pt" if plain else "sft", place)
+    sources, problems = dataset.check_registered(asked.data, str(data_dir), stage, Place(COMMAND_LINE, key="--data"))
     if errors_of(problems):
         raise ProblemsFound(problems)
     folder = asked.folder / "rows"
@@ -78,7 +80,7 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
     parts = slices_of("part", count, count if whole else asked.part_rows, reading.dropped)
-    taught = dataset.check_rows(source, dataset.options_of(settings, "pt" if plain else "sft", settings["max_samples"]))
+    taught = dataset.check_rows(source, dataset.options_of(settings, stage, settings["max_samples"]))
     slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES), taught.dropped)
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")

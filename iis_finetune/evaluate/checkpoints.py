@@ -11,7 +11,7 @@ from ..observe import held_out, losses_of
 from ..runs import step_of, write_json
 from . import result_of
 from .answers import Evaluation, losses, material
-from .compare import compare_losses, weighted
+from .compare import FEWEST_ROWS, compare_losses, weighted
 
 
 def compare_checkpoints(asked: Evaluation, last: int) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def judged(measured: Mapping[int, Sequence[float | None]], rows: Sequence[int | 
         }
         for step in measured
     ]
-    keep = next(each["step"] for each in checkpoints if each["verdict"] in ("best", "cannot tell"))
+    equal = ["best", *["cannot tell"] * (len(rows) >= FEWEST_ROWS)]
+    keep = next(each["step"] for each in checkpoints if each["verdict"] in equal)
     told = f"step {keep} and {best} cannot be told apart: keep the earlier?" if keep != best else f"best: step {best}"
     return {"checkpoints": checkpoints, "best": best, "keep": keep, "told": told}

@@ -27,10 +27,8 @@ class HeldOut(Struct, frozen=True):
 
 def take(line: Mapping[str, Any], trained: ByStep, held: ByStep) -> None:
     """Add a line of the trainer's log to the losses; what an attempt logged that was gone back behind is dropped."""
-    step = number(line.get("current_steps"))
-    if step is None:
-        return
-    for key, losses in (("loss", trained), ("eval_loss", held)):
+    step = number(line.get("current_steps")) or 0
+    for key, losses in (("loss", trained), ("eval_loss", held)) if step else ():
         while losses and next(reversed(losses)) > step - (key in line):
             losses.popitem()
         loss = number(line.get(key))

@@ -90,7 +90,7 @@ def _finish(session: Session, claim: Claim, examined: Examined) -> int:
     if code == FINE and asked and (nodes is None or nodes.rank == 0):
         claim.tell("evaluated")
         environment = environment_of(made, examined.machine, session.question.environment)
-        for data, guards in asked.items():
+        for data, guards in reversed(asked.items()):  # the task's rows are what other verbs take next
             session.tell(phase=f"evaluating base and tuned on {data}", run=made.name)
             evaluate.after_training(evaluate.Evaluation(made, data, environment, session.stop, guards=guards))
         session.tell(evaluated=made.name, data=list(asked))
