@@ -24,7 +24,7 @@ eval_steps: 20
 
 
 def chances(numbers: range) -> str:
-    """One-word answers that follow no rule: they can be learnt by heart alone, and then held-out ones only get worse."""
+    """One-word answers that follow no rule: whoever learns them by heart gets worse on held-out ones."""
     chance = random.Random(numbers.start)
     return json.dumps([{"instruction": f"{n}?", "input": "", "output": chance.choice(["a", "b"])} for n in numbers])
 

@@ -129,7 +129,8 @@ def _data(seen: Examined, question: Question) -> DataFound:
         if not names:
             continue
         found, wrong = dataset.check_registered(names, folder, read_as, seen.recipe.place(key))
-        problems += wrong
+        without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
+        problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():
             reading = _rows(seen, question, source, read_as)
             problems += [*reading.problems, *reading.truncation.problems]
