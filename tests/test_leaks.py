@@ -74,21 +74,13 @@ def test_planted_leaks_are_named_exact_ones_always_near_ones_with_full(key: str,
     written(project, held=held, trained=trained)
     (quickly,) = leaks(f"{key}=held")
     assert (quickly["severity"], quickly["key"], quickly["leak"]["near"]) == ("warning", key, False)
-    exact = [
-        {"row": row, "trained": "trained", "trained_row": 1 + 7 * at, "exact": True} for at, row in enumerate(EXACT)
-    ]
-    assert quickly["leak"]["found"] == exact
+    exact = {row: {"row": row, "trained": "trained", "trained_row": 1 + 7 * at} for at, row in enumerate(EXACT)}
+    near = {row: {"row": row, "trained": "trained", "trained_row": 306 + at} for at, row in enumerate(NEAR)}
+    assert quickly["leak"]["found"] == [{**leak, "exact": True} for leak in exact.values()]
     (fully,) = leaks(f"{key}=held", "--full")
-    near = [{"row": row, "trained": "trained", "trained_row": 306 + at, "exact": False} for at, row in enumerate(NEAR)]
-    assert fully["leak"] == {
-        "data": "held",
-        "rows": 100,
-        "compared": 310,
-        "complete": True,
-        "near": True,
-        "likely": None,
-        "found": sorted([*exact, *near], key=lambda leak: leak["row"]),
-    }
+    found = [{**leak, "exact": row in exact} for row, leak in sorted({**exact, **near}.items())]
+    whole = {"data": "held", "held_out": True, "rows": 100, "compared": 310, "complete": True, "near": True}
+    assert fully["leak"] == {**whole, "found": found}
     assert fully["what"] == (
         "10 of the 100 held-out rows of 'held' are in the training data, 5 of them with small changes "
         "(row 3, 5, 21, 22, 40, 41, 77, 78, 99, 100): these figures would be too good"
@@ -123,24 +115,27 @@ def test_what_was_not_read_is_said_not_to_be_compared(
     assert "(row 1; 300 training rows were compared)" in found["what"]
 
 
-@pytest.mark.parametrize("val_size", ["0.1", "30"])
-def test_rows_that_stand_twice_leak_out_of_a_random_part_as_often_as_is_said(
-    val_size: str, project: Path, leaks: Told
-) -> None:
-    rows = made(2, 240)
-    rows += [*rows[:40], *rows[:10], *rows[:10]]  # 30 pairs, 10 rows four times
-    random.Random(1).shuffle(rows)
-    written(project, trained=rows)
-    (found,) = leaks(f"val_size={val_size}", "eval_strategy=epoch")
-    assert (found["key"], found["leak"]["rows"], len(found["leak"]["found"])) == ("val_size", 30, 60)
-    texts, of, met = [row["instruction"] for row in rows], random.Random(3), 0
-    for _ in range(2000):
-        of.shuffle(texts)
-        learnt = set(texts[30:])
-        met += sum(text in learnt for text in texts[:30])
-    assert found["leak"]["likely"] == pytest.approx(met / 2000, rel=0.1)
-    assert f"about {found['leak']['likely']:.0f} of the 30 rows that val_size holds out are trained on" in found["what"]
-    assert leaks("val_size=1", "eval_strategy=epoch") == [], "less than half a row"
+def test_rows_that_stand_twice_leak_out_of_the_part_that_val_size_holds_out(project: Path, leaks: Told) -> None:
+    rows = made(2, 300)
+    written(project, trained=[*rows[:200], *rows[:3], rows[0]], more=[*rows[200:], rows[1]])
+    first, second = leaks("dataset=trained,more", "val_size=0.1", "eval_strategy=epoch")
+    assert (first["key"], first["leak"]["held_out"], first["leak"]["rows"]) == ("val_size", False, 204)
+    pairs = [
+        (leak["row"], leak["trained"], leak["trained_row"])
+        for each in (first, second)
+        for leak in each["leak"]["found"]
+    ]
+    assert pairs == [
+        (201, "trained", 1),
+        (202, "trained", 2),
+        (203, "trained", 3),
+        (204, "trained", 1),
+        (101, "trained", 2),
+    ]
+    assert first["what"] == (
+        "4 of the 204 rows of 'trained' repeat others, and the part that val_size holds out has twins in training "
+        "(row 201, 202, 203, 204): these figures would be too good"
+    )
 
 
 def test_no_key_is_made_where_nothing_is_held_out(project: Path, leaks: Told, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,10 @@ class Leaks(Struct, frozen=True):
     def sentence(self) -> str:
         """How many rows leak, and which ones."""
         count, near = f"{len(self.found):,} of the {self.rows:,}", sum(not leak.exact for leak in self.found)
-        told = f" held-out rows of '{self.data}' are in the training data" if self.held_out else (
-            f" rows of '{self.data}' repeat others, and the part that val_size holds out has twins in training"
+        told = (
+            f" held-out rows of '{self.data}' are in the training data"
+            if self.held_out
+            else (f" rows of '{self.data}' repeat others, and the part that val_size holds out has twins in training")
         )
         told += f", {near:,} of them with small changes" if near else ""
         more = ", ..." if len(self.found) > NAMED else ""
@@ -71,10 +73,10 @@ class Leaks(Struct, frozen=True):
         return Problem(what, fix, place, "warning", "leak", details={"leak": to_builtins(self)})
 
 
-def leaks_of(checked: Read, trained: Sequence[Read], near: Progress | None = None) -> Leaks:
+def leaks_of(checked: Read, trained: Sequence[Read], near: bool = False, progress: Progress | None = None) -> Leaks:
     """What a data set shares with those that are trained on, of which it may be one itself.
 
-    To find nearly equal rows the files are read once more; `near` is told how far that is.
+    To find nearly equal rows the files are read once more.
     """
     held_out, name = not any(checked is each for each in trained), checked.source.name
     wanted, first = {key for _, key in checked.keyed()}, dict[int, tuple[str, int]]()
@@ -82,16 +84,16 @@ def leaks_of(checked: Read, trained: Sequence[Read], near: Progress | None = Non
         for row, key in each.keyed():
             if key in wanted:
                 first.setdefault(key, (each.source.name, row))
-    found = _near(checked, trained, near) if near and held_out else {}
+    found = _near(checked, trained, progress) if near and held_out else {}
     for row, key in checked.keyed():
         if key in first and (held_out or first[key] != (name, row)):
             found[row] = Leak(row, *first[key])
     complete, leaks = all(each.reading.complete for each in (checked, *trained)), sorted(found.items())
     rows, compared = checked.reading.kept, sum(each.reading.kept for each in trained)
-    return Leaks(name, held_out, rows, compared, complete, bool(near), tuple(leak for _, leak in leaks))
+    return Leaks(name, held_out, rows, compared, complete, near, tuple(leak for _, leak in leaks))
 
 
-def _near(held: Read, trained: Sequence[Read], progress: Progress) -> dict[int, Leak]:
+def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dict[int, Leak]:
     index, places = NearIndex(), list[tuple[str, int]]()
     for each in (*trained, held):
         first = len(places)  # in the end, of the held-out rows
@@ -100,7 +102,7 @@ def _near(held: Read, trained: Sequence[Read], progress: Progress) -> dict[int, 
             if isinstance(sample, Sample):
                 places.append((each.source.name, row))
                 index.add(text_of(sample._replace(answers=sample.answers[:1])))
-    index.settle(progress)
+    index.settle(progress or float)
     twins = {at: list(index.near(at, lambda _, other: other < first)) for at in range(first, len(index))}
     nearest = {places[at][1]: places[max(near, key=itemgetter(1))[0]] for at, near in twins.items() if near}
     return {row: Leak(row, *place, exact=False) for row, place in nearest.items()}

@@ -15,19 +15,18 @@ from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
-from .compare import Comparison, compare, compare_losses, macro_f1
-from .leaks import seen_rows, unseen_slices
+from .compare import Comparison, compare, compare_losses, forgotten, macro_f1
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
 
 
-def after_training(run: Run, data: str, environment: Mapping[str, str], stop: Stop) -> None:
+def after_training(asked: Evaluation) -> None:
     """Answer the data set's rows with base and tuned and keep the scores; a failure is noted, never raised."""
-    asked = Evaluation(run, data, environment, stop, with_losses=False)
+    run, data = asked.run, asked.data
     note(run, "evaluating", data=data)
     try:
-        evaluate(asked)
+        evaluate(replace(asked, with_losses=asked.guards))
     except (KitError, OSError) as error:
         asked.folder.mkdir(parents=True, exist_ok=True)
         write(asked.folder / "scores.json", _json({"data": data, "problem": str(error)}))
@@ -43,24 +42,22 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     """
     base, tuned = _sides(asked)
     stage = trained_with(tuned.arguments)["stage"]
-    if stage == "rm":
-        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
-        raise Misused(what, "evaluate a run of another stage")
     given = material(asked, tuned)
     scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
-    leaks, seen = seen_rows(asked, tuned)
-    scores |= {"cut": list(given.cut), "metrics": [], "leaks": to_builtins(leaks), "without_leaks": []}
-    if leaks and leaks.found:
-        scores["cut"].append(f"{leaks.sentence}: these figures are too good")
+    scores |= {"cut": list(given.cut), "leaks": to_builtins(given.leaks), "metrics": [], "without_leaks": []}
     if stage != "pt":  # whose data has no answers
         scores |= _judged(asked, (base, tuned), given)
-        if seen and len(seen) < scores["rows"]:
-            scores["without_leaks"] += _judged(asked, (base, tuned), given, seen)["metrics"]
+        if 0 < len(given.seen) < scores["rows"]:
+            scores["without_leaks"] += _judged(asked, (base, tuned), given, given.seen)["metrics"]
     if asked.with_losses or stage == "pt":
-        clean = unseen_slices(given.slices, leaks) if leaks and seen else []
-        found, without = _losses(asked, (base, tuned), given, clean)
-        scores["metrics"] += _told(found)
-        scores["without_leaks"] += _told(without)
+        first, second = (losses(asked, side, given) if side else None for side in (base, tuned))
+        rows = list(given.slices.values())
+        scores["metrics"] += _told(compare_losses(first, second or [], rows))
+        if clean := given.clean:
+            theirs, ours = ([side[at] for at in clean] if side else None for side in (first, second))
+            scores["without_leaks"] += _told(compare_losses(theirs, ours or [], [rows[at] for at in clean]))
+        if asked.guards and first and second:
+            scores["guard"] = forgotten(first, second, rows)
     write(_path(asked, base, tuned), _json(scores))
     return scores
 
@@ -132,15 +129,3 @@ def _judged(
 
 def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **to_builtins(each)} for each in found]
-
-
-def _losses(
-    asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material, clean: Sequence[int]
-) -> list[list[Comparison]]:
-    """The loss of slices of the rows and the perplexity that belongs to it, of all slices and of the clean ones."""
-    base, tuned = (losses(asked, side, given) if side else None for side in sides)
-    counts, found = list(given.slices.values()), list[list[Comparison]]()
-    for places in (range(len(counts)), clean):
-        theirs, ours = ([side[at] for at in places] if side else None for side in (base, tuned))
-        found.append(compare_losses(theirs, ours or [], [counts[at] for at in places]) if places else [])
-    return found

@@ -122,18 +122,20 @@ def _data(seen: Examined, question: Question) -> DataFound:
         (TRAINED_ON, settings.names(TRAINED_ON), stage),
         ("eval_dataset", settings.names("eval_dataset"), stage),
         ("kit.evaluate_after", kit.evaluate_after, answers),
+        ("kit.guard", kit.guard, answers),
     )
-    limit = dataset.SAMPLE if question.smoke else question.limit
-    keyed = bool(kit.evaluate_after or settings.names("eval_dataset") or settings["val_size"] > LEAST_SHARE)
     problems: list[Problem] = []
     read: dict[str, list[dataset.Read]] = {key: [] for key, _, _ in named}
+    limit = dataset.SAMPLE if question.smoke else question.limit
+    keyed = any(names for key, names, _ in named if key != TRAINED_ON) or settings["val_size"] > LEAST_SHARE
     for key, names, read_as in named:
         if not names:
             continue
         found, wrong = dataset.check_registered(names, folder, read_as, seen.recipe.place(key))
-        problems += wrong
-        options = replace(dataset.options_of(settings, read_as, limit), keyed=keyed)
+        without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
+        problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():
+            options = replace(dataset.options_of(settings, read_as, limit), keyed=keyed)
             reading = _rows(seen, question, source, options)
             problems += [*reading.problems, *reading.truncation.problems]
             read[key].append(dataset.Read(source, options, reading))
@@ -143,15 +145,14 @@ def _data(seen: Examined, question: Question) -> DataFound:
 
 
 def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:
-    """A warning for each set of held-out rows that the training sees some of."""
-    trained, val_size, found = read[TRAINED_ON], seen.plan.settings["val_size"], list[tuple[str, dataset.Leaks]]()
-    for key, sets in read.items() if trained else ():
-        for held in sets if key != TRAINED_ON else ():
-            found.append((key, dataset.leaks_of(held, trained, question.limit is None, question.progress)))
-    if val_size > LEAST_SHARE:
-        found.append(("val_size", dataset.leaks_by_chance(trained, val_size)))
-    for key, leaks in found:
-        yield from filter(None, [dataset.leak_problem(leaks, seen.recipe.place(key))])
+    """A warning for each data set that holds out rows which the training sees."""
+    trained, near = read[TRAINED_ON], question.limit is None
+    by_chance = trained if seen.plan.settings["val_size"] > LEAST_SHARE else []
+    for key, sets in {**read, TRAINED_ON: [], "val_size": by_chance}.items() if trained else ():
+        for each in sets:
+            leaks = dataset.leaks_of(each, trained, near, question.progress)
+            if leaks.found:
+                yield leaks.problem(seen.recipe.place(key))
 
 
 def _rows(seen: Examined, question: Question, source: dataset.Source, options: dataset.Options) -> dataset.Reading:
