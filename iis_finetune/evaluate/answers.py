@@ -84,25 +84,22 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     folder.mkdir(parents=True, exist_ok=True)
     if not sources:  # on a hub: nothing to slice or to count here
         return Material(str(data_dir), {asked.data: None}, {asked.data: None})
-    source = sources[0]
     entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
     entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
-    read = _look(source, trained)
-    reading, leaks = read.reading, _leaks(read, settings)
+    reading = (read := _look(sources[0], trained)).reading
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
     parts = slices_of("part", count, count if whole else asked.part_rows, reading.dropped)
-    taught = dataset.check_rows(source, dataset.options_of(settings, stage, settings["max_samples"]))
+    taught = dataset.check_rows(sources[0], dataset.options_of(settings, stage, settings["max_samples"]))
     slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES), taught.dropped)
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    longest, cut = reading.truncation.longest_answer, tuple(each.what for each in reading.truncation.problems)
+    longest, sha256 = reading.truncation.longest_answer, dataset.Readings().sha256(sources[0])
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
-    rows = {leak.row for leak in leaks.found} if leaks and not whole else set()
-    cut += (f"{leaks.sentence}: these figures are too good",) if leaks and leaks.found else ()
-    seen = tuple(at for at, (row, _) in enumerate(read.keyed()) if row in rows)
-    return Material(str(folder.resolve()), parts, slices, tokens, dataset.Readings().sha256(source), cut, leaks, seen)
+    leaks = _leaks(read, settings)
+    seen = leaks.places(read) if leaks and not whole else ()
+    return Material(str(folder.resolve()), parts, slices, tokens, sha256, _notes(reading, leaks), leaks, seen)
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
@@ -127,6 +124,12 @@ def _look(source: dataset.Source, trained: Trained) -> dataset.Read:
     options = replace(options, generate=not plain, keyed=True)
     tokenizer_json = None if plain else Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
     return dataset.Read(source, options, dataset.check_rows(source, options, tokenizer_json))
+
+
+def _notes(reading: dataset.Reading, leaks: dataset.Leaks | None) -> tuple[str, ...]:
+    """What a reader of the figures has to know."""
+    seen = [f"{leaks.sentence}: these figures are too good"] if leaks and leaks.found else []
+    return (*(each.what for each in reading.truncation.problems), *seen)
 
 
 def _leaks(read: dataset.Read, settings: Settings) -> dataset.Leaks | None:

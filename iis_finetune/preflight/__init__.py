@@ -126,8 +126,6 @@ def _data(seen: Examined, question: Question) -> DataFound:
     )
     problems: list[Problem] = []
     read: dict[str, list[dataset.Read]] = {key: [] for key, _, _ in named}
-    limit = dataset.SAMPLE if question.smoke else question.limit
-    keyed = any(names for key, names, _ in named if key != TRAINED_ON) or settings["val_size"] > LEAST_SHARE
     for key, names, read_as in named:
         if not names:
             continue
@@ -135,13 +133,11 @@ def _data(seen: Examined, question: Question) -> DataFound:
         without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
         problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():
-            options = replace(dataset.options_of(settings, read_as, limit), keyed=keyed)
-            reading = _rows(seen, question, source, options)
-            problems += [*reading.problems, *reading.truncation.problems]
-            read[key].append(dataset.Read(source, options, reading))
-    readings = [each.reading for each in read[TRAINED_ON]]
-    counted = bool(readings) and all(each.complete for each in readings)
-    return [*problems, *_leaks(seen, question, read)], sum(each.kept for each in readings) if counted else None
+            read[key].append(_rows(seen, question, source, read_as))
+            problems += [*read[key][-1].reading.problems, *read[key][-1].reading.truncation.problems]
+    problems += _leaks(seen, question, read)
+    counts = [each.reading.kept if each.reading.complete else None for each in read[TRAINED_ON]]
+    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:
@@ -155,10 +151,15 @@ def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.R
                 yield leaks.problem(seen.recipe.place(key))
 
 
-def _rows(seen: Examined, question: Question, source: dataset.Source, options: dataset.Options) -> dataset.Reading:
+def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Read:
     """The rows of a data set, and what would be cut off them as far as that is known here."""
+    settings, kit = seen.plan.settings, seen.recipe.kit
+    limit = dataset.SAMPLE if question.smoke else question.limit
+    compared = kit.evaluate_after or kit.guard or settings.names("eval_dataset") or settings["val_size"] > LEAST_SHARE
+    options = replace(dataset.options_of(settings, stage, limit), keyed=bool(compared))
     tokenizer_json = seen.model.folder / "tokenizer.json" if seen.model.folder else None
-    return question.readings.check_rows(source, options, tokenizer_json, question.progress)
+    reading = question.readings.check_rows(source, options, tokenizer_json, question.progress)
+    return dataset.Read(source, options, reading)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
