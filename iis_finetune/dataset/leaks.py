@@ -14,6 +14,8 @@ from .rows import Progress, Reading, samples
 from .sources import Options, Source
 
 NAMED = 20  # rows that a sentence names
+HELD_OUT = "held-out rows of '{}' are training rows"
+BY_CHANCE = "rows of '{}' repeat others, and of these val_size holds out rows that are trained on"
 
 
 class Read(NamedTuple):
@@ -54,19 +56,12 @@ class Leaks(Struct, frozen=True):
     @property
     def sentence(self) -> str:
         """How many rows leak, and which ones."""
-        which = f"held-out rows of '{self.data}' are training rows"
-        if not self.held_out:
-            which = f"rows of '{self.data}' repeat others, and of these val_size holds out rows that are trained on"
+        which = HELD_OUT.format(self.data) if self.held_out else BY_CHANCE.format(self.data)
         near, more = sum(not leak.exact for leak in self.found), ", ..." * (len(self.found) > NAMED)
         which += f", {near:,} of them with small changes" * bool(near)
         more += f"; {self.compared:,} training rows were compared" * (not self.complete)
         named = ", ".join(str(leak.row) for leak in self.found[:NAMED])
         return f"{len(self.found):,} of the {self.rows:,} {which} (row {named}{more})"
-
-    def places(self, read: Read) -> tuple[int, ...]:
-        """Where these rows are among those that are used, from 0."""
-        rows = {leak.row for leak in self.found}
-        return tuple(at for at, (row, _) in enumerate(read.keyed()) if row in rows)
 
     def problem(self, place: Place) -> Problem:
         """The warning about them."""

@@ -97,9 +97,7 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     longest, sha256 = reading.truncation.longest_answer, dataset.Readings().sha256(sources[0])
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
-    leaks = _leaks(read, settings)
-    seen = leaks.places(read) if leaks and not whole else ()
-    return Material(str(folder.resolve()), parts, slices, tokens, sha256, _notes(reading, leaks), leaks, seen)
+    return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, settings, whole))
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
@@ -126,20 +124,20 @@ def _look(source: dataset.Source, trained: Trained) -> dataset.Read:
     return dataset.Read(source, options, dataset.check_rows(source, options, tokenizer_json))
 
 
-def _notes(reading: dataset.Reading, leaks: dataset.Leaks | None) -> tuple[str, ...]:
-    """What a reader of the figures has to know."""
-    seen = [f"{leaks.sentence}: these figures are too good"] if leaks and leaks.found else []
-    return (*(each.what for each in reading.truncation.problems), *seen)
-
-
-def _leaks(read: dataset.Read, settings: Settings) -> dataset.Leaks | None:
-    """Which of the rows the training saw, as far as its data sets are on this disk."""
-    options = replace(dataset.options_of(settings, settings["stage"]), keyed=True)
-    names, folder = settings.names("dataset"), settings["dataset_dir"]
-    sources, _ = dataset.check_registered(names, folder, settings["stage"], Place())
+def _seen(
+    read: dataset.Read, settings: Settings, whole: bool
+) -> tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]:
+    """What to know of the rows, which of them the training saw as far as its data are here, and their places."""
+    options, names = replace(dataset.options_of(settings, settings["stage"]), keyed=True), settings.names("dataset")
+    sources, _ = dataset.check_registered(names, settings["dataset_dir"], settings["stage"], Place())
     learnt = [dataset.Read(each, options, dataset.check_rows(each, options)) for each in sources]
-    few = sum(each.reading.kept for each in learnt) <= NEAR_ROWS
-    return dataset.leaks_of(read, learnt, few) if learnt else None
+    cut = tuple(each.what for each in read.reading.truncation.problems)
+    leaks = dataset.leaks_of(read, learnt, sum(each.reading.kept for each in learnt) <= NEAR_ROWS)
+    if not leaks.found:
+        return cut, leaks if learnt else None, ()
+    rows = set() if whole else {leak.row for leak in leaks.found}
+    seen = tuple(at for at, (row, _) in enumerate(read.keyed()) if row in rows)
+    return (*cut, f"{leaks.sentence}: these figures are too good"), leaks, seen
 
 
 def answers(asked: Evaluation, side: Trained, given: Material) -> list[dict[str, Any]]:
