@@ -40,13 +40,10 @@ class Leak(Struct, frozen=True):
 
 
 class Leaks(Struct, frozen=True):
-    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were looked for, too.
-
-    Rows that are not `held_out` are the training's own, and `found` are those that repeat an earlier one.
-    """
+    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were looked for, too."""
 
     data: str
-    held_out: bool
+    held_out: bool  # otherwise they are the training's own, and those that repeat an earlier one are found
     rows: int
     compared: int
     complete: bool

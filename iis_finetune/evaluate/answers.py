@@ -27,6 +27,7 @@ GRACE_SECONDS = 10.0
 PART_ROWS = 200
 LOSS_SLICES = 20
 NEAR_ROWS = 20_000  # training rows among which nearly equal ones are looked for: 0.3 ms each
+Seen = tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
@@ -117,16 +118,13 @@ def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
 def _look(source: dataset.Source, trained: Trained) -> dataset.Read:
     """How many rows there are; of answers, how long the longest expected one is and what cutoff_len would cut."""
     settings = trained_with(trained.arguments)
-    plain = settings["stage"] == "pt"
-    options = dataset.options_of(settings, "pt" if plain else "sft", settings["max_samples"])
-    options = replace(options, generate=not plain, keyed=True)
-    tokenizer_json = None if plain else Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
+    stage = "pt" if settings["stage"] == "pt" else "sft"
+    options = replace(dataset.options_of(settings, stage, settings["max_samples"]), generate=stage != "pt", keyed=True)
+    tokenizer_json = None if stage == "pt" else Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
     return dataset.Read(source, options, dataset.check_rows(source, options, tokenizer_json))
 
 
-def _seen(
-    read: dataset.Read, settings: Settings, whole: bool
-) -> tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]:
+def _seen(read: dataset.Read, settings: Settings, whole: bool) -> Seen:
     """What to know of the rows, which of them the training saw as far as its data are here, and their places."""
     options, names = replace(dataset.options_of(settings, settings["stage"]), keyed=True), settings.names("dataset")
     sources, _ = dataset.check_registered(names, settings["dataset_dir"], settings["stage"], Place())
