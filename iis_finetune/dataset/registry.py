@@ -60,6 +60,12 @@ class Registry(Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
 
 
+def with_entries(text: str, entries: Mapping[str, Any]) -> str:
+    """The registry's text with more entries behind the last; the rest stays as it is. ASCII: any locale can read it."""
+    before = (text.rstrip() or "{}")[:-1].rstrip()
+    return f"{before}{'' if before.endswith('{') else ','}{json.dumps(entries, indent=2)[1:-2]}\n}}\n"
+
+
 def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
     """Every entry with its lines; `encoding` is what LLaMA-Factory will open the file with (the locale's)."""
     file = data_dir / REGISTRY_FILE
