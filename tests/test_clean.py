@@ -157,3 +157,16 @@ def test_nothing_is_written_when_nothing_would_be_left(quick: Command, project: 
     done = quick("data", "clean", "none")
     assert done.returncode == 2 and "no row would be left" in done.stderr
     assert not list((project / "data").glob("*none_clean*"))
+
+
+def test_many_near_copies_of_one_row_are_left_out_but_its_first(quick: Command, project: Path) -> None:
+    source = random.Random(4)
+    rows = [{"instruction": sentence(source), "output": sentence(source)} for _ in range(300)]
+    words = rows[7]["instruction"].split()
+    for number in range(100):
+        changed = [*words[: number % 30], f"new{number}", *words[number % 30 + 1 :]]
+        rows.append({**rows[7], "instruction": " ".join(changed)})
+    (project / "data" / "many.json").write_text(json.dumps(rows), "utf-8")
+    assert quick("data", "add", "data/many.json").returncode == 0
+    done = json.loads(quick("data", "clean", "many", "--json").stdout)
+    assert done["kept"] == 300 and done["found"]["near"] == [*range(301, 401)]

@@ -80,6 +80,21 @@ def test_near_rows_planted_two_hundred_times_are_on_one_side(sides: Any) -> None
     assert 0.2 < len(test) / (len(train) + len(test)) < 0.4
 
 
+def test_two_hundred_near_copies_of_one_row_are_on_one_side(sides: Any) -> None:
+    source, rows = random.Random(21), original(600, 22)
+    copies = [rows[0], *(like(rows[0], source) for _ in range(200))]
+    train, test, _ = sides(rows[1:] + copies)
+    there = {row["instruction"] for row in copies}
+    assert not (there & train and there & test) and there & (train | test)
+
+
+def test_rows_with_a_common_instruction_are_held_out_as_others_are(sides: Any) -> None:
+    rule = sentence(random.Random(23), 80)
+    rows = [{"instruction": f"{rule}\n{row['instruction'][:60]}", "output": "yes"} for row in original(400, 24)]
+    _, test, left = sides(rows, "--test", "0.2")
+    assert not left and 50 < len(test) < 110
+
+
 def test_the_order_of_the_rows_changes_nothing(sides: Any) -> None:
     source, rows = random.Random(3), original(300, 4)
     rows += [like(row, source) for row in rows[:60]]
@@ -160,6 +175,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
         (("nothing",), "data set 'nothing' is not in"),
         (("few", "--test", "1.5"), "1.5 is no share of the rows"),
         (("few", "--by", "usr"), "row 1 has no column 'usr'"),
+        (("few", "--name", "../few"), "'../few_train' cannot name a data set"),
         (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
         (("broken",), "leave such rows out: iis-finetune data clean broken"),
     ],
