@@ -68,5 +68,5 @@ def clean(
         show.table(("kind", "rows", "first", "done", "what"), table, (1,))
     show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
     if not dry:
-        show.line(f"registered '{made}'; data/{made}_left_out.jsonl tells why of each row in the table")
+        show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
     show.line(f"next: iis-finetune data {f'clean {name}' if dry else f'check {made}'}")

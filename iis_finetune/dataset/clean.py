@@ -39,13 +39,13 @@ class Cleaned(Struct, frozen=True):
 
 
 def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
-    """Make NAME_clean of a registered data set, and NAME_clean_left_out.jsonl, which tells each row found and why.
+    """Make NAME_clean of a registered data set, and NAME_clean_found.jsonl, which tells each row found and why.
 
     Raises ProblemsFound, with nothing written, when there is no such data set or nothing would be left of it.
     """
     new, kinds, rows = f"{wash.name or name}_clean", read("row_kinds.toml"), 0
     drop = [kind for kind in wash.drop if not (wash.fix_text and kinds[kind].get("mended"))]
-    with making(name, data_dir, () if wash.dry_run else (new, f"{new}_left_out")) as made:
+    with making(name, data_dir, () if wash.dry_run else (new, f"{new}_found")) as made:
         seen = _Seen(drop, made.options.processing)
         with meter("reading rows") as progress:
             for rows, (row, sample) in enumerate(samples(made.source, made.options, progress), 1):
