@@ -19,7 +19,7 @@ BANDS, BAND = 16, 4  # a pair at 0.7 shares a band of its 64 minima with probabi
 SLACK = 0.2  # what the 64 minima may say too little (3.5 standard deviations) before shingles are compared
 # A shingle of more texts than this is a template's ("Judge this news item: ..."), which makes no two rows the same;
 # it also bounds how many texts one is compared with, so that the time stays linear in the rows.
-TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.02, 20, 1000
+TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.3, 50, 1000
 TOLD = 2000  # texts between two words on progress
 CELL_BITS = 22  # of a shingle's hash, by which it is counted in how many texts it stands
 
