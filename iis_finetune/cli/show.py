@@ -103,6 +103,18 @@ def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]], numbers:
     Console().print(grid)
 
 
+def pieces(parts: Iterable[tuple[str, str, tuple[str, str]]]) -> None:
+    """Texts on end: each in its style where a terminal has colours, else between its two marks."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, texts = Console(), [(shown(text), style, marks) for text, style, marks in parts]
+    if console.color_system and not console.no_color:
+        console.print(Text.assemble(*((text, style) for text, style, _ in texts)), soft_wrap=True)
+    else:
+        line("".join(f"{before}{text}{after}" for text, _, (before, after) in texts))
+
+
 def cell(value: Any) -> str:
     """How a value is printed: `-` when unknown, four digits of a fraction."""
     if value is None:

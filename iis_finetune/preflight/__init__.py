@@ -112,8 +112,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 def _data(seen: Examined, question: Question) -> DataFound:
     """Every problem of the data sets, and how many usable rows there are to train on, where that was counted."""
-    settings, kit = seen.plan.settings, seen.recipe.kit
-    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
+    settings, kit, folder = seen.plan.settings, seen.recipe.kit, data_folder(seen, question)
     stage = str(settings["stage"])
     # An evaluation after training asks for answers, so pairs and labels are not for it.
     answers = "sft" if stage != "pt" else stage
@@ -134,6 +133,11 @@ def _data(seen: Examined, question: Question) -> DataFound:
             problems += [*reading.problems, *reading.truncation.problems]
             counts += [reading.kept if reading.complete else None] if key == TRAINED_ON else []
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
+
+
+def data_folder(seen: Examined, question: Question) -> str:
+    """Where the data sets are registered: here, or the words for a hub."""
+    return str(seen.plan.settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
 
 
 def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:

@@ -29,14 +29,14 @@ def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, 
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
         run = Run(folder)
         asked = fill({"command": "train" if verb == "train" else "infer", "arguments": given}, run, workspace)
-        around = _child_environment(case.machine, environment, fill(plan.environment, run, workspace))
+        around = child_environment(case.machine, environment, fill(plan.environment, run, workspace))
         own = around.get("VIRTUAL_ENV") if "VIRTUAL_ENV" in plan.environment else None
         python = str(Path(own) / "bin" / "python") if own else sys.executable
         done = process.capture([python, "-m", "iis_finetune.probe.parser", json.dumps(asked)], SECONDS, around)
-    return _problems(case.recipe, done)
+    return problems_of(case.recipe, done)
 
 
-def _child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
+def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
     """As at a launch, without the hook that watches a training, in one process."""
     dropped = {name for name, _ in dropped_variables(machine, environment)}
     kept = {name: value for name, value in environment.items() if name not in dropped}
@@ -45,7 +45,8 @@ def _child_environment(machine: Machine, environment: Mapping[str, str], chosen:
     return {**kept, **chosen, **alone, "PYTHONPATH": ":".join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
 
 
-def _problems(recipe: Recipe, done: process.Completed | None) -> list[Problem]:
+def problems_of(recipe: Recipe, done: process.Completed | None) -> list[Problem]:
+    """What a child that asked LLaMA-Factory says in its last line, as the problem that it is."""
     lines = done.stdout.strip().splitlines() if done else []
     try:
         answer = json.loads(lines[-1]) if lines else {}
