@@ -1,32 +1,28 @@
-"""The verbs that show rows: data preview, data stats."""
+"""The verbs that look at rows: data preview, data stats."""
 
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from msgspec import to_builtins
+from msgspec.structs import replace
 
-from .. import __version__
+from .. import __version__, dataset, preflight
 from ..errors import Misused
 from ..runs import KIT, write
 from . import show
 from .data import app
-from .words import AsJson, Overrides, RecipeName, question, typed
-
-if TYPE_CHECKING:
-    from ..preflight.preview import Example, Preview
+from .words import AsJson, Full, Overrides, RecipeName, question, typed
 
 Rows = Annotated[int, typer.Option("--rows", min=1, max=1000, metavar="N", help="How many of each data set.")]
 OneRow = Annotated[int | None, typer.Option("--row", min=1, metavar="I", help="This one alone.")]
 Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead of printing.")]
 
-# (carries loss, is kept) -> the style on a terminal, the marks without one
-MARKS = {
-    (False, True): ("dim", ("", "")),
-    (True, True): ("green", ("⟦", "⟧")),
-    (False, False): ("red dim strike", ("~~", "~~")),
-    (True, False): ("red strike", ("~~⟦", "⟧~~")),
-}
+# What stands before and behind a text of each kind: on a terminal, and where there are no colours.
+COLOURS = {"plain": ("\033[2m", "\033[0m"), "loss": ("\033[32m", "\033[0m"), "cut": ("\033[9;31m", "\033[0m")}
+MARKS = {"plain": ("", ""), "loss": ("⟦", "⟧"), "cut": ("~~", "~~")}
 
 
 @app.command()
@@ -39,39 +35,38 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Rows as the model sees them: special tokens, what carries loss, what cutoff_len cuts."""
-    from ..preflight.preview import preview as look  # what the other verbs need not wait for
-
     if html and html.exists():
         raise Misused(f"{html} is there already", "name a new file, or move that one away", "--html")
-    found = look(question(recipe, overrides, rows=False), range(row or 1, (row or rows) + 1))
+    found, problems = preflight.show_rows(question(recipe, overrides), (row or 1, row or rows))
     if as_json:
-        show.verdict(found.problems, to_builtins(found))
-    show.problems(found.problems)
+        show.verdict(problems, found)
+    show.problems(problems)
     if html:
-        write(html, _page(found))
+        write(html, _rendered("preview.html.j2", {**found, "problems": problems, "version": __version__}))
         show.line(f"written: {html}")
     else:
-        show.pieces([("carries loss", *MARKS[True, True]), ("  no loss", *MARKS[False, True])])
-        for example in found.examples:
-            _print(example, found)
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        show.page(_rendered("preview.txt.j2", {**found, "marks": COLOURS if coloured else MARKS}))
     show.line(f"next: iis-finetune data stats {typed(recipe, overrides)}")
 
 
-def _print(example: "Example", found: "Preview") -> None:
-    notes = "; ".join(f"{name}: {text}" for name, text in example.notes.items())
-    show.line(f"\n{example.data}, {'block' if found.packed else 'row'} {example.number}{notes and f'  ({notes})'}")
-    if example.fault:
-        show.line(f"  LLaMA-Factory makes nothing of it: {example.fault}")
-    for part in example.parts:
-        loss = sum(label >= 0 for label in part.labels)
-        cut = f", {part.whole - len(part.ids)} cut off by cutoff_len {found.cutoff_len}" * (part.whole > len(part.ids))
-        counted = f"{part.whole} tokens{cut}; {loss} carry loss, {'one' if part.stops else 'none'} of them a stop token"
-        show.line("  ".join(filter(None, (part.name, counted * found.tokenised))))
-        show.pieces((text, *MARKS[loss, kept]) for text, loss, kept in part.pieces)
+def _rendered(template: str, values: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+    folder = FileSystemLoader(KIT / "tables")
+    pages = Environment(loader=folder, trim_blocks=True, autoescape=select_autoescape(["html.j2"]))
+    pages.filters["shown"] = show.shown
+    return pages.get_template(template).render(values)
 
 
-def _page(found: "Preview") -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
-    return environment.get_template("preview.html.j2").render(found=found, version=__version__)
+@app.command()
+def stats(recipe: RecipeName, overrides: Overrides = None, full: Full = False, as_json: AsJson = False) -> None:
+    """Rows, turns, lengths, repeated answers, scripts, how data sets are mixed, and what to change."""
+    limit = None if full else dataset.COUNTED
+    with show.meter("reading rows") as progress:
+        found = preflight.measure(replace(question(recipe, overrides), limit=limit, progress=progress))
+    if as_json:
+        show.document(found)
+        return
+    show.page(_rendered("stats.txt.j2", found))
+    show.line(f"next: iis-finetune data preview {typed(recipe, overrides)}")

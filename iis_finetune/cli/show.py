@@ -22,6 +22,11 @@ def line(text: str = "") -> None:
     print(shown(text), flush=True)  # noqa: T201
 
 
+def page(text: str) -> None:
+    """Lines that were made from text which went through `shown`, with the kit's own colours in them."""
+    print(text.rstrip(), flush=True)  # noqa: T201
+
+
 def aside(text: str, mark: str = "") -> None:
     """A line beside it, to stderr, behind a mark that is the kit's own."""
     print(mark + shown(text), file=sys.stderr, flush=True)  # noqa: T201
@@ -101,18 +106,6 @@ def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]], numbers:
     for row in texts:
         grid.add_row(*map(Text, row))
     Console().print(grid)
-
-
-def pieces(parts: Iterable[tuple[str, str, tuple[str, str]]]) -> None:
-    """Texts on end: each in its style where a terminal has colours, else between its two marks."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console, texts = Console(), [(shown(text), style, marks) for text, style, marks in parts]
-    if console.color_system and not console.no_color:
-        console.print(Text.assemble(*((text, style) for text, style, _ in texts)), soft_wrap=True)
-    else:
-        line("".join(f"{before}{text}{after}" for text, _, (before, after) in texts))
 
 
 def cell(value: Any) -> str:

@@ -1,9 +1,8 @@
 """Data sets: dataset_info.json, what the rows would do to LLaMA-Factory, what cutoff_len cuts, one's own files."""
 
 from .add import Added, OwnFile, add, register_named
-from .convert import Sample
-from .faults import Fault, Row
 from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry
-from .rows import Progress, Reading, check_rows, count_rows, samples
+from .rows import Progress, Reading, check_rows, count_rows
 from .sources import LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
+from .stats import COUNTED, advice, measure, mixed

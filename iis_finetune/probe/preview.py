@@ -1,164 +1,129 @@
-"""Rows as LLaMA-Factory gives them to a training: its own loader, template, tokenizer and data processors.
+"""Rows as LLaMA-Factory gives them to a training: its own parser, loader, template, tokenizer and data processors.
 
-    python -m iis_finetune.probe.preview FOLDER
-
-FOLDER holds the rows with their dataset_info.json, and asked.json:
-    stage      of the training
-    model      LLaMA-Factory's arguments of the tokenizer; without model_name_or_path one of bare bytes takes its place
-    data       its arguments of the data
-    words      special tokens of the template, for the bare bytes
-It leaves examples.json, for each data set its rows, or the blocks they are packed into, as lists of {"name", "ids",
-"labels", "whole", "pieces", "stops"}: whole counts the tokens before any is cut, pieces are [text, carries loss, is
-kept], stops says whether the model learns to stop.
-The last line printed is JSON: {"stage": what it got to, "error": the exception's type or null, "message": its text}.
+Usage: python -m iis_finetune.probe.preview '{"command": "train", "arguments": {...}, "rows": [1, 3], "words": [...]}'
+Where rows are packed, it is the blocks of these numbers that the first rows make. A model that is not here is replaced
+by a tokenizer of bytes with the template's special `words`, and nothing is cut. The last line printed is the parser's,
+where `found` has for each data set {"rows": how many it has, "examples": [{"number", "about", "parts"}]}. A part is a
+row, one of its two answers or a block: {"name", "ids", "labels", "whole": how many tokens before the cut, "stops":
+whether a token that ends an answer carries loss, "pieces": [["loss", "plain" or "cut", text]]}.
 """
 
-import json
-import sys
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Callable, Iterator
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
-NOTHING_CUT = 1 << 30
-MASKED = -100
-ENDS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-Call = tuple[int, int, int, int]  # tokens of a question, of its answer, and how many of each are kept
-Part = tuple[str, list[int], list[int]]  # its name, token ids, labels
+from . import parser
+
+BATCH = 1000  # LLaMA-Factory's preprocessing_batch_size: what is packed together
+NOTHING_CUT, MASKED = 1 << 30, -100
+PLACES = 1 << 40  # beyond all token ids
 
 
-def bare_bytes(words: list[str]) -> Any:
-    """A tokenizer that gives every text back: a token a byte, and the template's own words."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
+    from llamafactory.data import get_template_and_fix_tokenizer, loader
+    from llamafactory.model import load_tokenizer
+    from transformers import ByT5Tokenizer
 
-    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in (*ENDS.values(), *words)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ENDS)
+    model, data, training, finetuning, _ = arguments
+    data.max_samples, data.streaming, data.preprocessing_num_workers = None, False, None
+    if Path(model.model_name_or_path).is_dir():
+        tokenizer = load_tokenizer(model)["tokenizer"]
+    else:
+        ends = {"bos_token": "<bos>", "eos_token": "<eos>"}
+        tokenizer = ByT5Tokenizer(extra_ids=0, additional_special_tokens=asked["words"], **ends)
+        data.cutoff_len, data.packing = NOTHING_CUT, False
+    template = get_template_and_fix_tokenizer(tokenizer, data)
+    stage = {"dpo": "rm"}.get(finetuning.stage, finetuning.stage)
+    processor = loader._get_dataset_processor(data, stage, template, tokenizer, None)
+    packed, align = data.packing and stage in ("pt", "sft"), loader.align_dataset
+    first, last = (1, BATCH) if packed else asked["rows"]
+    found: dict[str, dict[str, Any]] = {}
 
+    def align_chosen(rows: Any, *rest: Any) -> Any:
+        found[name] = {"rows": len(rows)}
+        chosen = rows.select(range(min(first - 1, len(rows)), min(last, len(rows))))
+        return align(chosen, *rest) if len(chosen) else chosen
 
-class Reader:
-    """LLaMA-Factory's tokenizer, template and data processor; `calls` is what it shortened in the last row."""
-
-    def __init__(self, asked: dict[str, Any], folder: Path):
-        from llamafactory.data import get_template_and_fix_tokenizer
-        from llamafactory.data.processor import feedback, pairwise, supervised, unsupervised
-        from llamafactory.hparams import DataArguments, ModelArguments
-        from llamafactory.model import load_tokenizer
-
-        own = asked["model"].get("model_name_or_path")
-        self.asked, self.folder, self.calls = asked, folder, list[Call]()
-        named = {"model_name_or_path": "none", "cache_dir": str(folder / "cache"), **asked["model"]}
-        self.model = ModelArguments(**named)
-        self.data = DataArguments(dataset_dir=str(folder), **asked["data"])
-        self.tokenizer = load_tokenizer(self.model)["tokenizer"] if own else bare_bytes(asked["words"])
-        self.template = get_template_and_fix_tokenizer(self.tokenizer, self.data)
-        self.shorten = supervised.infer_seqlen
-        for module in (feedback, pairwise, supervised, unsupervised):
-            module.infer_seqlen = self.note
-
-    def note(self, source: int, target: int, cutoff: int) -> tuple[int, int]:
-        kept: tuple[int, int] = self.shorten(source, target, cutoff)
-        self.calls.append((source, target, *kept))
-        return kept
-
-    def examples(self, name: str) -> Iterator[list[dict[str, Any]]]:
-        """Each row of a data set, or each block where rows are packed."""
-        from llamafactory.data import loader
-        from transformers import Seq2SeqTrainingArguments
-
-        stage = self.asked["stage"]
-        training = Seq2SeqTrainingArguments(str(self.folder / "output"), report_to="none", use_cpu=True)
-        rows = loader._get_merged_dataset([name], self.model, self.data, training, stage)
-        processor = loader._get_dataset_processor(self.data, stage, self.template, self.tokenizer, None)
-        if self.data.packing and stage in ("pt", "sft"):
-            made = processor.preprocess_dataset(rows[:])
-            for block in self.split(made):
-                yield [self.told(part, part, [True] * len(part[1])) for part in block]
-            return
-        for number in range(len(rows)):
-            yield self.example(processor, rows[number : number + 1])
-
-    def example(self, processor: Any, row: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        """One row, made as the training makes it and once more with nothing cut."""
-        made, calls = [], []
-        for cutoff in (self.data.cutoff_len, NOTHING_CUT):
-            self.calls, limit, self.data.cutoff_len = [], self.data.cutoff_len, cutoff
-            made.append(next(self.split(processor.preprocess_dataset(row))))
-            self.data.cutoff_len = limit
-            # A row of kto is followed by a neighbour's answer; pairs and prompts are one call.
-            calls.append(self.calls if self.asked["stage"] == "sft" else self.calls[:1])
-        return [self.told(cut, whole, self.kept(cut, whole, calls)) for cut, whole in zip(*made, strict=True)]
-
-    def split(self, made: dict[str, list[Any]]) -> Iterator[list[Part]]:
-        names = [name for name in ("", "chosen_", "rejected_") if f"{name}input_ids" in made]
-        for number in range(len(made[f"{names[0]}input_ids"])):
-            block = []
-            for name in names:
-                ids = list(made[f"{name}input_ids"][number])
-                labels = made[f"{name}labels"][number] if f"{name}labels" in made else ids
-                labels = [MASKED] * len(ids) if self.asked["stage"] == "ppo" else list(labels)
-                block.append((name.rstrip("_"), ids, labels))
-            yield block
-
-    def kept(self, cut: Part, whole: Part, calls: list[list[Call]]) -> list[bool]:
-        """Which tokens of the whole row are in the one that is trained."""
-        shortened, turns = calls[0], []
-        for number, (source, target, _, _) in enumerate(calls[1]):
-            left = shortened[number][2:] if number < len(shortened) else (0, 0)
-            pairs = zip(left, (source, target), strict=True)
-            turns.append([at < most for most, size in pairs for at in range(size)])
-        if self.data.mask_history and self.asked["stage"] == "sft":
-            turns.reverse()
-        kept = [each for turn in turns for each in turn] or [at < len(cut[1]) for at in range(len(whole[1]))]
-        return (kept + [True] * len(whole[1]))[: len(whole[1])]
-
-    def told(self, cut: Part, whole: Part, kept: list[bool]) -> dict[str, Any]:
-        name, ids, labels = cut
-        if [token for token, stays in zip(whole[1], kept, strict=True) if stays] != ids:
-            raise ValueError("the tokens that are cut off could not be told from those that stay")
-        marks = [(label != MASKED, stays) for label, stays in zip(whole[2], kept, strict=True)]
-        pieces = [[text, *mark] for text, mark in self.pieces(whole[1], marks)]
-        told = {"name": name, "ids": ids, "labels": labels, "whole": len(whole[1]), "pieces": pieces}
-        return {**told, "stops": self.stops(labels)}
-
-    def pieces(self, ids: list[int], marks: list[tuple[bool, bool]]) -> Iterator[tuple[str, tuple[bool, bool]]]:
-        """Runs of tokens with the same marks as one text, so that a letter of several tokens is whole."""
-        start = 0
-        for mark, run in groupby(marks):
-            end = start + len(list(run))
-            # Some tokenizers leave out the space before a first word: the token before the run keeps it.
-            before, text = self.text(ids[max(start - 1, 0) : start]), self.text(ids[max(start - 1, 0) : end])
-            yield (text.removeprefix(before) if text.startswith(before) else self.text(ids[start:end])), mark
-            start = end
-
-    def text(self, ids: list[int]) -> str:
-        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        return str(self.tokenizer.decode(ids, **options)) if ids else ""
-
-    def stops(self, labels: list[int]) -> bool:
-        """Whether the last tokens that carry loss hold one that ends an answer."""
-        words = self.tokenizer.convert_tokens_to_ids(list(self.template.stop_words))
-        runs = [list(run) for masked, run in groupby(labels, lambda label: label == MASKED) if not masked]
-        return bool(runs) and not {self.tokenizer.eos_token_id, *words}.isdisjoint(runs[-1])
+    loader.align_dataset = align_chosen
+    for name in data.dataset:
+        rows = loader._get_merged_dataset([name], model, data, training, stage)
+        made = blocks(processor, rows, asked["rows"]) if packed else examples(processor, rows, stage, first)
+        found[name]["examples"] = list(made)
+    return found
 
 
-def answer(folder: Path) -> dict[str, str | None]:
-    stage = "loading the tokenizer and the template"
-    try:
-        asked = json.loads((folder / "asked.json").read_text("utf-8"))
-        reader, stage = Reader(asked, folder), "reading the rows"
-        names = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-        found = {name: list(reader.examples(name)) for name in names}
-        (folder / "examples.json").write_text(json.dumps(found), "utf-8")
-    except BaseException as error:  # noqa: BLE001 - whatever ends LLaMA-Factory, a SystemExit too, is the answer
-        return {"stage": stage, "error": type(error).__name__, "message": str(error)}
-    return {"stage": stage, "error": None, "message": None}
+def blocks(processor: Any, rows: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    made = processor.preprocess_dataset(rows[:])
+    for number in range(numbers[0] - 1, min(numbers[1], len(made["input_ids"]))):
+        about = {"block": f"one of {len(made['input_ids'])} that the first {len(rows)} rows make"}
+        yield {"number": number + 1, "about": about, "parts": list(parts(processor, made, number, []))}
+
+
+def examples(processor: Any, rows: Any, stage: str, first: int) -> Iterator[dict[str, Any]]:
+    """Each row as the processor makes it; what the template gave it before shows what was cut."""
+    template, encoded = processor.template, list[list[int]]()
+    sides = 1 if stage == "ppo" else 2  # there the model answers by itself
+    template.encode_oneturn = with_places(template.encode_oneturn, encoded, sides)
+    template.encode_multiturn = with_places(template.encode_multiturn, encoded, sides)
+    for number in range(len(rows)):
+        encoded.clear()
+        row = rows[number : number + 1]
+        made = processor.preprocess_dataset(row)
+        if stage == "ppo" and any(made.values()):
+            made["labels"] = [[MASKED] * len(ids) for ids in made["input_ids"]]
+        told = list(parts(processor, made, 0, encoded)) if any(made.values()) else []
+        yield {"number": first + number, "about": about(row, processor, stage), "parts": told}
+
+
+def with_places(encode: Callable[..., Any], encoded: list[list[int]], sides: int) -> Callable[..., Any]:
+    """The template's function with the place of each token, from PLACES on, for the token, kept in `encoded`."""
+
+    def placed(*given: Any, **more: Any) -> Any:
+        made, place = encode(*given, **more), count(PLACES)
+        turns = made if isinstance(made, list) else [made]
+        encoded.append([token for turn in turns for ids in turn[:sides] for token in ids])
+        places = [tuple([next(place) for _ in ids] for ids in turn) for turn in turns]
+        return places if isinstance(made, list) else places[0]
+
+    return placed
+
+
+def parts(processor: Any, made: Any, number: int, encoded: list[list[int]]) -> Iterator[dict[str, Any]]:
+    """The row or block of this number, or its two answers."""
+    stops = set(processor.template.get_stop_token_ids(processor.tokenizer))
+    for at, name in enumerate(each for each in ("", "chosen_", "rejected_") if f"{each}input_ids" in made):
+        whole, places = encoded[at] if encoded else [], made[f"{name}input_ids"][number]
+        labels = made[f"{name}labels"][number] if f"{name}labels" in made else places
+        ids, learned = ([whole[n - PLACES] if n >= PLACES else n for n in each] for each in (places, labels))
+        kinds = ["plain" if label == MASKED else "loss" for label in labels]
+        kept = dict(zip(places, kinds, strict=True))
+        tokens = [(kept.get(place, "cut"), token) for place, token in enumerate(whole, PLACES)]
+        tokens += [(kind, n) for kind, n in zip(kinds, places, strict=True) if n < PLACES]  # the end, or all of a block
+        ends = [set(run) for masked, run in groupby(learned, MASKED.__eq__) if not masked][-1:]
+        told = {"name": name.rstrip("_"), "ids": ids, "labels": learned, "whole": len(tokens)}
+        yield {**told, "stops": any(stops & end for end in ends), "pieces": list(pieces(processor.tokenizer, tokens))}
+
+
+def pieces(tokenizer: Any, tokens: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
+    """Runs of tokens of a kind as one text, so that a letter of several tokens is whole."""
+    before: list[int] = []  # some tokenizers leave out the space of a first word
+    for kind, run in groupby(tokens, lambda each: each[0]):
+        ids = [token for _, token in run]
+        text, lead, alone = (tokenizer.decode(each) if each else "" for each in (before + ids, before, ids))
+        yield kind, text.removeprefix(lead) if text.startswith(lead) else alone
+        before = ids[-1:]
+
+
+def about(row: dict[str, Any], processor: Any, stage: str) -> dict[str, str]:
+    """Where system text and tools come from, and the label of a labelled answer."""
+    of_recipe = processor.data_args.default_system is not None
+    default = ("default_system" if of_recipe else "the template's") if processor.template.default_system else "none"
+    found = {} if stage == "pt" else {"system": "the row's own" if row["_system"][0] else default}
+    found |= {"tools": "the row's own"} if row["_tools"][0] else {}
+    labelled = stage == "kto" and row["_response"][0]
+    return found | ({"label": str(bool(labelled[0]["content"])).lower()} if labelled else {})
 
 
 if __name__ == "__main__":
-    told = answer(Path(sys.argv[1]))
-    sys.stdout.write("\n" + json.dumps(told, ensure_ascii=False) + "\n")
+    parser.main(look)
