@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
-from ..arguments import Settings, as_meant, table
+from ..arguments import Settings, as_meant, find_template, table
 from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
@@ -31,9 +31,6 @@ PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
     *("deepspeed", "tokenized_path", "dataset_dir", "media_dir", "export_quantization_dataset", "cache_dir"),
 )
-
-
-ABOUT_ROWS = ("dataset", "template", "cutoff_len")
 
 
 class Question(Struct, frozen=True):
@@ -166,8 +163,14 @@ def show_rows(question: Question, numbers: tuple[int, int]) -> tuple[dict[str, A
     """
     seen = _sound(examine(replace(question, limit=dataset.SAMPLE)))
     settings, elsewhere = seen.plan.settings, (None, COMMAND_LINE, str(seen.recipe.path))
-    odd = [each for each in seen.problems if each.where.key in ABOUT_ROWS or each.where.file not in elsewhere]
-    data = deep.show_rows(seen.plan, question.workspace, question.environment, numbers)
+    keys = ("dataset", "template", "cutoff_len")
+    odd = [each for each in seen.problems if each.where.key in keys or each.where.file not in elsewhere]
+    template, model = find_template(str(settings["template"])), seen.model.folder or seen.model.name
+    given, words = {**seen.plan.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
+    asked = {"command": "train", "arguments": given, "rows": numbers, "words": words}
+    wrong, data = deep.heard(seen.plan, (question.workspace, question.environment), "preview", asked)
+    if wrong:
+        raise ProblemsFound(wrong)
     if not any(found["examples"] for found in data.values()):
         there = ", ".join(f"'{name}' has {found['rows']} rows" for name, found in data.items())
         raise Misused(f"there is no number {numbers[0]}: {there}", "a lower number", "--row")
@@ -194,8 +197,10 @@ def measure(question: Question) -> dict[str, Any]:
     counted = bool(tokenizer and tokenizer.is_file() and options.template)
     found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
     mixed, length = dataset.mixed(found, settings), settings["cutoff_len"]
-    tokens = {name: mixed[name] * fmean(each.lengths or [0]) for name, each in found.items()}
-    advice = [dataset.advice(name, each, length if counted else None) for name, each in found.items()]
+    most = length if counted else None
+    kept = {name: [min(tokens, most or tokens) for tokens in each.lengths] or [0] for name, each in found.items()}
+    tokens = {name: mixed[name] * fmean(each) for name, each in kept.items()}
+    advice = [dataset.advice(name, each, most) for name, each in found.items()]
     return {
         "recipe": recipe,
         "cutoff_len": length,
