@@ -5,4 +5,4 @@ from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry
 from .rows import Progress, Reading, check_rows, count_rows
 from .sources import LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
-from .stats import COUNTED, Stats, advice, measure, mixed
+from .stats import COUNTED, Stats, figures, measure, mixed

@@ -2,9 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from msgspec import Struct, field
@@ -196,20 +194,7 @@ def measure(question: Question) -> dict[str, Any]:
     tokenizer = folder / "tokenizer.json" if folder else None
     counted = bool(tokenizer and tokenizer.is_file() and options.template)
     found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
-    mixed, length = dataset.mixed(found, settings), settings["cutoff_len"]
-    most = length if counted else None
-    kept = {name: [min(tokens, most or tokens) for tokens in each.lengths] or [0] for name, each in found.items()}
-    tokens = {name: mixed[name] * fmean(each) for name, each in kept.items()}
-    advice = [dataset.advice(name, each, most) for name, each in found.items()]
-    return {
-        "recipe": recipe,
-        "cutoff_len": length,
-        "unit": "tokens" if counted else "characters",
-        "data": {name: each.as_json(length) for name, each in found.items()},
-        "mix_strategy": settings["mix_strategy"],
-        "mixed": {name: {"rows": mixed[name], "share": tokens[name] / (sum(tokens.values()) or 1)} for name in found},
-        "advice": list(chain(*advice)),
-    }
+    return {"recipe": recipe, **dataset.figures(found, settings, counted)}
 
 
 def _sound(examined: Examined) -> Examined:
