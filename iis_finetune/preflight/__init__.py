@@ -3,15 +3,14 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
-from ..arguments import Settings, as_meant, find_template, table
-from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of, in_file_order
+from ..arguments import as_meant
+from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..plan import Plan
@@ -113,7 +112,8 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 
 def _data(seen: Examined, question: Question) -> DataFound:
     """Every problem of the data sets, and how many usable rows there are to train on, where that was counted."""
-    settings, kit, folder = seen.plan.settings, seen.recipe.kit, _data_folder(seen, question)
+    settings, kit = seen.plan.settings, seen.recipe.kit
+    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
     stage = str(settings["stage"])
     # An evaluation after training asks for answers, so pairs and labels are not for it.
     answers = "sft" if stage != "pt" else stage
@@ -136,10 +136,6 @@ def _data(seen: Examined, question: Question) -> DataFound:
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
-def _data_folder(seen: Examined, question: Question) -> str:
-    return str(seen.plan.settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
-
-
 def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:
     """The rows of a data set, and what would be cut off them as far as that is known here."""
     limit = dataset.SAMPLE if question.smoke else question.limit
@@ -152,56 +148,6 @@ def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
     case = _case(examined)
     return deep.ask(case, examined.plan, question.workspace, question.environment)
-
-
-def show_rows(question: Question, numbers: tuple[int, int]) -> tuple[dict[str, Any], list[Problem]]:
-    """The rows as the model will see them, as probe/preview.py describes them, and what is odd about their like.
-
-    Raises ProblemsFound where LLaMA-Factory would load nothing.
-    """
-    seen = _sound(examine(replace(question, limit=dataset.SAMPLE)))
-    settings, elsewhere = seen.plan.settings, (None, COMMAND_LINE, str(seen.recipe.path))
-    keys = ("dataset", "template", "cutoff_len")
-    odd = [each for each in seen.problems if each.where.key in keys or each.where.file not in elsewhere]
-    template, model = find_template(str(settings["template"])), seen.model.folder or seen.model.name
-    given, words = {**seen.plan.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
-    asked = {"command": "train", "arguments": given, "rows": numbers, "words": words}
-    wrong, data = deep.heard(seen.plan, (question.workspace, question.environment), "preview", asked)
-    if wrong:
-        raise ProblemsFound(wrong)
-    if not any(found["examples"] for found in data.values()):
-        there = ", ".join(f"'{name}' has {found['rows']} rows" for name, found in data.items())
-        raise Misused(f"there is no number {numbers[0]}: {there}", "a lower number", "--row")
-    about = {"recipe": seen.recipe.name, "template": settings["template"], "cutoff_len": settings["cutoff_len"]}
-    return {**about, "tokenised": seen.model.folder is not None, "data": data}, odd
-
-
-def measure(question: Question) -> dict[str, Any]:
-    """The numbers of a recipe's data sets, or of a registered one, how several are mixed, and what to change."""
-    name, registry = question.recipe, dataset.read_registry(question.workspace.data)
-    if name in registry.entries and name not in recipes.registered(question.workspace.recipes):
-        stage, folder = dataset.stage_of(registry.entries[name].value), None  # without a recipe there are no tokens
-        settings, place = Settings(table()).decide(dataset=name, stage=stage), Place(COMMAND_LINE)
-        recipe, registered = None, str(question.workspace.data)
-    else:
-        seen = _sound(examine(replace(question, rows=False)))
-        settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
-        stage, recipe, registered = str(settings["stage"]), seen.recipe.name, _data_folder(seen, question)
-    sources, wrong = dataset.check_registered(settings.names(TRAINED_ON), registered, stage, place)
-    if errors_of(wrong) or not sources:
-        raise ProblemsFound(wrong)
-    options = dataset.options_of(settings, stage, question.limit)
-    tokenizer = folder / "tokenizer.json" if folder else None
-    counted = bool(tokenizer and tokenizer.is_file() and options.template)
-    found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
-    return {"recipe": recipe, **dataset.figures(found, settings, counted)}
-
-
-def _sound(examined: Examined) -> Examined:
-    """Raises ProblemsFound with what the user has to change first."""
-    if wrong := [each for each in errors_of(examined.problems) if each.exit_code == INPUT]:
-        raise ProblemsFound(wrong)
-    return examined
 
 
 def _with_whole_paths(recipe: Recipe, workspace: Workspace) -> Recipe:
