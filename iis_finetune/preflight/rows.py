@@ -37,6 +37,9 @@ def measure(question: Question) -> dict[str, Any]:
     """The numbers of a recipe's data sets, or of a registered one, how several are mixed, and what to change."""
     name, registry = question.recipe, dataset.read_registry(question.workspace.data)
     if name in registry.entries and name not in recipes.registered(question.workspace.recipes):
+        if question.overrides:
+            fix = f"iis-finetune data stats RECIPE dataset={name} {question.overrides[0]}"
+            raise Misused(f"'{name}' is a data set, and {question.overrides[0]} is for a recipe", fix)
         stage, folder = dataset.stage_of(registry.entries[name].value), None  # without a recipe there are no tokens
         settings, place = Settings(table()).decide(dataset=name, dataset_dir="{data}"), Place(COMMAND_LINE)
         recipe = None
