@@ -10,7 +10,7 @@ from ..errors import COMMAND_LINE, Place, ProblemsFound, errors_of
 from . import data_make, show
 from .words import AsJson, Full, workspace
 
-app = typer.Typer(help="Register and check your own data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Register, look at and check your own data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSONL, CSV, text, Parquet or Arrow.")]
 Name = Annotated[str | None, typer.Option("--name", help="Its name in recipes; the file's name otherwise.")]
