@@ -136,6 +136,7 @@ FILES = [
     Case("csv whose answers are truth values", b"instruction,input,output\na,,True\nc,d,False\n", STOPS, "2 of 2 rows", suffix=".csv"),
     Case("csv whose questions are numbers", b"instruction,input,output\n1,,a\n2,d,b\n", STOPS, "'instruction' is not a text", 1, suffix=".csv"),
     Case("csv with the answer None", b"instruction,input,output\na,,None\nc,,e\n", 1, "1 of 2 rows", 1, suffix=".csv"),
+    Case("members of objects as columns", lines({"data": {"q": "a"}, "data.q": "a", "data.a": "b"}), 1, entry={"columns": {"prompt": "data.q", "response": "data.a"}}),
     Case("csv with a short row", b"instruction,input,output\na,b\nc,,e\n", 1, "1 of 2 rows", 1, suffix=".csv"),
     Case("csv with a long row", b"instruction,input,output\nc,,e\na,b,c,d\n", STOPS, "4 cells for 3 columns", 2, suffix=".csv"),
     Case("csv with a break in a cell and blank lines", b'instruction,input,output\n"a\nb",,c\n\n  \nd,,\n', 1, "1 of 2 rows", 2, suffix=".csv"),
