@@ -116,6 +116,15 @@ def test_problems_and_bugs_are_told_with_their_exit_codes(staged: Workspace, mon
     assert runs.listed(staged) == []
 
 
+def test_a_program_that_ends_well_without_answers_has_failed_the_evaluation(staged: Workspace, quick: Command) -> None:
+    code, request = carried_out(Order("tiny"), staged)
+    assert code == 0, told(request)
+    done = quick("evaluate", "1", "--data", "little")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "base could not be evaluated: LLaMA-Factory ended without an error and without an answer; see" in done.stderr
+    assert Path(done.stderr.rpartition("see ")[2].strip()).is_file()
+
+
 def test_a_folder_without_an_order_is_refused(staged: Workspace, tmp_path: Path) -> None:
     assert session.carry_out(tmp_path, staged, {}) == 2
 

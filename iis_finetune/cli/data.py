@@ -7,7 +7,7 @@ import typer
 
 from .. import dataset
 from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, did_you_mean, errors_of
-from . import show
+from . import data_make, show
 from .download import Source, fetch_rows
 from .words import AsJson, Full, workspace
 
@@ -108,3 +108,7 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
         told = f"{count['rows']} rows, {count['kept']} usable, {count['dropped']} would be dropped"
         show.line(f"{name}: {told}{parts[name]}")
     show.verdict(problems, {"data": counts} if as_json else None)
+
+
+for _verb in (data_make.split, data_make.clean):
+    app.command()(_verb)

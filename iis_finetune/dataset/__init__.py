@@ -1,7 +1,10 @@
 """Data sets: dataset_info.json, what the rows would do to LLaMA-Factory, what cutoff_len cuts, one's own files."""
 
 from .add import HUB_ID, Added, OwnFile, Unregistered, add, entries_of, register, unregistered
+from .clean import DROPPED, REPORTED, Cleaned, Wash, clean
+from .near import NEAR
 from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry
 from .rows import Progress, Reading, check_rows, count_rows
 from .sources import COLUMNS, FIELDS, LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
+from .split import SIDES, Cut, Halves, split

@@ -84,6 +84,23 @@ def count_rows(source: Source, progress: Progress | None = None) -> int:
     return sum(1 for _ in _rows(source, None, progress))
 
 
+def samples(source: Source, options: Options, progress: Progress | None = None) -> Iterator[tuple[Row, Sample | Fault]]:
+    """Every row with the sample that LLaMA-Factory makes of it, or why it makes none."""
+    for row in islice(_rows(source, options.limit, progress), options.limit):
+        yield row, held(row, source.layout, options.processing)
+
+
+def held(row: Row, layout: Layout, processing: str) -> Sample | Fault:
+    if not isinstance(row.value, dict):
+        return row.value if isinstance(row.value, Fault) else Fault("not_object")
+    try:
+        sample = convert(row.value, layout)
+        hold(sample, processing)
+    except Fault as fault:
+        return fault
+    return sample
+
+
 def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sample]]:
     """Note every row, and give the samples that LLaMA-Factory would keep."""
     limit = tally.options.limit

@@ -149,6 +149,9 @@ def _part(asked: Evaluation, side: Trained, given: Material, output: Path) -> st
     if not done.is_file():
         rows = after.Rows(given.dataset_dir, (output.name,), str(output.resolve()), given.max_new_tokens)
         run_llamafactory(asked, side.name, after.predict(side.arguments, side.weights, rows), output)
+        if not (output / after.PREDICTIONS).is_file():
+            what = f"{side.name} could not be evaluated: LLaMA-Factory ended without an error and without an answer"
+            raise RunFailed(f"{what}; see {asked.folder / f'{side.name}.log'}")
         (output / after.PREDICTIONS).replace(done)
     return done.read_text(encoding="utf-8")
 
