@@ -27,7 +27,7 @@ VERBS = {
     "doctor": ("doctor.doctor", "This machine: what is wrong with it, and the fix."),
     "download": ("download.download", "Fetch a base model, resumable and verified."),
     "models": ("download.models", "The base models on disk."),
-    "data": ("data.app", "Register and check your own data sets."),
+    "data": ("rows.app", "Register, look at and check your own data sets."),
     "train": ("train.train", "Check, fetch what is missing, train, watch."),
     "slurm": ("plan.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("runs.runs_", "List the runs, or delete one."),

@@ -11,7 +11,7 @@ from . import data_make, show
 from .download import Source, fetch_rows
 from .words import AsJson, Full, workspace
 
-app = typer.Typer(help="Register and check your own data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Register, look at and check your own data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 Own = Annotated[
     str,

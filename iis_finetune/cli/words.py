@@ -75,7 +75,7 @@ def _whole(word: str, before: str, here: Path) -> str:
     """A word, or an override's value, that is a path as it is typed here, written out."""
     key, equals, value = word.rpartition("=")
     there = (here / value).is_file() or ("/" in value and (here / value).exists())
-    return f"{key}{equals}{here / value}" if there or "--to" in (before, key) else word
+    return f"{key}{equals}{here / value}" if there or {"--to", "--html"} & {before, key} else word
 
 
 def _folder(variable: str, usual: Path) -> Path:

@@ -8,3 +8,4 @@ from .registry import Registry, check_registered, read_registry
 from .rows import Progress, Reading, check_rows, count_rows
 from .sources import COLUMNS, FIELDS, LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
 from .split import SIDES, Cut, Halves, split
+from .stats import COUNTED, advice, measure, mixed

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -10,7 +13,7 @@ from msgspec.structs import replace
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
 from ..arguments import Settings, as_meant
-from ..errors import Problem, in_file_order
+from ..errors import COMMAND_LINE, INPUT, Misused, Problem, ProblemsFound, errors_of, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..plan import Plan
@@ -28,6 +31,9 @@ PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
     *("deepspeed", "tokenized_path", "dataset_dir", "media_dir", "export_quantization_dataset", "cache_dir"),
 )
+
+
+ABOUT_ROWS = ("dataset", "template", "cutoff_len")
 
 
 class Question(Struct, frozen=True):
@@ -155,6 +161,67 @@ def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
     case = _case(examined)
     return deep.ask(case, examined.plan, question.workspace, question.environment)
+
+
+def show_rows(question: Question, numbers: tuple[int, int]) -> tuple[dict[str, Any], list[Problem]]:
+    """The rows as the model will see them, as probe/preview.py describes them, and what is odd about their like.
+
+    Raises ProblemsFound where LLaMA-Factory would load nothing.
+    """
+    seen = _sound(examine(replace(question, limit=dataset.SAMPLE)))
+    settings, elsewhere = seen.plan.settings, (None, COMMAND_LINE, str(seen.recipe.path))
+    odd = [each for each in seen.problems if each.where.key in ABOUT_ROWS or each.where.file not in elsewhere]
+    data = deep.show_rows(_with_registry(seen.plan, question), question.workspace, question.environment, numbers)
+    if not any(found["examples"] for found in data.values()):
+        there = ", ".join(f"'{name}' has {found['rows']} rows" for name, found in data.items())
+        raise Misused(f"there is no number {numbers[0]}: {there}", "a lower number", "--row")
+    about = {"recipe": seen.recipe.name, "template": settings["template"], "cutoff_len": settings["cutoff_len"]}
+    return {**about, "tokenised": seen.model.folder is not None, "data": data}, odd
+
+
+def _with_registry(planned: Plan, question: Question) -> Plan:
+    """The plan with a registry of its own, if some data sets are not registered yet."""
+    registry = question.registry(planned.settings)
+    if isinstance(registry, str):
+        return planned
+    given = {name: dict(each.value) for name, each in registry.entries.items() if isinstance(each.value, dict)}
+    for entry in (each for each in given.values() if "file_name" in each):
+        entry["file_name"] = str(question.workspace.data / entry["file_name"])
+    files = {**planned.files, dataset.REGISTRY_FILE: given}
+    return replace(planned, settings=planned.settings.decide(dataset_dir="{run}"), files=files)
+
+
+def measure(question: Question) -> dict[str, Any]:
+    """The numbers of the data sets that a recipe trains on, how these are mixed, and what to change."""
+    seen = _sound(examine(replace(question, rows=False)))
+    settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
+    stage, registered = str(settings["stage"]), question.registry(settings)
+    sources, wrong = dataset.check_registered(settings.names(TRAINED_ON), registered, stage, place)
+    if not sources:
+        raise ProblemsFound(wrong)
+    options = dataset.options_of(settings, stage, question.limit)
+    tokenizer = folder / "tokenizer.json" if folder else None
+    counted = bool(tokenizer and tokenizer.is_file() and options.template)
+    found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
+    mixed, length = dataset.mixed(found, settings), settings["cutoff_len"]
+    tokens = {name: mixed[name] * fmean(each.lengths or [0]) for name, each in found.items()}
+    advice = [dataset.advice(name, each, length if counted else None) for name, each in found.items()]
+    return {
+        "recipe": seen.recipe.name,
+        "cutoff_len": length,
+        "unit": "tokens" if counted else "characters",
+        "data": {name: each.as_json(length) for name, each in found.items()},
+        "mix_strategy": settings["mix_strategy"],
+        "mixed": {name: {"rows": mixed[name], "share": tokens[name] / (sum(tokens.values()) or 1)} for name in found},
+        "advice": list(chain(*advice)),
+    }
+
+
+def _sound(examined: Examined) -> Examined:
+    """Raises ProblemsFound with what the user has to change first."""
+    if wrong := [each for each in errors_of(examined.problems) if each.exit_code == INPUT]:
+        raise ProblemsFound(wrong)
+    return examined
 
 
 def _with_whole_paths(recipe: Recipe, workspace: Workspace) -> Recipe:
