@@ -431,7 +431,9 @@ def test_check_and_plan_look_at_a_path_or_a_hub_id_and_write_nothing(quick: Comm
         assert done.returncode == 0, done.stderr
         assert "./rows.jsonl is not registered; it is looked at as 'rows'" in done.stderr
     (project / "wrong.jsonl").write_text('{"question": "a", "answer": 1}\n')
-    assert "no valid sample" in quick("check", "tiny", "dataset=./wrong.jsonl").stderr  # its rows are read
+    for verb in ("check", "train"):  # its rows are read
+        wrong = quick(verb, "tiny", "dataset=./wrong.jsonl")
+        assert wrong.returncode == 2 and "no valid sample" in wrong.stderr
     (project / "wrong.jsonl").unlink()
     for hub_id in ("someone/some.rows", "mistyped/name"):
         done = quick("check", "tiny", f"dataset={hub_id}")

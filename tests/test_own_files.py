@@ -89,7 +89,7 @@ def read(added: dataset.Added) -> list[tuple[str, str]]:
         ("a.jsonl.gz", gzip.compress(objects(GERMAN).encode()), GERMAN, "packed json in UTF-8"),
         ("a.csv.gz", gzip.compress(table(CHINESE, ";").encode("gbk")), CHINESE, "packed csv in GB18030"),
         ("a.ndjson", objects(GERMAN).encode(), GERMAN, "json in UTF-8"),
-        ("a.jsonl", objects(GERMAN).encode() + b'{"question": "Was", "ans', GERMAN, "the last line broken off"),
+        ("a.jsonl", objects(GERMAN).encode() + b'{"question": "Was", "ans', GERMAN, "json in UTF-8; line 4, the last, is broken off"),
     ],
 )  # fmt: skip
 def test_what_llamafactory_cannot_read_is_written_once_beside_the_original(
@@ -121,7 +121,7 @@ def test_an_uncertain_encoding_is_told_with_two_readings_and_can_be_stated(
     (tmp_path / "a.csv").write_bytes(table([short], mark).encode(name))
     problem = refused(tmp_path / "a.csv")
     assert "is not certain" in problem.what and problem.where.line == 2 and problem.what.count("' in ") >= 2
-    assert short[1] in problem.what and f"--encoding {name}" in problem.fix
+    assert short[1] in problem.what and f"data add {tmp_path}/a.csv --encoding {name} (or" in problem.fix
     assert read(add(tmp_path / "a.csv", tmp_path / "data", encoding=name)) == [short]
 
 

@@ -28,13 +28,13 @@ LAST_BYTES = 1 << 20
 
 
 class Written(Struct, frozen=True):
-    """How a file is written; `cut`: its last line is broken off."""
+    """How a file is written; `cut` is the number of its last line if that is broken off, else 0."""
 
     file: Path
     file_type: str
     encoding: str = "utf-8"
     delimiter: str = ","
-    cut: bool = False
+    cut: int = 0
 
     @property
     def packed(self) -> bool:
@@ -50,7 +50,8 @@ class Written(Struct, frozen=True):
         encoding = "UTF-8 with a byte order mark" if self.encoding == "utf-8-sig" else self.encoding.upper()
         text = "" if self.file_type in TABLES else f" in {encoding}"
         cells = "" if self.delimiter == "," else f", cells separated by '{DELIMITERS[self.delimiter]}'"
-        return f"{'packed ' * self.packed}{self.file_type}{text}{cells}{', the last line broken off' * self.cut}"
+        cut = f"; line {self.cut}, the last, is broken off and left out" if self.cut else ""
+        return f"{'packed ' * self.packed}{self.file_type}{text}{cells}{cut}"
 
 
 def forms_of(path: Path, encoding: str | None = None) -> list[Written]:
@@ -82,7 +83,7 @@ def _form(file: Path, encoding: str | None) -> Written:
         with _opened(form) as opened:
             form = structs.replace(form, encoding=encoding or encoding_of(opened, file))
         with plain(form) as opened:
-            cut = form.file_type == "json" and _is_cut(opened)
+            cut = _cut(opened) if form.file_type == "json" else 0
             form = structs.replace(form, cut=cut, delimiter=_delimiter(opened) if form.file_type == "csv" else ",")
     return form
 
@@ -121,12 +122,15 @@ def _delimiter(file: BinaryIO) -> str:
     return max(even or cells, key=lambda mark: cells[mark][:1])
 
 
-def _is_cut(file: BinaryIO) -> bool:
-    """Whether the last line of a file of lines is no JSON."""
+def _cut(file: BinaryIO) -> int:
+    """The number of the last line, if that is no JSON and the others are a row each."""
     lines = is_lines(file.read(LAST_BYTES))
     file.seek(-min(LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
     last = [line for line in file if line.strip()]
-    return lines and len(last) > 1 and not is_lines(last[-1])
+    if not lines or len(last) < 2 or is_lines(last[-1]):
+        return 0
+    file.seek(0)
+    return max(number for number, line in enumerate(file, 1) if line.strip())
 
 
 def rows_of(form: Written) -> Iterator[Row]:
