@@ -165,6 +165,7 @@ def test_a_line_that_the_stated_encoding_cannot_read_is_named(tmp_path: Path) ->
     assert "not certain" in refused(tmp_path / "a.jsonl").what
     problem = refused(tmp_path / "a.jsonl", encoding="gb18030")
     assert "two encodings in one file" in problem.what and problem.where.line == 19
+    assert "cannot be read as utf-16" in refused(tmp_path / "a.jsonl", encoding="utf-16").what
     assert "unknown encoding: gbkk" in refused(tmp_path / "a.jsonl", encoding="gbkk").what
 
 

@@ -98,18 +98,21 @@ def _measured(text: bytes, codecs_tried: Iterable[str]) -> list[tuple[str, float
 
 
 def lines_of(file: BinaryIO, encoding: str, path: Path) -> Iterator[str]:
-    """The lines as text, without a mark before the first. Raises ProblemsFound with the line that cannot be read."""
-    if encoding == "utf-16":
-        yield from codecs.getreader(encoding)(file)
-        return
-    for number, line in enumerate(file, 1):
-        try:
+    """The text by lines, without a mark before the first. Raises ProblemsFound with the line that cannot be read."""
+    number = 0
+    try:
+        if re.match("utf.?(16|32)", encoding, re.IGNORECASE):  # whose line ends are no single bytes
+            yield from codecs.getreader(encoding)(file)
+            return
+        for line in file:
+            number += 1
             yield line.decode(encoding)
-        except UnicodeDecodeError:
-            what = f"two encodings in one file: this line cannot be read as {encoding}, which others are written in"
-            raise refused(what, "write the whole file in one encoding, UTF-8", path, number) from None
-        except LookupError as error:
-            raise refused(str(error), "name one that Python knows: utf-8, gb18030, cp1252, ...", path) from None
+    except UnicodeError:
+        what = f"this cannot be read as {encoding}; other lines are, so there are two encodings in one file"
+        what = what if number else f"the file cannot be read as {encoding}"
+        raise refused(what, "write the whole file in one encoding, UTF-8", path, number or None) from None
+    except LookupError as error:
+        raise refused(str(error), "name one that Python knows: utf-8, gb18030, cp1252, ...", path) from None
 
 
 def refused(what: str, fix: str, file: Path, line: int | None = None) -> ProblemsFound:
