@@ -2,12 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Severity = Literal["error", "warning"]
-Kind = Literal["invalid", "missing", "machine"]
+Kind = Literal["invalid", "missing", "machine", "leak"]
 
 FINE, RUN_FAILED, INPUT, MACHINE, INTERRUPTED, BUG = 0, 1, 2, 3, 130, 70
 
@@ -34,6 +34,7 @@ class Problem:
 
     `kind` is what a reader filters by; an error's exit code follows from it (`invalid` 2, `machine` and `missing` 3)
     unless `code` says otherwise: a data set or a local path that is missing is for the user to change, so 2.
+    `details` are more members of its JSON object.
     """
 
     what: str
@@ -42,12 +43,13 @@ class Problem:
     severity: Severity = "error"
     kind: Kind = "invalid"
     code: Literal[2, 3] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def exit_code(self) -> int:
         return self.code or (INPUT if self.kind == "invalid" else MACHINE)
 
-    def as_json(self) -> dict[str, str | int | None]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "severity": self.severity,
             "kind": self.kind,
@@ -57,6 +59,7 @@ class Problem:
             "line": self.where.line,
             "key": self.where.key,
             "fix": self.fix,
+            **self.details,
         }
 
 

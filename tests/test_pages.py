@@ -125,4 +125,5 @@ def test_every_recipe_has_held_out_rows_but_those_of_reward_models(name: str) ->
     found = preflight.examine(Question(name, (), nowhere, {}, "rtx4090"))
     expected = {"rm": None, "pt": "quickstart_text_test"}.get(found.plan.settings["stage"], "intelligence_alpaca_test")
     assert found.recipe.kit.evaluate_after == expected
+    assert found.recipe.kit.guard == ("general_test" if expected == "intelligence_alpaca_test" else None)
     assert [each for each in errors_of(found.problems) if each.kind not in NOT_HERE] == []

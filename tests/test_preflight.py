@@ -49,6 +49,13 @@ def test_a_refreshed_look_sees_what_was_made_and_reads_nothing_again(question: Q
     assert any("little.json" in each.what for each in preflight.examine(asked).problems)
 
 
+def test_a_recipe_goes_without_its_guard_where_that_is_not_registered(question: Question) -> None:
+    asked = replace(question, overrides=("kit.guard=general_test", "kit.evaluate_after=news"))
+    found = {each.where.key: each for each in preflight.examine(asked).problems if "is not in" in each.what}
+    assert found["kit.guard"].severity == "warning" and found["kit.guard"].what.startswith("no guard: ")
+    assert found["kit.evaluate_after"].severity == "error"
+
+
 def test_a_machine_that_is_given_is_not_looked_for(question: Question) -> None:
     known = machine.profile("v100")
     assert preflight.look(replace(question, machine=known)).machine is known

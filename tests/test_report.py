@@ -180,3 +180,25 @@ def test_a_report_goes_where_it_is_told_and_a_comparison_leaves_each_run_its_own
     assert kept.read_bytes() == before
     refused = quick("report", "1", "--to", "recipes/tiny.yaml/x.html")
     assert refused.returncode == 2 and "'recipes/tiny.yaml/x.html' cannot be written" in refused.stderr
+
+
+def test_a_page_tells_forgetting_checkpoints_and_what_people_prefer(run: Run) -> None:
+    folder = run.evaluation / "held_out"
+    scores = json.loads((folder / "scores.json").read_text())
+    told = "did it forget? worse: the loss changes by +5.0% to +9.0% of the base's (95 %), 2% is allowed"
+    (folder / "scores.json").write_text(json.dumps({**scores, "guard": {"verdict": "worse", "told": told}}))
+    (folder / "votes.json").write_text(json.dumps({"told": "75% for tuned", "rows": {"2": "1 of 2"}}))
+    measured = {"tuned": 2.0, "low": 1.5, "high": 2.5}
+    best = {"step": 40, "verdict": "best", "alone": measured, "against_best": measured}
+    checkpoints = {"data": "held_out", "told": "best: step 40", "overfits": "over-fitting since step 40"}
+    (folder / "checkpoints.json").write_text(json.dumps({**checkpoints, "checkpoints": [best]}))
+    text = report.page([run])
+    for said in (
+        told.replace("'", "&#39;"),
+        "75% for tuned",
+        "1 of 2 for tuned",
+        "best: step 40",
+        "over-fitting since",
+    ):
+        assert said in text, said
+    assert text.count("for tuned</span>") == 1

@@ -151,7 +151,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
     again = quick("data", "split", "intelligence_sharegpt")
     assert again.returncode == 2 and "is there already" in again.stderr and "--name NAME" in again.stderr
     told = json.loads(quick("data", "split", "intelligence_sharegpt", "--name", "other", "--json").stdout)
-    assert told["names"] == ["other_train", "other_test"] and sum(told["rows"]) == 60
+    assert sum(told["rows"].values()) == 60 and [*told["rows"]] == ["other_train", "other_test", "other_left_out"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
     [
         (("nothing",), "data set 'nothing' is not in"),
         (("few", "--test", "1.5"), "1.5 is no share of the rows"),
-        (("few", "--by", "usr"), "no row has a column 'usr'"),
+        (("few", "--by", "usr"), "row 1 has no column 'usr'"),
         (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
         (("broken",), "leave such rows out: iis-finetune data clean broken"),
     ],

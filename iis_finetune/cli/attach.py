@@ -122,7 +122,7 @@ def _tell_ending(told: dict[str, Any], request: Request) -> None:
     if "finished" in told:
         _finished(Run(folder / told["finished"]))
     elif "evaluated" in told:
-        tell_evaluation(Run(folder / told["evaluated"]))
+        tell_evaluation(Run(folder / told["evaluated"]), told.get("data", ()))
     elif "smoked" in told:
         asked = runs.read_json(request.asked) or {}
         words = typed(asked["recipe"], asked["overrides"])

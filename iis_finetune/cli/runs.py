@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
 from .. import process, runs
 from ..errors import Misused
-from ..observe import devices, evaluating, follow, last_lines, signs
+from ..observe import devices, evaluating, follow, held_out, last_lines, losses_of, signs
 from ..runs import Run
 from . import attach, show, streams
 from .words import AsJson, RunName, workspace
@@ -94,6 +95,8 @@ def status(run: RunName, as_json: AsJson = False) -> None:
         return
     for key in ("run", "state", "step", "total_steps", "loss", "grad_norm", "tokens_per_second"):
         show.line(f"{key:18} {show.cell(content[key])}")
+    if content["held_out"]:
+        show.line(content["held_out"]["told"])
     if content["evaluating"]:
         show.line(f"{'now':18} {content['evaluating']}")
     show.line(f"{'time left':18} {show.duration(content['eta_seconds'])}")
@@ -119,6 +122,7 @@ def _status(run: Run) -> dict[str, Any]:
         "total_steps": now.total_steps,
         "loss": _finite(now.loss),
         "grad_norm": _finite(now.grad_norm),
+        "held_out": to_builtins(held_out(*losses_of(run))),
         "eta_seconds": now.eta_seconds if active else None,
         "tokens_per_second": now.tokens_per_second,
         "pids": [who.pid for who in runs.living(run)],

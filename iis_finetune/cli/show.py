@@ -145,7 +145,7 @@ def meter(what: str) -> Iterator[Callable[[float], None]]:
     def move(share: float) -> None:
         nonlocal told
         now = time.monotonic()
-        if now - began <= METER_AFTER_SECONDS:
+        if now - began <= METER_AFTER_SECONDS or share <= 0:
             return
         if sys.stderr.isatty():
             if not bars:

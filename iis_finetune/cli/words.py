@@ -44,7 +44,7 @@ Master = Annotated[str, typer.Option("--master", metavar="HOST:PORT", help="Wher
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, not the first 200,000 only.")]
 
-NAMING_DATA = ("dataset", "eval_dataset", "kit.evaluate_after")
+NAMING_DATA = ("dataset", "eval_dataset", "kit.evaluate_after", "kit.guard")
 
 
 def workspace() -> Workspace:

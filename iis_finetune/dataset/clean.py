@@ -2,32 +2,21 @@
 
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from ..errors import Misused
+from ..tables import read
 from .convert import Sample
 from .faults import Fault, Row
 from .made import Making, Meter, line_of, making
-from .near import NEAR, NearIndex, answer_of, key_of, normalised, question_of
+from .near import NearIndex, answer_of, key_of, normalised, question_of
 from .rows import Progress, held, samples
 
-# What can be wrong with a row; the first that fits is told.
-DROPPED = {
-    "unusable": "LLaMA-Factory stops at it or drops it",
-    "roles": "the roles do not take turns",
-    "empty": "an answer is empty or white space",
-    "control": "control characters in its text",
-    "exact": "equal to an earlier row after normalising",
-    "near": f"near an earlier row: Jaccard of word 3-grams, or character 5-grams, {NEAR} or more",
-}
-REPORTED = {  # only people know which answer is right, and whether a text is broken or meant
-    "conflict": "another answer than an earlier row to the same question",
-    "mojibake": "text decoded with the wrong encoding; --fix-text mends it",
-}
+KINDS = "row_kinds.toml"
 ROLES = ("order", "role", "role_unknown", "pair_role", "count", "count_pair")  # cases of tables/row_faults.toml
 CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 LABEL = 0.3  # of the question's length: rows with shorter answers could look near though they answer differently
@@ -36,68 +25,57 @@ LABEL = 0.3  # of the question's length: rows with shorter answers could look ne
 class Wash(Struct, frozen=True):
     """How to clean: the kinds that are left out, whether broken text is mended, whether to look only, a name."""
 
-    drop: tuple[str, ...] = tuple(DROPPED)
+    drop: Sequence[str]
     fix_text: bool = False
     dry_run: bool = False
     name: str | None = None
 
 
 class Cleaned(Struct, frozen=True):
-    """The new data set's name, how many rows there were, stay and were mended, and the rows of each kind (from 1)."""
+    """How many rows there were, stay and were mended, and which were found, from 1, of each kind in row_kinds.toml."""
 
-    name: str
     rows: int
     kept: int
     mended: int
     found: dict[str, list[int]]
-    left_out: Path
 
 
 def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
-    """Make NAME_clean of a registered data set, and a file that tells each row found, with its reason.
+    """Make NAME_clean of a registered data set, and NAME_clean_left_out.jsonl, which tells each row found and why.
 
     Raises ProblemsFound, with nothing written, when there is no such data set or nothing would be left of it.
     """
-    clean_name = wash.name or f"{name}_clean"
-    made = making(name, data_dir, [clean_name], f"{clean_name}_left_out")
-    seen, rows, mended = _Seen(wash, made.options.processing), 0, 0
-    with meter("reading rows") as progress:
-        for rows, (row, sample, changed) in enumerate(_read(made, wash, progress), 1):
-            mended += changed
-            seen.add(rows, row, sample)
-    with meter("comparing rows") as progress:
-        seen.compare(progress)
-    found = {kind: [row for row, (of, _) in seen.found.items() if of == kind] for kind in (*DROPPED, *REPORTED)}
-    kept = rows - sum(len(found[kind]) for kind in wash.drop)
-    if not kept:
-        raise Misused("no row would be left", "leave fewer kinds out: --drop exact,near", "--drop")
-    if not wash.dry_run:
+    new = f"{wash.name or name}_clean"
+    with making(name, data_dir, () if wash.dry_run else (new, f"{new}_left_out")) as made:
+        seen, rows, mended = _Seen(wash.drop, made.options.processing), 0, 0
+        with meter("reading rows") as progress:
+            for rows, (row, sample, changed) in enumerate(_read(made, wash, progress), 1):
+                mended += changed
+                seen.add(rows, row, sample)
+        with meter("comparing rows") as progress:
+            seen.compare(progress)
+        found = {kind: sorted(row for row, (of, _) in seen.found.items() if of == kind) for kind in read(KINDS)}
+        kept = rows - sum(len(found[kind]) for kind in wash.drop)
+        if not kept:
+            raise Misused("no row would be left", "leave fewer kinds out: --drop exact,near", "--drop")
         with meter("writing rows") as progress:
-            _write(made, wash, seen.found, progress)
-    return Cleaned(clean_name, rows, kept, mended, found, made.beside)
-
-
-def _write(made: Making, wash: Wash, found: dict[int, tuple[str, str]], progress: Progress) -> None:
-    with made.streams() as (whole, told):
-        for number, (row, _, _) in enumerate(_read(made, wash, progress), 1):
-            kind, reason = found.get(number, ("", ""))
-            left = {"row": number, "line": row.line, "left_out": kind in wash.drop, "kind": kind, "reason": reason}
-            if kind:
-                told.write(line_of(left))
-            if kind not in wash.drop:
-                whole.write(line_of(row.value))
+            for number, (row, _, _) in enumerate(_read(made, wash, progress) if made.streams else (), 1):
+                kind, reason = seen.found.get(number, ("", ""))
+                left = {"row": number, "line": row.line, "left_out": kind in wash.drop, "kind": kind, "reason": reason}
+                made.streams[1].write(line_of(left) if kind else b"")
+                made.streams[0].write(b"" if kind in wash.drop else line_of(row.value))
+    return Cleaned(rows, kept, mended, found)
 
 
 def _read(made: Making, wash: Wash, progress: Progress) -> Iterator[tuple[Row, Sample | Fault, bool]]:
     """Every row, mended where that is asked for, with its sample or fault, and whether it was changed."""
     for row, sample in samples(made.source, made.options, progress):
         value = _mended(row.value) if wash.fix_text else row.value
-        changed = row._replace(value=value)
-        yield (
-            (row, sample, False)
-            if value == row.value
-            else (changed, held(changed, made.source.layout, made.options.processing), True)
-        )
+        if value == row.value:
+            yield row, sample, False
+        else:
+            changed = row._replace(value=value)
+            yield changed, held(changed, made.source.layout, made.options.processing), True
 
 
 def _mended(value: Any) -> Any:
@@ -119,14 +97,14 @@ def _decoded(text: str) -> str:
 class _Seen:
     """What was found by row number, its kind and the reason; and what later rows are held against."""
 
-    def __init__(self, wash: Wash, processing: str) -> None:
-        self.wash, self.processing, self.found = wash, processing, dict[int, tuple[str, str]]()
+    def __init__(self, drop: Sequence[str], processing: str) -> None:
+        self.drop, self.processing, self.found = drop, processing, dict[int, tuple[str, str]]()
         self.asked, self.repeated = dict[bytes, tuple[int, bytes]](), dict[bytes, int]()
         self.index, self.rows, self.labels = NearIndex(), array("I"), array("Q")
 
     def add(self, number: int, row: Row, sample: Sample | Fault) -> None:
         fault = self._fault(row, sample)
-        if isinstance(sample, Sample) and (fault is None or fault[0] not in self.wash.drop):
+        if isinstance(sample, Sample) and (fault is None or fault[0] not in self.drop):
             fault = self._repeats(number, sample) or fault
         if fault:
             self.found[number] = fault
@@ -135,9 +113,9 @@ class _Seen:
         """What is wrong with a row by itself."""
         if isinstance(sample, Fault):
             return "roles" if sample.case in ROLES else "unusable", sample.sentence(row.file)[0]
-        answers = sample.prompt[:1] if self.processing == "pt" else sample.answers
-        if (any if self.processing == "rm" else all)(not str(turn.text or "").strip() for turn in answers):
-            return "empty", DROPPED["empty"]
+        said = sample.prompt if self.processing == "pt" else sample.trained(self.processing)[len(sample.prompt) :]
+        if not all(str(turn.text or "").strip() for turn in said):
+            return "empty", "its answer is empty or white space"
         text = f"{question_of(sample)}\n{answer_of(sample)}\n{sample.system or ''}"
         if control := CONTROL.search(text):
             return "control", f"it holds U+{ord(control[0]):04X}"
@@ -151,7 +129,7 @@ class _Seen:
         first = asked_first if said == said_first else self.repeated.setdefault(asked + said, number)
         if first != number:
             return "exact", f"equal to row {first}"
-        if "near" in self.wash.drop:
+        if "near" in self.drop:
             self.index.add(f"{question} {answer}")
             self.rows.append(number)
             label = setting + (answer if len(answer) < LABEL * len(question) else "")

@@ -2,12 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-from msgspec import Struct
+from typing import IO, Any, NamedTuple
 
 from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, errors_of
 from ..runs import write
@@ -15,57 +13,48 @@ from .registry import check_registered, read_registry, with_entries
 from .rows import Progress
 from .sources import Options, Source, stage_of
 
+KEPT = ("formatting", "ranking", "columns", "tags")  # of an entry: how the rows are read, not where they lie
 Meter = Callable[[str], AbstractContextManager[Progress]]  # shows how far a part of the work is
-KEPT_KEYS = ("formatting", "ranking", "columns", "tags")
 
 
-class Making(Struct, frozen=True):
-    """A registered data set, what its rows are read for, and the entries of those made of it by the files they get.
-
-    `beside` is a file for the rows that are in none of them.
-    """
+class Making(NamedTuple):
+    """A registered data set, what its rows are read for, and a stream to each file that is made of it."""
 
     source: Source
     options: Options
-    entries: Mapping[Path, Mapping[str, Any]]
-    beside: Path
-
-    @contextmanager
-    def streams(self) -> Iterator[list[IO[bytes]]]:
-        """One to each file, the one beside last; the files get their names, and are registered, when all went well."""
-        files = [*self.entries, self.beside]
-        parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
-        try:
-            with ExitStack() as opened:
-                streams: list[IO[bytes]] = [opened.enter_context(part.open("wb")) for part in parts]
-                yield streams
-                for stream in streams:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            for part, file in zip(parts, files, strict=True):
-                part.rename(file)
-            registry = read_registry(self.beside.parent)
-            write(registry.file, with_entries(registry.text, {file.stem: each for file, each in self.entries.items()}))
-        except BaseException:
-            for path in (*files, *parts):
-                path.unlink(missing_ok=True)
-            raise
+    streams: list[IO[bytes]]
 
 
-def making(name: str, data_dir: Path, names: list[str], beside: str) -> Making:
-    """Prepare to make data sets of a registered one; raises ProblemsFound when it is not here or a name is taken."""
-    taken = read_registry(data_dir).entries
-    stage = stage_of(taken[name].value if name in taken else {})
-    sources, problems = check_registered([name], data_dir, stage, Place(COMMAND_LINE))
+@contextmanager
+def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
+    """Make data sets of a registered one, and a file beside them (the last name), when the block ends well.
+
+    Raises ProblemsFound when the data set is not here or a name is taken.
+    """
+    registry = read_registry(folder)
+    stage = stage_of(registry.entries[name].value if name in registry.entries else {})
+    sources, problems = check_registered([name], folder, stage, Place(COMMAND_LINE))
     if not sources or errors_of(problems):
         raise ProblemsFound(problems)
-    files = [data_dir / f"{each}.jsonl" for each in (*names, beside)]
-    for file in files:
-        if file.stem in taken or file.exists():
-            raise Misused(f"{file.stem} is there already", "give another name: --name NAME", "--name")
-    entry = {key: value for key, value in taken[name].value.items() if key in KEPT_KEYS}
-    entries = {file: {"file_name": file.name, **entry} for file in files[:-1]}
-    return Making(sources[0], Options(stage, None), entries, files[-1])
+    if taken := [each for each in names if each in registry.entries or (folder / f"{each}.jsonl").exists()]:
+        raise Misused(f"{taken[0]} is there already", "give another name: --name NAME", "--name")
+    files = [folder / f"{each}.jsonl" for each in names]
+    parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
+    try:
+        with ExitStack() as opened:
+            yield Making(sources[0], Options(stage, None), [opened.enter_context(part.open("wb")) for part in parts])
+        for part, file in zip(parts, files, strict=True):
+            with part.open("rb") as whole:
+                os.fsync(whole.fileno())
+            part.rename(file)
+        kept = {key: value for key, value in registry.entries[name].value.items() if key in KEPT}
+        entries = {each: {"file_name": f"{each}.jsonl", **kept} for each in names[:-1]}
+        if entries:
+            write(registry.file, with_entries(read_registry(folder).text, entries))
+    except BaseException:
+        for path in (*files, *parts):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def line_of(row: Any) -> bytes:

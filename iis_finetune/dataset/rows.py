@@ -11,6 +11,7 @@ from msgspec import Struct
 from ..errors import Place, Problem
 from .convert import Sample, convert, hold
 from .faults import Column, Fault, Findings, Row, note
+from .near import row_key
 from .readers import read_rows
 from .sources import Layout, Options, Source
 from .truncation import BATCH, Truncation, count_cuts
@@ -33,6 +34,7 @@ class Reading(Struct, frozen=True):
     complete: bool
     problems: tuple[Problem, ...]
     truncation: Truncation = Truncation()
+    keys: bytes = b""  # where they were asked for: eight bytes a row, zeros for one that is not used
 
 
 @dataclass
@@ -49,6 +51,7 @@ class _Tally:
     labels: set[bool | None] = field(default_factory=set)
     batch: set[str] = field(default_factory=set)
     complete: bool = False
+    keys: bytearray = field(default_factory=bytearray)
 
     @property
     def used(self) -> int:
@@ -77,7 +80,8 @@ def check_rows(
     _check_columns(tally, source.layout)
     if options.processing == "kto" and tally.kept and len(tally.labels) == 1:
         tally.add(Fault("one_label", str(next(iter(tally.labels))).lower()), NOWHERE)
-    return Reading(tally.rows, tally.kept, tally.used - tally.kept, tally.complete, tuple(_problems(tally)), cuts)
+    dropped, keys = tally.used - tally.kept, bytes(tally.keys)
+    return Reading(tally.rows, tally.kept, dropped, tally.complete, tuple(_problems(tally)), cuts, keys)
 
 
 def count_rows(source: Source, progress: Progress | None = None) -> int:
@@ -108,6 +112,8 @@ def _usable(tally: _Tally, progress: Progress | None) -> Samples:
     rows = each_row(tally.source, limit, progress)
     for row in islice(rows, limit):
         sample = _checked(tally, row)
+        if tally.options.keyed:
+            tally.keys += row_key(sample) if sample else bytes(8)
         if sample is not None:
             yield row, sample
     tally.complete = next(rows, None) is None

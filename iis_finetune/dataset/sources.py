@@ -76,6 +76,7 @@ class Options(Struct, frozen=True):
     enable_thinking: bool = True
     mask_history: bool = False
     packing: bool = False
+    keyed: bool = False  # whether the reading keeps a key of each row, by which equal rows are found
 
     @property
     def processing(self) -> str:

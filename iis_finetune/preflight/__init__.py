@@ -1,7 +1,7 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +26,7 @@ from .model import looks_local, model_problems, reward_problems
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 
 TRAINED_ON = "dataset"
+LEAST_SHARE = 1e-6  # LLaMA-Factory's: a val_size up to it holds nothing out
 # LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
 PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
@@ -134,25 +135,41 @@ def _data(seen: Examined, question: Question) -> DataFound:
         (TRAINED_ON, settings.names(TRAINED_ON), stage),
         ("eval_dataset", settings.names("eval_dataset"), stage),
         ("kit.evaluate_after", kit.evaluate_after, answers),
+        ("kit.guard", kit.guard, answers),
     )
     problems: list[Problem] = []
-    counts: list[int | None] = []
+    read: dict[str, list[dataset.Read]] = {key: [] for key, _, _ in named}
+    limit = dataset.SAMPLE if question.smoke else question.limit
+    keyed = any(names for key, names, _ in named if key != TRAINED_ON) or settings["val_size"] > LEAST_SHARE
     for key, names, read_as in named:
         if not names:
             continue
         found, wrong = dataset.check_registered(names, registry, read_as, seen.recipe.place(key))
-        problems += wrong
+        without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
+        problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():
-            reading = _rows(seen, question, source, read_as)
+            options = replace(dataset.options_of(settings, read_as, limit), keyed=keyed)
+            reading = _rows(seen, question, source, options)
             problems += [*reading.problems, *reading.truncation.problems]
-            counts += [reading.kept if reading.complete else None] if key == TRAINED_ON else []
-    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
+            read[key].append(dataset.Read(source, options, reading))
+    readings = [each.reading for each in read[TRAINED_ON]]
+    counted = bool(readings) and all(each.complete for each in readings)
+    return [*problems, *_leaks(seen, question, read)], sum(each.kept for each in readings) if counted else None
 
 
-def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:
+def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:
+    """A warning for each data set that holds out rows which the training sees."""
+    trained, near = read[TRAINED_ON], question.limit is None
+    by_chance = trained if seen.plan.settings["val_size"] > LEAST_SHARE else []
+    for key, sets in {**read, TRAINED_ON: [], "val_size": by_chance}.items() if trained else ():
+        for each in sets:
+            leaks = dataset.leaks_of(each, trained, near, question.progress)
+            if leaks.found:
+                yield leaks.problem(seen.recipe.place(key))
+
+
+def _rows(seen: Examined, question: Question, source: dataset.Source, options: dataset.Options) -> dataset.Reading:
     """The rows of a data set, and what would be cut off them as far as that is known here."""
-    limit = dataset.SAMPLE if question.smoke else question.limit
-    options = dataset.options_of(seen.plan.settings, stage, limit)
     tokenizer_json = seen.model.folder / "tokenizer.json" if seen.model.folder else None
     return question.readings.check_rows(source, options, tokenizer_json, question.progress)
 

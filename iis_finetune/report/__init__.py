@@ -31,19 +31,24 @@ Points = Sequence[tuple[float, float]]
 
 def page(runs: Sequence[Run]) -> str:
     """The whole HTML text; what a run does not have is left out of it."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
-    environment.filters["shown"] = shown
-    views = [view(run) for run in runs]
-    return environment.get_template(TEMPLATE).render(
+    return filled(
+        TEMPLATE,
         title=", ".join(run.name for run in runs),
-        runs=views,
+        runs=[view(run) for run in runs],
         pictures=[text for text in (svg(title, lines) for title, lines in curves(runs).items()) if text],
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         most_rows=MOST_ROWS,
     )
+
+
+def filled(template: str, **values: Any) -> str:
+    """The text of a page."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
+    environment.filters["shown"] = shown
+    return str(environment.get_template(template).render(**values))
 
 
 def shown(value: Any) -> str:
@@ -65,6 +70,7 @@ def view(run: Run) -> dict[str, Any]:
         "decisions": decided.decisions if decided else (),
         "events": [_event(each) for each in events(run)],
         "data": provenance_of(run).data_sha256,
+        "checkpoints": [read_json(path) for path in sorted(run.evaluation.glob("*/checkpoints.json"))],
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
 
@@ -136,6 +142,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
     scores = read_json(path) or {}
     if scores.get("problem") or not scores.get("metrics"):
         return None
+    scores["votes"] = read_json(path.with_name(path.name.replace("scores", "votes", 1)))
     rows = list(_rows(path.parent, scores))
     counts = {flag: sum(flag in row["flags"] for row in rows) for flag in ("changed", "worse", "invalid")}
     return {**scores, "table": rows[:MOST_ROWS], "counts": counts, "all": len(rows)}
@@ -144,6 +151,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
 def _rows(folder: Path, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     tuned = list(read_lines(folder / f"{scores['tuned']}.jsonl"))
     base = list(read_lines(folder / f"{scores['base']}.jsonl")) if scores.get("base") else []
+    voted = (scores["votes"] or {}).get("rows", {})
     worse, invalid = set(scores.get("worse_rows", ())), set(scores.get("invalid_rows", ()))
     for at, row in enumerate(tuned):
         before = base[at]["predict"] if at < len(base) else None
@@ -158,6 +166,7 @@ def _rows(folder: Path, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "tuned": marked(row["predict"].strip(), expected),
             "expected": expected,
             "flags": flags,
+            "voted": voted.get(str(at + 1)),
         }
 
 

@@ -1,0 +1,108 @@
+"""Held-out rows that a training sees: equal once normalised, or nearly so, to rows that it learns from."""
+
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
+
+from ..errors import Place, Problem
+from .convert import Sample
+from .near import NearIndex, text_of
+from .rows import Progress, Reading, samples
+from .sources import Options, Source
+
+NAMED = 20  # rows that a sentence names
+
+
+class Read(NamedTuple):
+    """A data set, how it was read, and what its reading found."""
+
+    source: Source
+    options: Options
+    reading: Reading
+
+    def keyed(self) -> Iterator[tuple[int, int]]:
+        """The number and the key of each row that is used; numbers count from 1 through all its files."""
+        return ((row, key) for row, key in enumerate(memoryview(self.reading.keys).cast("Q"), 1) if key)
+
+
+class Leak(Struct, frozen=True):
+    """A row and the training row that it repeats."""
+
+    row: int
+    trained: str
+    trained_row: int
+    exact: bool = True
+
+
+class Leaks(Struct, frozen=True):
+    """Which of a data set's rows are also training rows; `complete`: every row was read.
+
+    `held_out`: training learns from none of these rows; otherwise they are its own, and `found` are the later twins.
+    `near`: nearly equal rows were looked for as well.
+    """
+
+    data: str
+    held_out: bool
+    rows: int
+    compared: int
+    complete: bool
+    near: bool
+    found: tuple[Leak, ...]
+
+    @property
+    def sentence(self) -> str:
+        """How many rows leak, and which ones."""
+        count, near = f"{len(self.found):,} of the {self.rows:,}", sum(not leak.exact for leak in self.found)
+        told = (
+            f" held-out rows of '{self.data}' are in the training data"
+            if self.held_out
+            else (f" rows of '{self.data}' repeat others, and the part that val_size holds out has twins in training")
+        )
+        told += f", {near:,} of them with small changes" if near else ""
+        more = ", ..." if len(self.found) > NAMED else ""
+        more += "" if self.complete else f"; {self.compared:,} training rows were compared"
+        return f"{count}{told} (row {', '.join(str(leak.row) for leak in self.found[:NAMED])}{more})"
+
+    def problem(self, place: Place) -> Problem:
+        """The warning about them."""
+        what = f"{self.sentence}: these figures would be too good"
+        fix = f"hold out rows that have no twin: iis-finetune data split {self.found[0].trained} --test 0.1"
+        return Problem(what, fix, place, "warning", "leak", details={"leak": to_builtins(self)})
+
+
+def leaks_of(checked: Read, trained: Sequence[Read], near: bool = False, progress: Progress | None = None) -> Leaks:
+    """What a data set shares with those that are trained on, of which it may be one itself.
+
+    To find nearly equal rows the files are read once more.
+    """
+    held_out, name = not any(checked is each for each in trained), checked.source.name
+    wanted, first = {key for _, key in checked.keyed()}, dict[int, tuple[str, int]]()
+    for each in trained:
+        for row, key in each.keyed():
+            if key in wanted:
+                first.setdefault(key, (each.source.name, row))
+    found = _near(checked, trained, progress) if near and held_out else {}
+    for row, key in checked.keyed():
+        if key in first and (held_out or first[key] != (name, row)):
+            found[row] = Leak(row, *first[key])
+    complete, leaks = all(each.reading.complete for each in (checked, *trained)), sorted(found.items())
+    rows, compared = checked.reading.kept, sum(each.reading.kept for each in trained)
+    return Leaks(name, held_out, rows, compared, complete, near, tuple(leak for _, leak in leaks))
+
+
+def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dict[int, Leak]:
+    index, places = NearIndex(), list[tuple[str, int]]()
+    for each in (*trained, held):
+        first = len(places)  # in the end, of the held-out rows
+        options = replace(each.options, limit=each.options.max_samples or each.options.limit)
+        for row, (_, sample) in enumerate(samples(each.source, options, progress), 1):
+            if isinstance(sample, Sample):
+                places.append((each.source.name, row))
+                index.add(text_of(sample._replace(answers=sample.answers[:1])))
+    index.settle(progress or float)
+    twins = {at: list(index.near(at, lambda _, other: other < first)) for at in range(first, len(index))}
+    nearest = {places[at][1]: places[max(near, key=itemgetter(1))[0]] for at, near in twins.items() if near}
+    return {row: Leak(row, *place, exact=False) for row, place in nearest.items()}
