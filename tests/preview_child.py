@@ -147,8 +147,7 @@ def verdict(folder: Path, template: str, kind: str) -> dict[str, Any]:
         "error": answer["message"],
         "rows": len(expected),
         "same": [[(part["ids"], part["labels"]) for part in each["parts"]] for each in found] == expected,
-        "texts": sum("�" not in "".join(one) and one != other for one, other in zip(shown, texts, strict=True)),
-        "readable": sum("�" not in "".join(one) for one in shown),
+        "other_texts": sum("�" not in "".join(one) and one != other for one, other in zip(shown, texts, strict=True)),
         "cut": cut,
     }
 

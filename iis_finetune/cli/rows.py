@@ -14,11 +14,13 @@ from ..errors import Misused
 from ..runs import KIT, write
 from . import show
 from .data import app
-from .words import AsJson, Full, Overrides, RecipeName, question, typed
+from .words import AsJson, Overrides, RecipeName, question, typed
 
 Rows = Annotated[int, typer.Option("--rows", min=1, max=1000, metavar="N", help="How many of each data set.")]
 OneRow = Annotated[int | None, typer.Option("--row", min=1, metavar="I", help="This one alone.")]
 Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead of printing.")]
+Data = Annotated[str, typer.Argument(metavar="RECIPE-or-DATASET", help="A recipe, or a registered data set.")]
+Counted = Annotated[bool, typer.Option("--full", help="Count the tokens of every row, not of 20,000 only.")]
 
 # What stands before and behind a text of each kind: on a terminal, and where there are no colours.
 COLOURS = {"plain": ("\033[2m", "\033[0m"), "loss": ("\033[32m", "\033[0m"), "cut": ("\033[9;31m", "\033[0m")}
@@ -60,13 +62,13 @@ def _rendered(template: str, values: Mapping[str, Any]) -> str:
 
 
 @app.command()
-def stats(recipe: RecipeName, overrides: Overrides = None, full: Full = False, as_json: AsJson = False) -> None:
+def stats(name: Data, overrides: Overrides = None, full: Counted = False, as_json: AsJson = False) -> None:
     """Rows, turns, lengths, repeated answers, scripts, how data sets are mixed, and what to change."""
     limit = None if full else dataset.COUNTED
     with show.meter("reading rows") as progress:
-        found = preflight.measure(replace(question(recipe, overrides), limit=limit, progress=progress))
+        found = preflight.measure(replace(question(name, overrides), limit=limit, progress=progress))
     if as_json:
         show.document(found)
         return
     show.page(_rendered("stats.txt.j2", found))
-    show.line(f"next: iis-finetune data preview {typed(recipe, overrides)}")
+    show.line(f"next: iis-finetune data {'preview' if found['recipe'] else 'check'} {typed(name, overrides)}")

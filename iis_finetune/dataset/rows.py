@@ -21,7 +21,6 @@ PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
 TOLD_ROWS = 2000
 
-Samples = Iterator[tuple[Row, Sample]]
 Progress = Callable[[float], None]  # is told the share that has been read, 0 to 1
 
 
@@ -86,12 +85,12 @@ def check_rows(
 
 def count_rows(source: Source, progress: Progress | None = None) -> int:
     """How many rows there are, the unusable ones included: read, not checked."""
-    return sum(1 for _ in each_row(source, None, progress))
+    return sum(1 for _ in _rows(source, None, progress))
 
 
 def samples(source: Source, options: Options, progress: Progress | None = None) -> Iterator[tuple[Row, Sample | Fault]]:
     """Every row with the sample that LLaMA-Factory makes of it, or why it makes none."""
-    for row in islice(each_row(source, options.limit, progress), options.limit):
+    for row in islice(_rows(source, options.limit, progress), options.limit):
         yield row, held(row, source.layout, options.processing)
 
 
@@ -106,10 +105,10 @@ def held(row: Row, layout: Layout, processing: str) -> Sample | Fault:
     return sample
 
 
-def _usable(tally: _Tally, progress: Progress | None) -> Samples:
+def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sample]]:
     """Note every row, and give the samples that LLaMA-Factory would keep."""
     limit = tally.options.limit
-    rows = each_row(tally.source, limit, progress)
+    rows = _rows(tally.source, limit, progress)
     for row in islice(rows, limit):
         sample = _checked(tally, row)
         if tally.options.keyed:
@@ -120,7 +119,7 @@ def _usable(tally: _Tally, progress: Progress | None) -> Samples:
     _end_batch(tally, NOWHERE._replace(number=tally.rows))
 
 
-def each_row(source: Source, limit: int | None, progress: Progress | None) -> Iterator[Row]:
+def _rows(source: Source, limit: int | None, progress: Progress | None) -> Iterator[Row]:
     """Every row with its file; `progress` is told how much of the files, or of the `limit`, is behind it."""
     sizes, seen = [path.stat().st_size for path in source.files], 0
     for number, path in enumerate(source.files):

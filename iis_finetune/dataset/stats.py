@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..arguments import Settings
-from .convert import Sample, convert, hold
-from .faults import Fault, Row
-from .rows import Progress, Samples, each_row
+from .convert import Sample
+from .faults import Row
+from .rows import Progress, samples
 from .sources import Options, Source
 from .truncation import row_lengths
 
 COUNTED = 20_000  # rows whose lengths are counted when not all are asked for
 BARS = 10  # of a histogram
 FITTING, REPEATED = 0.95, 0.05  # shares of the rows that make a change worth it
+Samples = Iterator[tuple[Row, Sample]]
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -67,15 +69,15 @@ def measure(source: Source, options: Options, tokenizer_json: Path | None, progr
     rows, turns, answers, letters = count(), list[int](), Counter[int](), Counter[str]()
 
     def usable() -> Samples:
-        for row in each_row(source, None, progress):
+        for row, sample in samples(source, replace(options, limit=None), progress):
             next(rows)
-            if sample := _sample(row, source, options):
+            if isinstance(sample, Sample):
                 turns.append(len(sample.prompt) + bool(sample.answers))
                 answers.update(hash(answer.text) for answer in sample.answers if answer.text)
                 yield row, sample
 
-    def lettered(samples: Samples) -> Samples:
-        for each in samples:
+    def lettered(drawn: Samples) -> Samples:
+        for each in drawn:
             letters.update(each[1].text)
             yield each
 
@@ -88,22 +90,10 @@ def measure(source: Source, options: Options, tokenizer_json: Path | None, progr
     return Stats(rows=next(rows), turns=sorted(turns), lengths=lengths, repeated=repeated, scripts=shares)
 
 
-def _sample(row: Row, source: Source, options: Options) -> Sample | None:
-    """What LLaMA-Factory makes of a row; None where it drops it or stops."""
-    if not isinstance(row.value, dict):
-        return None
-    try:
-        sample = convert(row.value, source.layout)
-        hold(sample, options.processing)
-    except Fault:
-        return None
-    return sample
-
-
-def _drawn(samples: Samples, most: int | None) -> Samples:
+def _drawn(found: Samples, most: int | None) -> Samples:
     """All samples, or as many as are asked for, each with the same chance and the same ones each time."""
-    kept, chance = list(islice(samples, most or 0)), random.Random(42)  # noqa: S311 - no secret
-    for number, each in enumerate(samples, len(kept) + 1):
+    kept, chance = list(islice(found, most or 0)), random.Random(42)  # noqa: S311 - no secret
+    for number, each in enumerate(found, len(kept) + 1):
         if most is None:
             yield each
         elif (place := chance.randrange(number)) < most:  # Vitter's algorithm R

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
-from ..arguments import Settings, as_meant
-from ..errors import COMMAND_LINE, INPUT, Misused, Problem, ProblemsFound, errors_of, in_file_order
+from ..arguments import Settings, as_meant, table
+from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..plan import Plan
@@ -209,12 +209,18 @@ def _with_registry(planned: Plan, question: Question) -> Plan:
 
 
 def measure(question: Question) -> dict[str, Any]:
-    """The numbers of the data sets that a recipe trains on, how these are mixed, and what to change."""
-    seen = _sound(examine(replace(question, rows=False)))
-    settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
-    stage, registered = str(settings["stage"]), question.registry(settings)
+    """The numbers of a recipe's data sets, or of a registered one, how several are mixed, and what to change."""
+    name, registry = question.recipe, dataset.read_registry(question.workspace.data)
+    recipe, registered = None, cast(dataset.Registry | str, registry)
+    if name in registry.entries and name not in recipes.registered(question.workspace.recipes):
+        stage, folder = dataset.stage_of(registry.entries[name].value), None  # without a recipe there are no tokens
+        settings, place = Settings(table()).decide(dataset=name, stage=stage), Place(COMMAND_LINE)
+    else:
+        seen = _sound(examine(replace(question, rows=False)))
+        settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
+        stage, recipe, registered = str(settings["stage"]), seen.recipe.name, question.registry(settings)
     sources, wrong = dataset.check_registered(settings.names(TRAINED_ON), registered, stage, place)
-    if not sources:
+    if errors_of(wrong) or not sources:
         raise ProblemsFound(wrong)
     options = dataset.options_of(settings, stage, question.limit)
     tokenizer = folder / "tokenizer.json" if folder else None
@@ -224,7 +230,7 @@ def measure(question: Question) -> dict[str, Any]:
     tokens = {name: mixed[name] * fmean(each.lengths or [0]) for name, each in found.items()}
     advice = [dataset.advice(name, each, length if counted else None) for name, each in found.items()]
     return {
-        "recipe": seen.recipe.name,
+        "recipe": recipe,
         "cutoff_len": length,
         "unit": "tokens" if counted else "characters",
         "data": {name: each.as_json(length) for name, each in found.items()},

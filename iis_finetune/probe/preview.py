@@ -39,6 +39,11 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
     packed, align = data.packing and stage in ("pt", "sft"), loader.align_dataset
     first, last = (1, BATCH) if packed else asked["rows"]
     found: dict[str, dict[str, Any]] = {}
+    encoded: list[list[int]] = []
+    if not packed:
+        sides = 1 if stage == "ppo" else 2  # there the model answers by itself
+        template.encode_oneturn = with_places(template.encode_oneturn, encoded, sides)
+        template.encode_multiturn = with_places(template.encode_multiturn, encoded, sides)
 
     def align_chosen(rows: Any, *rest: Any) -> Any:
         found[name] = {"rows": len(rows)}
@@ -48,24 +53,22 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
     loader.align_dataset = align_chosen
     for name in data.dataset:
         rows = loader._get_merged_dataset([name], model, data, training, stage)
-        made = blocks(processor, rows, asked["rows"]) if packed else examples(processor, rows, stage, first)
-        found[name]["examples"] = list(made)
+        made = enumerate(blocks(processor, rows) if packed else examples(processor, rows, stage, encoded), first)
+        found[name]["examples"] = [
+            {"number": n, **each} for n, each in made if asked["rows"][0] <= n <= asked["rows"][1]
+        ]
     return found
 
 
-def blocks(processor: Any, rows: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
+def blocks(processor: Any, rows: Any) -> Iterator[dict[str, Any]]:
     made = processor.preprocess_dataset(rows[:])
-    for number in range(numbers[0] - 1, min(numbers[1], len(made["input_ids"]))):
-        about = {"block": f"one of {len(made['input_ids'])} that the first {len(rows)} rows make"}
-        yield {"number": number + 1, "about": about, "parts": list(parts(processor, made, number, []))}
+    about = {"block": f"one of {len(made['input_ids'])} that the first {len(rows)} rows make"}
+    for number in range(len(made["input_ids"])):
+        yield {"about": about, "parts": list(parts(processor, made, number, []))}
 
 
-def examples(processor: Any, rows: Any, stage: str, first: int) -> Iterator[dict[str, Any]]:
+def examples(processor: Any, rows: Any, stage: str, encoded: list[list[int]]) -> Iterator[dict[str, Any]]:
     """Each row as the processor makes it; what the template gave it before shows what was cut."""
-    template, encoded = processor.template, list[list[int]]()
-    sides = 1 if stage == "ppo" else 2  # there the model answers by itself
-    template.encode_oneturn = with_places(template.encode_oneturn, encoded, sides)
-    template.encode_multiturn = with_places(template.encode_multiturn, encoded, sides)
     for number in range(len(rows)):
         encoded.clear()
         row = rows[number : number + 1]
@@ -73,7 +76,7 @@ def examples(processor: Any, rows: Any, stage: str, first: int) -> Iterator[dict
         if stage == "ppo" and any(made.values()):
             made["labels"] = [[MASKED] * len(ids) for ids in made["input_ids"]]
         told = list(parts(processor, made, 0, encoded)) if any(made.values()) else []
-        yield {"number": first + number, "about": about(row, processor, stage), "parts": told}
+        yield {"about": about(row, processor, stage), "parts": told}
 
 
 def with_places(encode: Callable[..., Any], encoded: list[list[int]], sides: int) -> Callable[..., Any]:
