@@ -141,7 +141,7 @@ def check_registered(
     found = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:
-            source, of_entry = _registered(registry.entries[name], stage)
+            source, of_entry = _registered(registry.entries[name], stage, place)
             found += [source] if source else []
             problems += of_entry
         elif not errors_of(registry.problems):  # an entry may stand in the part that cannot be read
@@ -152,7 +152,7 @@ def check_registered(
     return found, problems
 
 
-def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Problem]]:
+def _registered(entry: Registered, stage: str, place: Place) -> tuple[Source | None, list[Problem]]:
     """The files of an entry, unless it lies on a hub or in a cloud or there is something wrong with it."""
     value = entry.value
     problems = list(_entry_problems(entry, "rm" if stage == "dpo" else stage))
@@ -160,7 +160,7 @@ def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Prob
         return None, problems
     if key := next((key for key in ELSEWHERE if key in value), None):
         where, hub_id = (f"{key}: {value[key]}", "ID") if key not in HUB_KEYS else (value[key], value[key])
-        return None, [*problems, _not_checked(entry.name, where, entry.place(key), hub_id)]
+        return None, [*problems, _not_checked(entry.name, where, place, hub_id)]
     path = entry.file.parent / value["file_name"]
     files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
     if wrong := _file_problem(path, files):
