@@ -23,12 +23,10 @@ TWINS = {  # each page in English: the same in Chinese
 PAGES = [*TWINS, *TWINS.values()]
 BEFORE = ("check", "plan", "train", "download")  # verbs that take a recipe
 # What a reader has, and this project has not.
-THEIR_OWN = ("my.yaml", "dataset=my_rows", "dataset=my_train")
+THEIR_OWN = ("my.yaml", "dataset=my_rows", "dataset=my_rows_clean_train")
 SHELL = (
     "source .venv/bin/activate",
     "iis-finetune --install-completion",
-    "head -n",
-    "tail -n",
     "export IIS_RUNS=",
     "conda env create",
     "vllm serve",

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
-from .. import notify, preflight, process, runs, session
-from ..dataset import Readings
+from .. import dataset, notify, preflight, process, runs, session
 from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, errors_of, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
+from .download import fetch_rows
 from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
@@ -39,6 +39,9 @@ def train(
         asking = replace(question(recipe, overrides), nodes=placed, smoke=smoke, progress=progress)
         examined = preflight.examine(asking)
     _tell_problems(examined.problems, smoke)
+    if _register(asking, examined):  # what was fetched has not been read yet
+        train(recipe, overrides, background, smoke, nodes, node_rank, master)
+        return
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
@@ -49,6 +52,18 @@ def train(
                 show.line(f"{decision.name}: {decision.value} ({decision.reason})")
     order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
     _start(order, asking.readings, background)
+
+
+def _register(asking: preflight.Question, examined: preflight.Examined) -> bool:
+    """Register data sets named by their files or hub ids, now that all else is right; whether some were fetched."""
+    data = workspace().data
+    dataset.register(asking.also, data)
+    fetched = [each for each in asking.also if each.hub_id]
+    for each in fetched:
+        dataset.add(dataset.OwnFile(path=fetch_rows(each.word, examined.recipe.kit.source), name=each.name), data)
+    for each in asking.also:
+        show.line(f"registered {each.word} as '{each.name}'")
+    return bool(fetched)
 
 
 def _tell_problems(found: Sequence[Problem], smoke: bool) -> None:
@@ -82,6 +97,7 @@ def resume(
     show.problems(examined.problems)
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
+    _register(asking, examined)
     if finished:
         schedule = examined.plan.settings["lr_scheduler_type"]
         show.line(f"{found.name} goes on from {found.checkpoints()[-1].name} as a longer run")
@@ -97,7 +113,7 @@ def _nodes_of(run: Run, master: str) -> Nodes | None:
     return nodes_of(nodes.number, nodes.rank, master) if nodes and master else nodes
 
 
-def _start(order: Order, readings: Readings, background: bool) -> None:
+def _start(order: Order, readings: dataset.Readings, background: bool) -> None:
     """Start the detached process; attach to it, or say where it is."""
     request = session.place(order, workspace(), readings)
     words = [sys.executable, "-m", "iis_finetune", "_train", str(request.folder)]

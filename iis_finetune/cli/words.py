@@ -97,19 +97,25 @@ def _folder(variable: str, usual: Path) -> Path:
 
 
 def question(asked: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
-    """What a verb before training asks; data sets that are given as paths or hub ids are registered on the way."""
-    return preflight.Question(asked, tuple(map(_by_name, overrides or ())), workspace(), dict(os.environ), on, rows)
+    """What a verb before training asks; data sets given as paths or hub ids are looked at as if they had a name."""
+    new: list[dataset.Unregistered] = []
+    named = tuple(_by_name(each, new) for each in overrides or ())
+    for each in new:
+        show.aside(f"{each.word} is not registered; it is looked at as '{each.name}'")
+    return preflight.Question(asked, named, workspace(), dict(os.environ), on, rows, also=tuple(new))
 
 
-def _by_name(override: str) -> str:
-    """An override that names data sets, with each path or hub id in it replaced by the name it is registered by."""
+def _by_name(override: str, new: list[dataset.Unregistered]) -> str:
+    """An override that names data sets, with the name that each path or hub id in it has, or gets: those are `new`."""
     key, sign, value = override.partition("=")
     if key not in NAMING_DATA or value.startswith("["):
         return override
-    found = [dataset.register_named(word.strip(), workspace().data) for word in value.split(",")]
-    for said in (sentence for _, sentence in found if sentence):
-        show.aside(said)
-    return f"{key}{sign}{','.join(name for name, _ in found)}"
+    names = []
+    for word in value.split(","):
+        name, unregistered = dataset.unregistered(word.strip(), workspace().data, new)
+        names.append(name)
+        new += [unregistered] if unregistered else []
+    return f"{key}{sign}{','.join(names)}"
 
 
 def typed(asked: str, overrides: Sequence[str] | None) -> str:

@@ -40,7 +40,7 @@ class Leak(Struct, frozen=True):
 
 
 class Leaks(Struct, frozen=True):
-    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were looked for, too."""
+    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were sought, too."""
 
     data: str
     held_out: bool  # otherwise they are the training's own, and those that repeat an earlier one are found

@@ -66,11 +66,14 @@ def with_entries(text: str, entries: Mapping[str, Any]) -> str:
     return f"{before}{'' if before.endswith('{') else ','}{json.dumps(entries, indent=2)[1:-2]}\n}}\n"
 
 
-def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
-    """Every entry with its lines; `encoding` is what LLaMA-Factory will open the file with (the locale's)."""
+def read_registry(data_dir: Path, encoding: str | None = None, also: Mapping[str, Any] | None = None) -> Registry:
+    """Every entry with its lines, those of `also` as if they stood there.
+
+    `encoding` is what LLaMA-Factory will open the file with (the locale's).
+    """
     file = data_dir / REGISTRY_FILE
     try:
-        raw = file.read_bytes()
+        raw = file.read_bytes() if file.exists() or not also else b"{}"
         text = raw.decode("utf-8")
     except OSError:
         what, fix = f"{file} is not there", "run: iis-finetune data add FILE"
@@ -80,6 +83,7 @@ def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
         return Registry(file, "", {}, (Problem(f"{file.name} is not UTF-8", "save it as UTF-8", place),))
     problems = _encoding_problems(file, raw, encoding or locale.getpreferredencoding(False))
     try:
+        text = with_entries(text, also) if also else text
         entries = list(_entries(file, text))
     except json.JSONDecodeError as error:
         place = Place(str(file), error.lineno)
@@ -121,7 +125,7 @@ def _skipped(text: str, at: int) -> int:
 
 
 def check_registered(
-    names: str | list[str], data_dir: Path | str, stage: str, place: Place
+    names: str | list[str], data_dir: Path | str | Registry, stage: str, place: Place
 ) -> tuple[list[Source], list[Problem]]:
     """The named data sets as sources to read, and what is wrong with their registration.
 
@@ -130,14 +134,14 @@ def check_registered(
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if str(data_dir) == "ONLINE" or str(data_dir).startswith("REMOTE:"):
         return [], [_not_checked(", ".join(wanted), f"dataset_dir: {data_dir}", place)]
-    registry = read_registry(Path(data_dir))
+    registry = data_dir if isinstance(data_dir, Registry) else read_registry(Path(data_dir))
     problems = list(registry.problems)
     if not registry.text:
         return [], problems
     found = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:
-            source, of_entry = _registered(registry.entries[name], stage)
+            source, of_entry = _registered(registry.entries[name], stage, place)
             found += [source] if source else []
             problems += of_entry
         elif not errors_of(registry.problems):  # an entry may stand in the part that cannot be read
@@ -148,14 +152,15 @@ def check_registered(
     return found, problems
 
 
-def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Problem]]:
+def _registered(entry: Registered, stage: str, place: Place) -> tuple[Source | None, list[Problem]]:
     """The files of an entry, unless it lies on a hub or in a cloud or there is something wrong with it."""
     value = entry.value
     problems = list(_entry_problems(entry, "rm" if stage == "dpo" else stage))
     if errors_of(problems):
         return None, problems
     if key := next((key for key in ELSEWHERE if key in value), None):
-        return None, [*problems, _not_checked(entry.name, f"{key}: {value[key]}", entry.place(key))]
+        where, hub_id = (f"{key}: {value[key]}", "ID") if key not in HUB_KEYS else (value[key], value[key])
+        return None, [*problems, _not_checked(entry.name, where, place, hub_id)]
     path = entry.file.parent / value["file_name"]
     files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
     if wrong := _file_problem(path, files):
@@ -163,9 +168,9 @@ def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Prob
     return Source(entry.name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(value)), problems
 
 
-def _not_checked(names: str, where: str, place: Place) -> Problem:
+def _not_checked(names: str, where: str, place: Place, hub_id: str = "ID") -> Problem:
     what = f"not checked: the rows of '{names}' are not on this disk ({where})"
-    fix = "training fetches them; to have them checked, download a file of them and run: iis-finetune data add FILE"
+    fix = f"training fetches them; to have them here and checked before: iis-finetune data add {hub_id}"
     return Problem(what, fix, place, "warning")
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
-from ..arguments import as_meant
+from ..arguments import Settings, as_meant
 from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
@@ -35,7 +35,7 @@ class Question(Struct, frozen=True):
     """What a verb before training asks about: a recipe with overrides, here or on a named machine.
 
     `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is, and
-    `readings` has what was read before.
+    `readings` has what was read before. `also`: data sets that are looked at as if they were registered.
     """
 
     recipe: str
@@ -50,6 +50,14 @@ class Question(Struct, frozen=True):
     readings: dataset.Readings = field(default_factory=dataset.Readings)  # those made already, and those to come
     nodes: Nodes | None = None
     machine: Machine | None = None  # found already: it is not looked for again
+    also: tuple[dataset.Unregistered, ...] = ()
+
+    def registry(self, settings: Settings) -> dataset.Registry | str:
+        """Where data sets are looked up: dataset_dir, and in the data folder what would be registered."""
+        folder = str(settings["dataset_dir"]).replace("{data}", str(self.workspace.data))
+        if not self.also or Path(folder) != self.workspace.data:
+            return folder
+        return dataset.read_registry(self.workspace.data, None, dataset.entries_of(self.also))
 
 
 class Examined(Struct, frozen=True):
@@ -114,8 +122,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
 def _data(seen: Examined, question: Question) -> DataFound:
     """Every problem of the data sets, and how many usable rows there are to train on, where that was counted."""
     settings, kit = seen.plan.settings, seen.recipe.kit
-    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
-    stage = str(settings["stage"])
+    stage, registry = str(settings["stage"]), question.registry(settings)
     # An evaluation after training asks for answers, so pairs and labels are not for it.
     answers = "sft" if stage != "pt" else stage
     named = (
@@ -129,7 +136,7 @@ def _data(seen: Examined, question: Question) -> DataFound:
     for key, names, read_as in named:
         if not names:
             continue
-        found, wrong = dataset.check_registered(names, folder, read_as, seen.recipe.place(key))
+        found, wrong = dataset.check_registered(names, registry, read_as, seen.recipe.place(key))
         without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
         problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():

@@ -8,6 +8,7 @@ from .. import dataset
 from .. import recipe as recipes
 from ..arguments import Settings, find_template, table
 from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of
+from ..plan import Plan
 from . import TRAINED_ON, Examined, Question, deep, examine
 
 
@@ -21,9 +22,10 @@ def seen_by_the_model(question: Question, numbers: tuple[int, int]) -> tuple[dic
     keys = ("dataset", "template", "cutoff_len")
     odd = [each for each in seen.problems if each.where.key in keys or each.where.file not in elsewhere]
     template, model = find_template(str(settings["template"])), seen.model.folder or seen.model.name
-    given, words = {**seen.plan.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
+    planned = _with_registry(seen.plan, question)
+    given, words = {**planned.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
     asked = {"command": "train", "arguments": given, "rows": numbers, "words": words}
-    wrong, data = deep.heard(seen.plan, (question.workspace, question.environment), "preview", asked)
+    wrong, data = deep.heard(planned, (question.workspace, question.environment), "preview", asked)
     if wrong:
         raise ProblemsFound(wrong)
     if not any(found["examples"] for found in data.values()):
@@ -47,8 +49,7 @@ def measure(question: Question) -> dict[str, Any]:
         seen = _sound(examine(replace(question, rows=False)))
         settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
         stage, recipe = str(settings["stage"]), seen.recipe.name
-    data_dir = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
-    sources, wrong = dataset.check_registered(settings.names(TRAINED_ON), data_dir, stage, place)
+    sources, wrong = dataset.check_registered(settings.names(TRAINED_ON), question.registry(settings), stage, place)
     if errors_of(wrong) or not sources:
         raise ProblemsFound(wrong)
     options = dataset.options_of(settings, stage, question.limit)
@@ -56,6 +57,18 @@ def measure(question: Question) -> dict[str, Any]:
     counted = bool(tokenizer and tokenizer.is_file() and options.template)
     found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
     return {"recipe": recipe, **dataset.figures(found, settings, counted)}
+
+
+def _with_registry(planned: Plan, question: Question) -> Plan:
+    """The plan with a registry of its own, if some data sets are not registered yet."""
+    registry = question.registry(planned.settings)
+    if isinstance(registry, str):
+        return planned
+    given = {name: dict(each.value) for name, each in registry.entries.items() if isinstance(each.value, dict)}
+    for entry in (each for each in given.values() if "file_name" in each):
+        entry["file_name"] = str(question.workspace.data / entry["file_name"])
+    files = {**planned.files, dataset.REGISTRY_FILE: given}
+    return replace(planned, settings=planned.settings.decide(dataset_dir="{run}"), files=files)
 
 
 def _sound(examined: Examined) -> Examined:

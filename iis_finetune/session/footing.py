@@ -91,5 +91,5 @@ def data_hashes(examined: Examined, question: Question) -> dict[str, str]:
 def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
     """The training's data sets, as far as they are on disk."""
     settings = examined.plan.settings
-    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
-    return dataset.check_registered(settings.names("dataset"), folder, settings["stage"], Place())[0]
+    registry = question.registry(settings)
+    return dataset.check_registered(settings.names("dataset"), registry, settings["stage"], Place())[0]
