@@ -1,5 +1,6 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -185,27 +186,18 @@ def show_rows(question: Question, numbers: tuple[int, int]) -> tuple[dict[str, A
 
     Raises ProblemsFound where LLaMA-Factory would load nothing.
     """
+    if question.also:  # LLaMA-Factory's own loader is asked, which looks into the registry
+        word = question.also[0].word
+        raise Misused(f"{word} is not registered", f"iis-finetune data add {shlex.quote(word)}", "dataset")
     seen = _sound(examine(replace(question, limit=dataset.SAMPLE)))
     settings, elsewhere = seen.plan.settings, (None, COMMAND_LINE, str(seen.recipe.path))
     odd = [each for each in seen.problems if each.where.key in ABOUT_ROWS or each.where.file not in elsewhere]
-    data = deep.show_rows(_with_registry(seen.plan, question), question.workspace, question.environment, numbers)
+    data = deep.show_rows(seen.plan, question.workspace, question.environment, numbers)
     if not any(found["examples"] for found in data.values()):
         there = ", ".join(f"'{name}' has {found['rows']} rows" for name, found in data.items())
         raise Misused(f"there is no number {numbers[0]}: {there}", "a lower number", "--row")
     about = {"recipe": seen.recipe.name, "template": settings["template"], "cutoff_len": settings["cutoff_len"]}
     return {**about, "tokenised": seen.model.folder is not None, "data": data}, odd
-
-
-def _with_registry(planned: Plan, question: Question) -> Plan:
-    """The plan with a registry of its own, if some data sets are not registered yet."""
-    registry = question.registry(planned.settings)
-    if isinstance(registry, str):
-        return planned
-    given = {name: dict(each.value) for name, each in registry.entries.items() if isinstance(each.value, dict)}
-    for entry in (each for each in given.values() if "file_name" in each):
-        entry["file_name"] = str(question.workspace.data / entry["file_name"])
-    files = {**planned.files, dataset.REGISTRY_FILE: given}
-    return replace(planned, settings=planned.settings.decide(dataset_dir="{run}"), files=files)
 
 
 def measure(question: Question) -> dict[str, Any]:
