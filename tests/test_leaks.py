@@ -82,7 +82,7 @@ def test_planted_leaks_are_named_exact_ones_always_near_ones_with_full(key: str,
     whole = {"data": "held", "held_out": True, "rows": 100, "compared": 310, "complete": True, "near": True}
     assert fully["leak"] == {**whole, "found": found}
     assert fully["what"] == (
-        "10 of the 100 held-out rows of 'held' are in the training data, 5 of them with small changes "
+        "10 of the 100 held-out rows of 'held' are training rows, 5 of them with small changes "
         "(row 3, 5, 21, 22, 40, 41, 77, 78, 99, 100): these figures would be too good"
     )
     assert fully["fix"].endswith("iis-finetune data split trained --test 0.1")
@@ -133,7 +133,7 @@ def test_rows_that_stand_twice_leak_out_of_the_part_that_val_size_holds_out(proj
         (101, "trained", 2),
     ]
     assert first["what"] == (
-        "4 of the 204 rows of 'trained' repeat others, and the part that val_size holds out has twins in training "
+        "4 of the 204 rows of 'trained' repeat others, and of these val_size holds out rows that are trained on "
         "(row 201, 202, 203, 204): these figures would be too good"
     )
 

@@ -100,6 +100,18 @@ def test_a_page_tells_decisions_events_data_and_metrics(run: Run) -> None:
         assert told in text, told
 
 
+def test_a_page_gives_the_figures_without_the_rows_that_were_trained_on(run: Run) -> None:
+    file = run.evaluation / "held_out" / "scores.json"
+    scores = json.loads(file.read_text())
+    without = [{**metric, "rows": 3, "tuned": 0.6125} for metric in scores["metrics"]]
+    told = "1 of the 4 held-out rows of 'held_out' are training rows (row 3): these figures are too good"
+    before = report.page([run])
+    file.write_text(json.dumps({**scores, "cut": [told], "without_leaks": without}))
+    text = report.page([run])
+    assert "without the training rows" not in before and text.count("<th>without the training rows</th>") == 1
+    assert told.replace("'", "&#39;") in text and ">0.6125</td>" in text.partition("without the training rows")[2]
+
+
 def test_a_run_without_anything_still_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "0007-empty").mkdir()
     text = report.page([Run(tmp_path / "0007-empty")])

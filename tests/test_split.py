@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def test_near_rows_planted_two_hundred_times_are_on_one_side(sides: Any) -> None
     assert straddling == [] and 0 < len(left) < 200
     assert len(train) + len(test) + len(left) == 800
     assert 0.2 < len(test) / (len(train) + len(test)) < 0.4
+
+
+def test_two_hundred_near_copies_of_one_row_are_on_one_side(sides: Any) -> None:
+    source, rows = random.Random(21), original(600, 22)
+    copies = [rows[0], *(like(rows[0], source) for _ in range(200))]
+    train, test, _ = sides(rows[1:] + copies)
+    there = {row["instruction"] for row in copies}
+    assert not (there & train and there & test) and there & (train | test)
+
+
+def test_rows_with_a_common_instruction_are_held_out_as_others_are(sides: Any) -> None:
+    rule = sentence(random.Random(23), 80)
+    rows = [{"instruction": f"{rule}\n{row['instruction'][:60]}", "output": "yes"} for row in original(400, 24)]
+    _, test, left = sides(rows, "--test", "0.2")
+    assert not left and 50 < len(test) < 110
 
 
 def test_the_order_of_the_rows_changes_nothing(sides: Any) -> None:
@@ -160,6 +176,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
         (("nothing",), "data set 'nothing' is not in"),
         (("few", "--test", "1.5"), "1.5 is no share of the rows"),
         (("few", "--by", "usr"), "row 1 has no column 'usr'"),
+        (("few", "--name", "../few"), "'../few_train' cannot name a data set"),
         (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
         (("broken",), "leave such rows out: iis-finetune data clean broken"),
     ],
@@ -178,6 +195,13 @@ def test_a_mistake_gets_a_sentence_and_nothing_is_written(
     assert sorted((each.name, each.stat().st_size) for each in data.iterdir()) == before
 
 
+def written(data: Path) -> int:
+    """The bytes of files that have no name yet."""
+    with suppress(FileNotFoundError):
+        return sum(each.stat().st_size for each in data.glob(".*many*"))
+    return 0
+
+
 @pytest.mark.parametrize("verb", ["split", "clean"])
 def test_ctrl_c_leaves_nothing_half_written(project: Path, verb: str) -> None:
     data = project / "data"
@@ -189,9 +213,9 @@ def test_ctrl_c_leaves_nothing_half_written(project: Path, verb: str) -> None:
     started = subprocess.Popen(words, cwd=project, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
-        while not list(data.glob(".*many*")) and started.poll() is None and time.monotonic() < until:
+        while not written(data) and started.poll() is None and time.monotonic() < until:
             time.sleep(0.002)
-        assert list(data.glob(".*many*")), "it never began to write"
+        assert written(data), "it never began to write"
         started.send_signal(signal.SIGINT)
         assert started.wait(60) == 130
     finally:

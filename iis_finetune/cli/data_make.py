@@ -60,10 +60,13 @@ def clean(
     if as_json:
         show.document(to_builtins(cleaned))
         return
-    found = [(kind, rows, "left out" if kind in chosen else "stays") for kind, rows in cleaned.found.items() if rows]
-    table = ((kind, len(rows), str(rows[:3])[1:-1], what, kinds[kind]["what"]) for kind, rows, what in found)
-    show.table(("kind", "rows", "first", "", "what"), table, (1,))
-    show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay, {cleaned.mended:,} mended; near: Jaccard {dataset.NEAR}")
+    done = dict.fromkeys(kinds, "stays") | dict.fromkeys(chosen, "left out")
+    done |= {kind: "mended" for kind, row in kinds.items() if fix and row.get("mended")}
+    found = [(kind, rows) for kind, rows in cleaned.found.items() if rows]
+    if found:
+        table = ((kind, len(rows), str(rows[:3])[1:-1], done[kind], kinds[kind]["what"]) for kind, rows in found)
+        show.table(("kind", "rows", "first", "done", "what"), table, (1,))
+    show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
     if not dry:
-        show.line(f"registered '{made}'; data/{made}_left_out.jsonl tells why of each row in the table")
+        show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
     show.line(f"next: iis-finetune data {f'clean {name}' if dry else f'check {made}'}")

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from msgspec.structs import replace
 
-from .. import __version__, dataset, preflight
+from .. import __version__, dataset
 from ..errors import Misused
+from ..preflight import rows as of_recipe
 from ..runs import KIT, write
 from . import show
 from .data import app
@@ -39,7 +40,7 @@ def preview(
     """Rows as the model sees them: special tokens, what carries loss, what cutoff_len cuts."""
     if html and html.exists():
         raise Misused(f"{html} is there already", "name a new file, or move that one away", "--html")
-    found, problems = preflight.show_rows(question(recipe, overrides), (row or 1, row or rows))
+    found, problems = of_recipe.seen_by_the_model(question(recipe, overrides), (row or 1, row or rows))
     if as_json:
         show.verdict(problems, found)
     show.problems(problems)
@@ -66,7 +67,7 @@ def stats(name: Data, overrides: Overrides = None, full: Counted = False, as_jso
     """Rows, turns, lengths, repeated answers, scripts, how data sets are mixed, and what to change."""
     limit = None if full else dataset.COUNTED
     with show.meter("reading rows") as progress:
-        found = preflight.measure(replace(question(name, overrides), limit=limit, progress=progress))
+        found = of_recipe.measure(replace(question(name, overrides), limit=limit, progress=progress))
     if as_json:
         show.document(found)
         return

@@ -56,6 +56,8 @@ def _tell(run: Run, scores: Mapping[str, Any]) -> None:
         show.line(scores["guard"]["told"])
     for sentence in scores.get("cut", ()):
         show.line(f"note: {sentence}")
+    if without := [_row(each) for each in scores.get("without_leaks", ()) if each["name"] not in hidden]:
+        show.table(("without them", *columns[1:]), without, numbers=(1, 2, 3))
     names = [name for name in (scores["base"], scores["tuned"]) if name]
     sides = {name: list(read_lines(run.evaluation / scores["data"] / f"{name}.jsonl")) for name in names}
     expected = [row["label"] for row in sides[scores["tuned"]]]

@@ -9,4 +9,4 @@ from .registry import Registry, check_registered, read_registry
 from .rows import Progress, Reading, check_rows, count_rows
 from .sources import COLUMNS, FIELDS, LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
 from .split import Cut, split
-from .stats import COUNTED, Stats, advice, measure, mixed
+from .stats import COUNTED, Stats, figures, measure, mixed

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from ..errors import Misused
 from ..tables import read
 from .convert import Sample
 from .faults import Fault, Row
-from .made import Making, Meter, line_of, making
+from .made import Meter, line_of, making
 from .near import NearIndex, answer_of, key_of, normalised, question_of
-from .rows import Progress, held, samples
+from .rows import Progress, samples
 
-KINDS = "row_kinds.toml"
 ROLES = ("order", "role", "role_unknown", "pair_role", "count", "count_pair")  # cases of tables/row_faults.toml
 CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 LABEL = 0.3  # of the question's length: rows with shorter answers could look near though they answer differently
@@ -32,50 +31,40 @@ class Wash(Struct, frozen=True):
 
 
 class Cleaned(Struct, frozen=True):
-    """How many rows there were, stay and were mended, and which were found, from 1, of each kind in row_kinds.toml."""
+    """How many rows there were and stay, and which were found, from 1, of each kind in row_kinds.toml."""
 
     rows: int
     kept: int
-    mended: int
     found: dict[str, list[int]]
 
 
 def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
-    """Make NAME_clean of a registered data set, and NAME_clean_left_out.jsonl, which tells each row found and why.
+    """Make NAME_clean of a registered data set, and NAME_clean_found.jsonl, which tells each row found and why.
 
     Raises ProblemsFound, with nothing written, when there is no such data set or nothing would be left of it.
     """
-    new = f"{wash.name or name}_clean"
-    with making(name, data_dir, () if wash.dry_run else (new, f"{new}_left_out")) as made:
-        seen, rows, mended = _Seen(wash.drop, made.options.processing), 0, 0
+    new, kinds, rows = f"{wash.name or name}_clean", read("row_kinds.toml"), 0
+    drop = [kind for kind in wash.drop if not (wash.fix_text and kinds[kind].get("mended"))]
+    with making(name, data_dir, () if wash.dry_run else (new, f"{new}_found")) as made:
+        seen = _Seen(drop, made.options.processing)
         with meter("reading rows") as progress:
-            for rows, (row, sample, changed) in enumerate(_read(made, wash, progress), 1):
-                mended += changed
+            for rows, (row, sample) in enumerate(samples(made.source, made.options, progress), 1):
                 seen.add(rows, row, sample)
         with meter("comparing rows") as progress:
             seen.compare(progress)
-        found = {kind: sorted(row for row, (of, _) in seen.found.items() if of == kind) for kind in read(KINDS)}
-        kept = rows - sum(len(found[kind]) for kind in wash.drop)
+        found = {kind: sorted(row for row, (of, _) in seen.found.items() if of == kind) for kind in kinds}
+        kept = rows - sum(len(found[kind]) for kind in drop)
         if not kept:
             raise Misused("no row would be left", "leave fewer kinds out: --drop exact,near", "--drop")
         with meter("writing rows") as progress:
-            for number, (row, _, _) in enumerate(_read(made, wash, progress) if made.streams else (), 1):
+            again = samples(made.source, made.options, progress) if made.streams else ()
+            for number, (row, _) in enumerate(again, 1):
                 kind, reason = seen.found.get(number, ("", ""))
-                left = {"row": number, "line": row.line, "left_out": kind in wash.drop, "kind": kind, "reason": reason}
+                left = {"row": number, "line": row.line, "left_out": kind in drop, "kind": kind, "reason": reason}
                 made.streams[1].write(line_of(left) if kind else b"")
-                made.streams[0].write(b"" if kind in wash.drop else line_of(row.value))
-    return Cleaned(rows, kept, mended, found)
-
-
-def _read(made: Making, wash: Wash, progress: Progress) -> Iterator[tuple[Row, Sample | Fault, bool]]:
-    """Every row, mended where that is asked for, with its sample or fault, and whether it was changed."""
-    for row, sample in samples(made.source, made.options, progress):
-        value = _mended(row.value) if wash.fix_text else row.value
-        if value == row.value:
-            yield row, sample, False
-        else:
-            changed = row._replace(value=value)
-            yield changed, held(changed, made.source.layout, made.options.processing), True
+                value = _mended(row.value) if wash.fix_text else row.value
+                made.streams[0].write(b"" if kind in drop else line_of(value))
+    return Cleaned(rows, kept, found)
 
 
 def _mended(value: Any) -> Any:

@@ -14,6 +14,8 @@ from .rows import Progress, Reading, samples
 from .sources import Options, Source
 
 NAMED = 20  # rows that a sentence names
+HELD_OUT = "held-out rows of '{}' are training rows"
+BY_CHANCE = "rows of '{}' repeat others, and of these val_size holds out rows that are trained on"
 
 
 class Read(NamedTuple):
@@ -38,14 +40,10 @@ class Leak(Struct, frozen=True):
 
 
 class Leaks(Struct, frozen=True):
-    """Which of a data set's rows are also training rows; `complete`: every row was read.
-
-    `held_out`: training learns from none of these rows; otherwise they are its own, and `found` are the later twins.
-    `near`: nearly equal rows were looked for as well.
-    """
+    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were sought, too."""
 
     data: str
-    held_out: bool
+    held_out: bool  # otherwise they are the training's own, and those that repeat an earlier one are found
     rows: int
     compared: int
     complete: bool
@@ -55,16 +53,12 @@ class Leaks(Struct, frozen=True):
     @property
     def sentence(self) -> str:
         """How many rows leak, and which ones."""
-        count, near = f"{len(self.found):,} of the {self.rows:,}", sum(not leak.exact for leak in self.found)
-        told = (
-            f" held-out rows of '{self.data}' are in the training data"
-            if self.held_out
-            else (f" rows of '{self.data}' repeat others, and the part that val_size holds out has twins in training")
-        )
-        told += f", {near:,} of them with small changes" if near else ""
-        more = ", ..." if len(self.found) > NAMED else ""
-        more += "" if self.complete else f"; {self.compared:,} training rows were compared"
-        return f"{count}{told} (row {', '.join(str(leak.row) for leak in self.found[:NAMED])}{more})"
+        which = HELD_OUT.format(self.data) if self.held_out else BY_CHANCE.format(self.data)
+        near, more = sum(not leak.exact for leak in self.found), ", ..." * (len(self.found) > NAMED)
+        which += f", {near:,} of them with small changes" * bool(near)
+        more += f"; {self.compared:,} training rows were compared" * (not self.complete)
+        named = ", ".join(str(leak.row) for leak in self.found[:NAMED])
+        return f"{len(self.found):,} of the {self.rows:,} {which} (row {named}{more})"
 
     def problem(self, place: Place) -> Problem:
         """The warning about them."""
@@ -74,10 +68,7 @@ class Leaks(Struct, frozen=True):
 
 
 def leaks_of(checked: Read, trained: Sequence[Read], near: bool = False, progress: Progress | None = None) -> Leaks:
-    """What a data set shares with those that are trained on, of which it may be one itself.
-
-    To find nearly equal rows the files are read once more.
-    """
+    """What a data set shares with the training's, of which it may be one; for `near` the files are read once more."""
     held_out, name = not any(checked is each for each in trained), checked.source.name
     wanted, first = {key for _, key in checked.keyed()}, dict[int, tuple[str, int]]()
     for each in trained:
@@ -85,12 +76,11 @@ def leaks_of(checked: Read, trained: Sequence[Read], near: bool = False, progres
             if key in wanted:
                 first.setdefault(key, (each.source.name, row))
     found = _near(checked, trained, progress) if near and held_out else {}
-    for row, key in checked.keyed():
-        if key in first and (held_out or first[key] != (name, row)):
-            found[row] = Leak(row, *first[key])
-    complete, leaks = all(each.reading.complete for each in (checked, *trained)), sorted(found.items())
-    rows, compared = checked.reading.kept, sum(each.reading.kept for each in trained)
-    return Leaks(name, held_out, rows, compared, complete, near, tuple(leak for _, leak in leaks))
+    twins = ((row, first[key]) for row, key in checked.keyed() if key in first)
+    found |= {row: Leak(row, *twin) for row, twin in twins if held_out or twin != (name, row)}
+    complete, compared = all(each.reading.complete for each in trained), sum(each.reading.kept for each in trained)
+    leaks = tuple(found[row] for row in sorted(found))
+    return Leaks(name, held_out, checked.reading.kept, compared, complete, near, leaks)
 
 
 def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dict[int, Leak]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from .registry import check_registered, read_registry, with_entries
 from .rows import Progress
 from .sources import Options, Source, stage_of
 
+JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 KEPT = ("formatting", "ranking", "columns", "tags")  # of an entry: how the rows are read, not where they lie
 Meter = Callable[[str], AbstractContextManager[Progress]]  # shows how far a part of the work is
 
@@ -31,32 +33,42 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
 
     Raises ProblemsFound when the data set is not here or a name is taken.
     """
-    registry = read_registry(folder)
-    stage = stage_of(registry.entries[name].value if name in registry.entries else {})
-    sources, problems = check_registered([name], folder, stage, Place(COMMAND_LINE))
-    if not sources or errors_of(problems):
-        raise ProblemsFound(problems)
-    if taken := [each for each in names if each in registry.entries or (folder / f"{each}.jsonl").exists()]:
-        raise Misused(f"{taken[0]} is there already", "give another name: --name NAME", "--name")
+    source, value = _registered(name, folder, names)
     files = [folder / f"{each}.jsonl" for each in names]
     parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
+    entry = {key: value[key] for key in KEPT if key in value}
     try:
         with ExitStack() as opened:
-            yield Making(sources[0], Options(stage, None), [opened.enter_context(part.open("wb")) for part in parts])
+            streams: list[IO[bytes]] = [opened.enter_context(part.open("wb")) for part in parts]
+            yield Making(source, Options(stage_of(value), None), streams)
         for part, file in zip(parts, files, strict=True):
             with part.open("rb") as whole:
                 os.fsync(whole.fileno())
             part.rename(file)
-        kept = {key: value for key, value in registry.entries[name].value.items() if key in KEPT}
-        entries = {each: {"file_name": f"{each}.jsonl", **kept} for each in names[:-1]}
-        if entries:
-            write(registry.file, with_entries(read_registry(folder).text, entries))
+        if entries := {file.stem: {"file_name": file.name, **entry} for file in files[:-1]}:
+            registry = read_registry(folder)
+            write(registry.file, with_entries(registry.text, entries))
     except BaseException:
         for path in (*files, *parts):
             path.unlink(missing_ok=True)
         raise
 
 
+def _registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
+    """The data set of a name and its entry, when it is here and what is to be made of it can have these names."""
+    entries = read_registry(folder).entries
+    value = entries[name].value if name in entries else {}
+    sources, problems = check_registered([name], folder, stage_of(value), Place(COMMAND_LINE))
+    if not sources or errors_of(problems):
+        raise ProblemsFound(problems)
+    for each in names:
+        if not re.fullmatch(r"[\w.-]+", each):
+            raise Misused(f"'{each}' cannot name a data set", "use letters, digits, _ and -", "--name")
+        if each in entries or (folder / f"{each}.jsonl").exists():
+            raise Misused(f"{each} is there already", "give another name: --name NAME", "--name")
+    return sources[0], value
+
+
 def line_of(row: Any) -> bytes:
     """A row as a line of JSON; half a surrogate pair is left out, as LLaMA-Factory's reader does."""
-    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "ignore")
+    return (JSON.encode(row) + "\n").encode("utf-8", "ignore")

@@ -19,15 +19,16 @@ BANDS, BAND = 16, 4  # a pair at 0.7 shares a band of its 64 minima with probabi
 SLACK = 0.2  # what the 64 minima may say too little (3.5 standard deviations) before shingles are compared
 # A shingle of more texts than this is a template's ("Judge this news item: ..."), which makes no two rows the same;
 # it also bounds how many texts one is compared with, so that the time stays linear in the rows.
-TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.02, 20, 1000
+TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.3, 50, 1000
 TOLD = 2000  # texts between two words on progress
 CELL_BITS = 22  # of a shingle's hash, by which it is counted in how many texts it stands
 
 # Kept are letters, digits, and signs that carry the meaning of a formula or of an answer: arrows, emoji as well.
 KEPT = re.compile(r"[\w+<=>^$\u2190-\u2bff\U0001f000-\U0001faff]+")
-PLAIN = bytes(ord(chr(code).lower()) if KEPT.match(chr(code)) else 32 for code in range(128)).ljust(256)
-NOT_KEPT = bytes(code for code in range(128) if PLAIN[code] in b" _")
-FULL_WIDTH = "_，：；？！（）"  # what NFKC would take 40 microseconds a kilobyte to level; here they are spaces
+PLAIN = bytes(
+    ord(chr(code).lower()) if KEPT.match(chr(code)) and chr(code) != "_" else 32 for code in range(128)
+).ljust(256)
+LEFT_OUT = "_，：；？！（）"  # it would take NFKC 40 microseconds a kilobyte to level the full-width ones first
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uabff\U00020000-\U00031fff]")
 
 Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
@@ -35,12 +36,11 @@ Progress = Callable[[float], object]  # is told the share that is done, 0 to 1
 
 def normalised(text: str) -> str:
     """The text in one spelling: NFKC, no capitals, punctuation and white space as single spaces."""
-    plain = text.encode().translate(PLAIN).decode() if text.isascii() else " ".join(_kept(text))
-    return " ".join(plain.replace("_", " ").split())
+    return " ".join(text.encode().translate(PLAIN).decode().split() if text.isascii() else _kept(text))
 
 
 def _kept(text: str) -> list[str]:
-    for mark in FULL_WIDTH:
+    for mark in LEFT_OUT:
         text = text.replace(mark, " ")
     kept: list[str] = KEPT.findall(unicodedata.normalize("NFKC", text).casefold())
     return kept
@@ -64,7 +64,7 @@ def text_of(sample: Sample) -> str:
 def row_key(sample: Sample) -> bytes:
     """Eight bytes, made while rows are read: equal where question and first answer are, once normalised."""
     text = f"{question_of(sample)}\n{answer_of(sample._replace(answers=sample.answers[:1]))}"
-    plain = text.encode().translate(PLAIN, NOT_KEPT) if text.isascii() else "".join(_kept(text)).encode()
+    plain = text.encode().translate(PLAIN).replace(b" ", b"") if text.isascii() else "".join(_kept(text)).encode()
     return blake2b(plain, digest_size=8).digest()
 
 

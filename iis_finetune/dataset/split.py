@@ -44,7 +44,7 @@ def split(name: str, data_dir: Path, cut: Cut, meter: Meter) -> dict[str, int]:
         rows = [sides.count(side) for side in range(len(SIDES))]
         if not (rows[0] and rows[1]):
             what = f"none of {len(sides)} rows would be {'held out' if rows[0] else 'left to train on'}"
-            raise Misused(what, "another share or another seed: --test 0.2 --seed 7", "--test")
+            raise Misused(what, "another seed or another share: --seed 7", "--test")
         with meter("writing rows") as progress:
             for number, (row, _) in enumerate(samples(made.source, made.options, progress)):
                 told = {"row": number + 1, "reason": "near rows of the other side", "is": row.value}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from msgspec import Struct
@@ -99,6 +100,22 @@ def _drawn(found: Samples, most: int | None) -> Samples:
         elif (place := chance.randrange(number)) < most:  # Vitter's algorithm R
             kept[place] = each
     yield from kept
+
+
+def figures(found: Mapping[str, Stats], settings: Settings, counted: bool) -> dict[str, Any]:
+    """All that is told of data sets that are trained together; `counted`: their lengths are in tokens."""
+    rows, length = mixed(found, settings), settings["cutoff_len"]
+    most = length if counted else None
+    kept = {name: [min(tokens, most or tokens) for tokens in each.lengths] or [0] for name, each in found.items()}
+    tokens = {name: rows[name] * fmean(each) for name, each in kept.items()}
+    return {
+        "cutoff_len": length,
+        "unit": "tokens" if counted else "characters",
+        "data": {name: each.as_json(length) for name, each in found.items()},
+        "mix_strategy": settings["mix_strategy"],
+        "mixed": {name: {"rows": rows[name], "share": tokens[name] / (sum(tokens.values()) or 1)} for name in found},
+        "advice": [said for name, each in found.items() for said in advice(name, each, most)],
+    }
 
 
 def mixed(found: Mapping[str, Stats], settings: Settings) -> dict[str, int]:

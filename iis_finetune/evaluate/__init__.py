@@ -19,6 +19,7 @@ from .compare import Comparison, compare, compare_losses, forgotten, macro_f1
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
+Sides = tuple[Trained | None, Trained]
 
 
 def after_training(asked: Evaluation) -> None:
@@ -73,7 +74,7 @@ def _path(asked: Evaluation, base: Trained | None, tuned: Trained) -> Path:
     return asked.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
 
 
-def _sides(asked: Evaluation) -> tuple[Trained | None, Trained]:
+def _sides(asked: Evaluation) -> Sides:
     name = TUNED if asked.checkpoint is None else f"checkpoint-{asked.checkpoint}"
     tuned = replace(result_of(asked.run, asked.checkpoint), name=name)
     if isinstance(asked.baseline, Run):
@@ -95,9 +96,7 @@ def result_of(run: Run, checkpoint: int | None = None) -> Trained:
         raise Misused(what, "see `iis-finetune runs`") from None
 
 
-def _judged(
-    asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material, but: Collection[int] = ()
-) -> dict[str, Any]:
+def _judged(asked: Evaluation, sides: Sides, given: Material, but: Collection[int] = ()) -> dict[str, Any]:
     """The answers of both sides and what they are worth; rows that stand out are numbered from 0."""
     every = (answers(asked, side, given) if side else None for side in sides)
     base, tuned = ([row for at, row in enumerate(side) if at not in but] if side else None for side in every)

@@ -27,6 +27,7 @@ GRACE_SECONDS = 10.0
 PART_ROWS = 200
 LOSS_SLICES = 20
 NEAR_ROWS = 20_000  # training rows among which nearly equal ones are looked for: 0.3 ms each
+Seen = tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
@@ -84,25 +85,20 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     folder.mkdir(parents=True, exist_ok=True)
     if not sources:  # on a hub: nothing to slice or to count here
         return Material(str(data_dir), {asked.data: None}, {asked.data: None})
-    source = sources[0]
     entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
     entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
-    read = _look(source, trained)
-    reading, leaks = read.reading, _leaks(read, settings)
+    reading = (read := _look(sources[0], trained)).reading
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
     parts = slices_of("part", count, count if whole else asked.part_rows, reading.dropped)
-    taught = dataset.check_rows(source, dataset.options_of(settings, stage, settings["max_samples"]))
+    taught = dataset.check_rows(sources[0], dataset.options_of(settings, stage, settings["max_samples"]))
     slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES), taught.dropped)
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    longest, cut = reading.truncation.longest_answer, tuple(each.what for each in reading.truncation.problems)
+    longest, sha256 = reading.truncation.longest_answer, dataset.Readings().sha256(sources[0])
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
-    rows = {leak.row for leak in leaks.found} if leaks and not whole else set()
-    cut += (f"{leaks.sentence}: these figures are too good",) if leaks and leaks.found else ()
-    seen = tuple(at for at, (row, _) in enumerate(read.keyed()) if row in rows)
-    return Material(str(folder.resolve()), parts, slices, tokens, dataset.Readings().sha256(source), cut, leaks, seen)
+    return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, settings, whole))
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
@@ -122,21 +118,24 @@ def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
 def _look(source: dataset.Source, trained: Trained) -> dataset.Read:
     """How many rows there are; of answers, how long the longest expected one is and what cutoff_len would cut."""
     settings = trained_with(trained.arguments)
-    plain = settings["stage"] == "pt"
-    options = dataset.options_of(settings, "pt" if plain else "sft", settings["max_samples"])
-    options = replace(options, generate=not plain, keyed=True)
-    tokenizer_json = None if plain else Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
+    stage = "pt" if settings["stage"] == "pt" else "sft"
+    options = replace(dataset.options_of(settings, stage, settings["max_samples"]), generate=stage != "pt", keyed=True)
+    tokenizer_json = None if stage == "pt" else Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
     return dataset.Read(source, options, dataset.check_rows(source, options, tokenizer_json))
 
 
-def _leaks(read: dataset.Read, settings: Settings) -> dataset.Leaks | None:
-    """Which of the rows the training saw, as far as its data sets are on this disk."""
-    options = replace(dataset.options_of(settings, settings["stage"]), keyed=True)
-    names, folder = settings.names("dataset"), settings["dataset_dir"]
-    sources, _ = dataset.check_registered(names, folder, settings["stage"], Place())
+def _seen(read: dataset.Read, settings: Settings, whole: bool) -> Seen:
+    """What to know of the rows, which of them the training saw as far as its data are here, and their places."""
+    options, names = replace(dataset.options_of(settings, settings["stage"]), keyed=True), settings.names("dataset")
+    sources, _ = dataset.check_registered(names, settings["dataset_dir"], settings["stage"], Place())
     learnt = [dataset.Read(each, options, dataset.check_rows(each, options)) for each in sources]
-    few = sum(each.reading.kept for each in learnt) <= NEAR_ROWS
-    return dataset.leaks_of(read, learnt, few) if learnt else None
+    cut = tuple(each.what for each in read.reading.truncation.problems)
+    leaks = dataset.leaks_of(read, learnt, sum(each.reading.kept for each in learnt) <= NEAR_ROWS)
+    if not leaks.found:
+        return cut, leaks if learnt else None, ()
+    rows = set() if whole else {leak.row for leak in leaks.found}
+    seen = tuple(at for at, (row, _) in enumerate(read.keyed()) if row in rows)
+    return (*cut, f"{leaks.sentence}: these figures are too good"), leaks, seen
 
 
 def answers(asked: Evaluation, side: Trained, given: Material) -> list[dict[str, Any]]:

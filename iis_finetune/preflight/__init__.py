@@ -1,20 +1,16 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
-from statistics import fmean
-from typing import Any, cast
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules
 from .. import recipe as recipes
-from ..arguments import Settings, as_meant, table
-from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of, in_file_order
+from ..arguments import Settings, as_meant
+from ..errors import Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..plan import Plan
@@ -33,9 +29,6 @@ PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
     *("deepspeed", "tokenized_path", "dataset_dir", "media_dir", "export_quantization_dataset", "cache_dir"),
 )
-
-
-ABOUT_ROWS = ("dataset", "template", "cutoff_len")
 
 
 class Question(Struct, frozen=True):
@@ -140,8 +133,6 @@ def _data(seen: Examined, question: Question) -> DataFound:
     )
     problems: list[Problem] = []
     read: dict[str, list[dataset.Read]] = {key: [] for key, _, _ in named}
-    limit = dataset.SAMPLE if question.smoke else question.limit
-    keyed = any(names for key, names, _ in named if key != TRAINED_ON) or settings["val_size"] > LEAST_SHARE
     for key, names, read_as in named:
         if not names:
             continue
@@ -149,13 +140,11 @@ def _data(seen: Examined, question: Question) -> DataFound:
         without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
         problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():
-            options = replace(dataset.options_of(settings, read_as, limit), keyed=keyed)
-            reading = _rows(seen, question, source, options)
-            problems += [*reading.problems, *reading.truncation.problems]
-            read[key].append(dataset.Read(source, options, reading))
-    readings = [each.reading for each in read[TRAINED_ON]]
-    counted = bool(readings) and all(each.complete for each in readings)
-    return [*problems, *_leaks(seen, question, read)], sum(each.kept for each in readings) if counted else None
+            read[key].append(_rows(seen, question, source, read_as))
+            problems += [*read[key][-1].reading.problems, *read[key][-1].reading.truncation.problems]
+    problems += _leaks(seen, question, read)
+    counts = [each.reading.kept if each.reading.complete else None for each in read[TRAINED_ON]]
+    return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:
@@ -169,74 +158,21 @@ def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.R
                 yield leaks.problem(seen.recipe.place(key))
 
 
-def _rows(seen: Examined, question: Question, source: dataset.Source, options: dataset.Options) -> dataset.Reading:
+def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Read:
     """The rows of a data set, and what would be cut off them as far as that is known here."""
+    settings, kit = seen.plan.settings, seen.recipe.kit
+    limit = dataset.SAMPLE if question.smoke else question.limit
+    compared = kit.evaluate_after or kit.guard or settings.names("eval_dataset") or settings["val_size"] > LEAST_SHARE
+    options = replace(dataset.options_of(settings, stage, limit), keyed=bool(compared))
     tokenizer_json = seen.model.folder / "tokenizer.json" if seen.model.folder else None
-    return question.readings.check_rows(source, options, tokenizer_json, question.progress)
+    reading = question.readings.check_rows(source, options, tokenizer_json, question.progress)
+    return dataset.Read(source, options, reading)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
     case = _case(examined)
     return deep.ask(case, examined.plan, question.workspace, question.environment)
-
-
-def show_rows(question: Question, numbers: tuple[int, int]) -> tuple[dict[str, Any], list[Problem]]:
-    """The rows as the model will see them, as probe/preview.py describes them, and what is odd about their like.
-
-    Raises ProblemsFound where LLaMA-Factory would load nothing.
-    """
-    if question.also:  # LLaMA-Factory's own loader is asked, which looks into the registry
-        word = question.also[0].word
-        raise Misused(f"{word} is not registered", f"iis-finetune data add {shlex.quote(word)}", "dataset")
-    seen = _sound(examine(replace(question, limit=dataset.SAMPLE)))
-    settings, elsewhere = seen.plan.settings, (None, COMMAND_LINE, str(seen.recipe.path))
-    odd = [each for each in seen.problems if each.where.key in ABOUT_ROWS or each.where.file not in elsewhere]
-    data = deep.show_rows(seen.plan, question.workspace, question.environment, numbers)
-    if not any(found["examples"] for found in data.values()):
-        there = ", ".join(f"'{name}' has {found['rows']} rows" for name, found in data.items())
-        raise Misused(f"there is no number {numbers[0]}: {there}", "a lower number", "--row")
-    about = {"recipe": seen.recipe.name, "template": settings["template"], "cutoff_len": settings["cutoff_len"]}
-    return {**about, "tokenised": seen.model.folder is not None, "data": data}, odd
-
-
-def measure(question: Question) -> dict[str, Any]:
-    """The numbers of a recipe's data sets, or of a registered one, how several are mixed, and what to change."""
-    name, registry = question.recipe, dataset.read_registry(question.workspace.data)
-    recipe, registered = None, cast(dataset.Registry | str, registry)
-    if name in registry.entries and name not in recipes.registered(question.workspace.recipes):
-        stage, folder = dataset.stage_of(registry.entries[name].value), None  # without a recipe there are no tokens
-        settings, place = Settings(table()).decide(dataset=name, stage=stage), Place(COMMAND_LINE)
-    else:
-        seen = _sound(examine(replace(question, rows=False)))
-        settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
-        stage, recipe, registered = str(settings["stage"]), seen.recipe.name, question.registry(settings)
-    sources, wrong = dataset.check_registered(settings.names(TRAINED_ON), registered, stage, place)
-    if errors_of(wrong) or not sources:
-        raise ProblemsFound(wrong)
-    options = dataset.options_of(settings, stage, question.limit)
-    tokenizer = folder / "tokenizer.json" if folder else None
-    counted = bool(tokenizer and tokenizer.is_file() and options.template)
-    found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
-    mixed, length = dataset.mixed(found, settings), settings["cutoff_len"]
-    tokens = {name: mixed[name] * fmean(each.lengths or [0]) for name, each in found.items()}
-    advice = [dataset.advice(name, each, length if counted else None) for name, each in found.items()]
-    return {
-        "recipe": recipe,
-        "cutoff_len": length,
-        "unit": "tokens" if counted else "characters",
-        "data": {name: each.as_json(length) for name, each in found.items()},
-        "mix_strategy": settings["mix_strategy"],
-        "mixed": {name: {"rows": mixed[name], "share": tokens[name] / (sum(tokens.values()) or 1)} for name in found},
-        "advice": list(chain(*advice)),
-    }
-
-
-def _sound(examined: Examined) -> Examined:
-    """Raises ProblemsFound with what the user has to change first."""
-    if wrong := [each for each in errors_of(examined.problems) if each.exit_code == INPUT]:
-        raise ProblemsFound(wrong)
-    return examined
 
 
 def _with_whole_paths(recipe: Recipe, workspace: Workspace) -> Recipe:

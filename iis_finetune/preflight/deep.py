@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import arguments, process, rules
-from ..arguments import find_template
-from ..errors import Place, Problem, ProblemsFound
+from ..errors import Place, Problem
 from ..machine import Machine, dropped_variables
 from ..plan import Plan
 from ..recipe import Recipe
@@ -26,26 +25,13 @@ def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, 
     """What LLaMA-Factory itself says to the plan's arguments; about 10 s, nearly all of it its imports."""
     given = arguments.for_verb(plan.arguments, COMMANDS.get(case.purpose, "train"), case.settings.table)
     command = "infer" if case.purpose in COMMANDS else "train"
-    return _heard(plan, (workspace, environment), "parser", {"command": command, "arguments": given})[0]
+    return heard(plan, (workspace, environment), "parser", {"command": command, "arguments": given})[0]
 
 
-def show_rows(
-    plan: Plan, workspace: Workspace, environment: Mapping[str, str], numbers: tuple[int, int]
-) -> dict[str, Any]:
-    """What probe/preview.py finds of the rows from one number to another; raises ProblemsFound where it finds none."""
-    model, template = plan.inputs.model, find_template(str(plan.settings["template"]))
-    given = {**plan.arguments, "model_name_or_path": str(model.folder or model.name)}
-    asked = {"command": "train", "arguments": given, "rows": numbers, "words": template.tokens if template else ()}
-    problems, found = _heard(plan, (workspace, environment), "preview", asked)
-    if problems:
-        raise ProblemsFound(problems)
-    return found
-
-
-def _heard(
+def heard(
     plan: Plan, around: tuple[Workspace, Mapping[str, str]], program: str, asked: Mapping[str, Any]
 ) -> tuple[list[Problem], dict[str, Any]]:
-    """The problems that a child met, and what it found."""
+    """The problems that a program of probe/ met when it asked LLaMA-Factory, and what it found."""
     workspace, environment = around
     with process.scratch_folder() as folder:
         for name, content in plan.files.items():

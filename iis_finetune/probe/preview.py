@@ -15,7 +15,6 @@ from typing import Any
 
 from . import parser
 
-BATCH = 1000  # LLaMA-Factory's preprocessing_batch_size: what is packed together
 NOTHING_CUT, MASKED = 1 << 30, -100
 PLACES = 1 << 40  # beyond all token ids
 
@@ -37,7 +36,7 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
     stage = {"dpo": "rm"}.get(finetuning.stage, finetuning.stage)
     processor = loader._get_dataset_processor(data, stage, template, tokenizer, None)
     packed, align = data.packing and stage in ("pt", "sft"), loader.align_dataset
-    first, last = (1, BATCH) if packed else asked["rows"]
+    first, last = (1, data.preprocessing_batch_size) if packed else asked["rows"]
     found: dict[str, dict[str, Any]] = {}
     encoded: list[list[int]] = []
     if not packed:
@@ -54,9 +53,8 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
     for name in data.dataset:
         rows = loader._get_merged_dataset([name], model, data, training, stage)
         made = enumerate(blocks(processor, rows) if packed else examples(processor, rows, stage, encoded), first)
-        found[name]["examples"] = [
-            {"number": n, **each} for n, each in made if asked["rows"][0] <= n <= asked["rows"][1]
-        ]
+        wanted = range(asked["rows"][0], asked["rows"][1] + 1)
+        found[name]["examples"] = [{"number": number, **each} for number, each in made if number in wanted]
     return found
 
 
