@@ -140,7 +140,7 @@ FILES = [
     Case("csv with a short row", b"instruction,input,output\na,b\nc,,e\n", 1, "1 of 2 rows", 1, suffix=".csv"),
     Case("csv with a long row", b"instruction,input,output\nc,,e\na,b,c,d\n", STOPS, "4 cells for 3 columns", 2, suffix=".csv"),
     Case("csv with a break in a cell and blank lines", b'instruction,input,output\n"a\nb",,c\n\n  \nd,,\n', 1, "1 of 2 rows", 2, suffix=".csv"),
-    Case("csv in GBK", "instruction,input,output\n问题,,中文回答\n".encode("gbk"), STOPS, "not UTF-8", 1, suffix=".csv"),
+    Case("csv in GBK", "instruction,input,output\n问题,,中文回答\n".encode("gbk"), STOPS, "not UTF-8", suffix=".csv"),
     Case("csv with a number and a text", b"instruction,input,output\na,,1\nc,,e\n", 2, suffix=".csv"),
     Case("plain text for sft", b"one\ntwo\n", STOPS, "no row has the column", suffix=".txt"),
     Case("plain text mapped to the prompt for sft", b"one\ntwo\n", STOPS, "2 of 2 rows", 1, suffix=".txt", entry=TEXT),

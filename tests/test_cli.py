@@ -430,6 +430,9 @@ def test_check_and_plan_look_at_a_path_or_a_hub_id_and_write_nothing(quick: Comm
         done = quick(verb, "tiny", *words)
         assert done.returncode == 0, done.stderr
         assert "./rows.jsonl is not registered; it is looked at as 'rows'" in done.stderr
+    shown = quick("data", "preview", "tiny", "dataset=./rows.jsonl")
+    assert shown.returncode == 2 and "fix:   iis-finetune data add ./rows.jsonl" in shown.stderr
+    assert quick("data", "stats", "tiny", "dataset=./rows.jsonl").returncode == 0
     (project / "wrong.jsonl").write_text('{"question": "a", "answer": 1}\n')
     for verb in ("check", "train"):  # its rows are read
         wrong = quick(verb, "tiny", "dataset=./wrong.jsonl")

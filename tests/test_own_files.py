@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Command
-from dataset_cases import GOOD, lines
+from dataset_cases import GOOD, lines, pair
 from hub_server import Hub
 
 from iis_finetune import dataset
@@ -272,3 +272,19 @@ def test_what_a_hub_does_not_have_is_said_and_nothing_is_registered(hub: Hub, qu
         done = quick("data", "add", hub_id)
         assert done.returncode == 3 and what in done.stderr, done.stderr
     assert (project / "data" / "dataset_info.json").read_bytes() == before
+
+
+def test_train_fetches_a_data_set_where_the_recipe_says_and_then_reads_its_rows(
+    hub: Hub, quick: Command, project: Path
+) -> None:
+    pairs = hub.folder / "datasets" / "org" / "pairs"
+    pairs.mkdir()
+    (pairs / "train.jsonl").write_bytes(lines(*[pair()] * 9))
+    done = quick("train", "tiny", "dataset=org/pairs", "kit.source=modelscope")
+    assert "the rows of 'pairs' are not on this disk" in done.stderr
+    assert "registered org/pairs as 'pairs'" in done.stdout
+    assert (
+        done.returncode == 2 and "a ranked data set cannot train stage sft" in done.stderr
+    )  # which only the rows tell
+    manifest = read_manifest(project / "data" / "org--pairs")
+    assert manifest and manifest.source == "modelscope" and not (project / "runs").exists()

@@ -40,7 +40,7 @@ def read_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
             reader = _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
             yield from reader(file)
     except UnicodeDecodeError:
-        yield _encoding_fault(Path(file.name), file_type)
+        yield _encoding_fault(Path(file.name))
     except ModuleNotFoundError as error:
         yield Row(1, None, Fault("package", str(error.name)))
 
@@ -260,16 +260,12 @@ def _unreadable(error: Exception) -> Fault:
     return Fault("unreadable", str(error).splitlines()[0][:120])
 
 
-def _encoding_fault(path: Path, file_type: str) -> Row:
-    """The first line that is not UTF-8, and its row where lines tell rows apart; a quoted cell has several lines."""
-    rows, quoted = 0, False
+def _encoding_fault(path: Path) -> Row:
+    """The first line that is not UTF-8."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                text = line.decode("utf-8")
+                line.decode("utf-8")
             except UnicodeDecodeError:
-                row = {"csv": rows, "text": number}.get(file_type, 0)
-                return Row(row, number, Fault("encoding"))
-            quoted ^= bool(text.count('"') % 2)
-            rows += not quoted and not text.isspace()
+                return Row(0, number, Fault("encoding"))
     return Row(0, 1, Fault("encoding"))

@@ -1,5 +1,6 @@
 """The rows that a recipe trains on: as the model will see them, and in numbers."""
 
+import shlex
 from typing import Any
 
 from msgspec.structs import replace
@@ -8,7 +9,6 @@ from .. import dataset
 from .. import recipe as recipes
 from ..arguments import Settings, find_template, table
 from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of
-from ..plan import Plan
 from . import TRAINED_ON, Examined, Question, deep, examine
 
 
@@ -17,15 +17,17 @@ def seen_by_the_model(question: Question, numbers: tuple[int, int]) -> tuple[dic
 
     Raises ProblemsFound where LLaMA-Factory would load nothing.
     """
+    if question.also:  # LLaMA-Factory's own loader is asked, which looks into the registry
+        word = question.also[0].word
+        raise Misused(f"{word} is not registered", f"iis-finetune data add {shlex.quote(word)}", "dataset")
     seen = _sound(examine(replace(question, limit=dataset.SAMPLE)))
     settings, elsewhere = seen.plan.settings, (None, COMMAND_LINE, str(seen.recipe.path))
     keys = ("dataset", "template", "cutoff_len")
     odd = [each for each in seen.problems if each.where.key in keys or each.where.file not in elsewhere]
     template, model = find_template(str(settings["template"])), seen.model.folder or seen.model.name
-    planned = _with_registry(seen.plan, question)
-    given, words = {**planned.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
+    given, words = {**seen.plan.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
     asked = {"command": "train", "arguments": given, "rows": numbers, "words": words}
-    wrong, data = deep.heard(planned, (question.workspace, question.environment), "preview", asked)
+    wrong, data = deep.heard(seen.plan, (question.workspace, question.environment), "preview", asked)
     if wrong:
         raise ProblemsFound(wrong)
     if not any(found["examples"] for found in data.values()):
@@ -57,18 +59,6 @@ def measure(question: Question) -> dict[str, Any]:
     counted = bool(tokenizer and tokenizer.is_file() and options.template)
     found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
     return {"recipe": recipe, **dataset.figures(found, settings, counted)}
-
-
-def _with_registry(planned: Plan, question: Question) -> Plan:
-    """The plan with a registry of its own, if some data sets are not registered yet."""
-    registry = question.registry(planned.settings)
-    if isinstance(registry, str):
-        return planned
-    given = {name: dict(each.value) for name, each in registry.entries.items() if isinstance(each.value, dict)}
-    for entry in (each for each in given.values() if "file_name" in each):
-        entry["file_name"] = str(question.workspace.data / entry["file_name"])
-    files = {**planned.files, dataset.REGISTRY_FILE: given}
-    return replace(planned, settings=planned.settings.decide(dataset_dir="{run}"), files=files)
 
 
 def _sound(examined: Examined) -> Examined:
