@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+LOADING = "loading the tokenizer and the template"
+
 
 def read(asked: dict[str, Any]) -> Any:
     """The arguments as LLaMA-Factory reads them, model and data first, or its exception."""
@@ -27,19 +29,18 @@ def load(_: dict[str, Any], model: Any, data: Any, *_rest: Any) -> None:
         get_template_and_fix_tokenizer(load_tokenizer(model)["tokenizer"], data)
 
 
-def answer(asked: dict[str, Any], work: Callable[..., Any] = load) -> dict[str, Any]:
+def answer(asked: dict[str, Any], work: Callable[..., Any] = load, doing: str = LOADING) -> dict[str, Any]:
     stage, found = "reading the arguments", None
     try:
-        arguments = read(asked)
-        stage = "loading the tokenizer and the template"
+        arguments, stage = read(asked), doing
         found = work(asked, *arguments)
     except BaseException as error:  # noqa: BLE001 - whatever ends LLaMA-Factory, a SystemExit too, is the answer
         return {"stage": stage, "error": type(error).__name__, "message": str(error)}
     return {"stage": stage, "error": None, "message": None, "found": found}
 
 
-def main(work: Callable[..., Any] = load) -> None:
-    sys.stdout.write("\n" + json.dumps(answer(json.loads(sys.argv[1]), work), ensure_ascii=False) + "\n")
+def main(work: Callable[..., Any] = load, doing: str = LOADING) -> None:
+    sys.stdout.write("\n" + json.dumps(answer(json.loads(sys.argv[1]), work, doing), ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
 
     def align_chosen(rows: Any, *rest: Any) -> Any:
         found[name] = {"rows": len(rows)}
-        chosen = rows.select(range(min(first - 1, len(rows)), min(last, len(rows))))
+        chosen = rows.select([number for number in range(first - 1, last) if number < len(rows)])
         return align(chosen, *rest) if len(chosen) else chosen
 
     loader.align_dataset = align_chosen
@@ -127,4 +127,4 @@ def about(row: dict[str, Any], processor: Any, stage: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    parser.main(look)
+    parser.main(look, "reading the rows")
