@@ -40,7 +40,7 @@ class Leak(Struct, frozen=True):
 
 
 class Leaks(Struct, frozen=True):
-    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were looked for, too."""
+    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were sought as well."""
 
     data: str
     held_out: bool  # otherwise they are the training's own, and found are those that repeat others
