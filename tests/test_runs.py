@@ -86,6 +86,8 @@ def test_an_evaluation_tells_how_far_it_is_and_a_supervisors_own_is_still_its_ru
         assert observe.evaluating(run) == "evaluating" and runs.state(run) == "interrupted"
         runs.record(run, Attempt(1, 0.0, me))
         assert runs.state(run) == "starting", "the supervisor evaluates what it has trained"
+        with pytest.raises(ProblemsFound, match=f"0001-a is being evaluated by process {os.getpid()}"):
+            runs.finished_run(workspace, "last")
         folder = run.evaluation / "news"
         (folder / "parts" / "base").mkdir(parents=True)
         (folder / "rows").mkdir()

@@ -140,7 +140,7 @@ def meter(what: str) -> Iterator[Callable[[float], None]]:
     def move(share: float) -> None:
         nonlocal told
         now = time.monotonic()
-        if now - began <= METER_AFTER_SECONDS or share <= 0:
+        if now - began <= METER_AFTER_SECONDS or not share:
             return
         if sys.stderr.isatty():
             if not bars:
