@@ -43,7 +43,7 @@ class Leaks(Struct, frozen=True):
     """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were sought, too."""
 
     data: str
-    held_out: bool  # otherwise they are the training's own, and those that repeat an earlier one are found
+    held_out: bool  # otherwise they are the training's own, and found are those that repeat others
     rows: int
     compared: int
     complete: bool

@@ -63,7 +63,7 @@ def text_of(sample: Sample) -> str:
 
 def row_key(sample: Sample) -> bytes:
     """Eight bytes, made while rows are read: equal where question and first answer are, once normalised."""
-    text = f"{question_of(sample)}\n{answer_of(sample._replace(answers=sample.answers[:1]))}"
+    text = "\n".join([str(turn.text or "") for turn in (*sample.prompt, *sample.answers[:1])])
     plain = text.encode().translate(PLAIN).replace(b" ", b"") if text.isascii() else "".join(_kept(text)).encode()
     return blake2b(plain, digest_size=8).digest()
 
