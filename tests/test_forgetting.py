@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project with one run: a whole model on one-word answers, faster and longer than is good for it."""
     folder = make_project(tmp_path_factory.mktemp("forgetting"), tiny_model)
     data = folder / "data"
-    (data / "little.json").write_text(chances(range(32)), encoding="utf-8")
+    (data / "little.json").write_text(chances(range(8)), encoding="utf-8")
     (data / "fresh.json").write_text(chances(range(40, 64)), encoding="utf-8")
     words = [{"instruction": f"words {n}", "input": "", "output": "一些中文字。 {}[]"} for n in range(24)]
     (data / "other.json").write_text(json.dumps(words), encoding="utf-8")
