@@ -16,11 +16,8 @@ from iis_finetune.observe import losses_of
 from iis_finetune.runs import Run, Workspace
 
 HARD = "  guard: other\n  env: {OMP_NUM_THREADS: 1}\n"
-OVER_FITTING = """\
-eval_dataset: fresh
-eval_strategy: steps
-eval_steps: 20
-"""
+STEPS = 300
+OVER_FITTING = f"eval_dataset: fresh\neval_strategy: steps\neval_steps: {STEPS // 6}\n"
 
 
 def chances(numbers: range) -> str:
@@ -31,18 +28,19 @@ def chances(numbers: range) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A project with one run: one-word answers at 20 times the rate, far longer than is good for it."""
+    """A project with one run: a whole model on one-word answers, faster and longer than is good for it."""
     folder = make_project(tmp_path_factory.mktemp("forgetting"), tiny_model)
     data = folder / "data"
-    (data / "little.json").write_text(chances(range(32)), encoding="utf-8")
+    (data / "little.json").write_text(chances(range(8)), encoding="utf-8")
     (data / "fresh.json").write_text(chances(range(40, 64)), encoding="utf-8")
     words = [{"instruction": f"words {n}", "input": "", "output": "一些中文字。 {}[]"} for n in range(24)]
     (data / "other.json").write_text(json.dumps(words), encoding="utf-8")
     registry = json.loads((data / "dataset_info.json").read_text())
     registry |= {name: {**registry["little"], "file_name": f"{name}.json"} for name in ("fresh", "other")}
     (data / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
-    recipe = RECIPE.replace("model_name_or_path", f"{HARD}model_name_or_path", 1).replace("1.0e-3", "2.0e-2")
-    recipe = recipe.replace("max_steps: 4", "max_steps: 120").replace("save_steps: 2", "save_steps: 20")
+    recipe = RECIPE.replace("model_name_or_path", f"{HARD}model_name_or_path", 1).replace("1.0e-3", "5.0e-3")
+    recipe = recipe.replace("max_steps: 4", f"max_steps: {STEPS}").replace("save_steps: 2", f"save_steps: {STEPS // 6}")
+    recipe = recipe.replace("finetuning_type: lora\nlora_rank: 8\nlora_target: all", "finetuning_type: full")
     (folder / "recipes" / "tiny.yaml").write_text(recipe + OVER_FITTING, encoding="utf-8")
     done = run(["train", "tiny"], folder, LONGEST)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -65,11 +63,8 @@ def test_a_training_that_leaves_one_word_for_everything_has_forgotten(trained: P
 
 @pytest.mark.extended
 def test_a_run_of_zero_steps_has_forgotten_nothing(trained: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     copy = Run(Path(shutil.copytree(made(trained).folder, tmp_path / made(trained).name)))
-    adapter = copy.output / "adapter_model.safetensors"
-    save_file({name: 0 * value for name, value in load_file(adapter).items()}, adapter, {"format": "pt"})
+    shutil.copyfile(trained / "models" / "tiny" / "model.safetensors", copy.output / "model.safetensors")
     done = run(["evaluate", "last", "--guard", "other"], trained, LONGEST, IIS_RUNS=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "did it forget? not worse: the loss changes by +0.0% to +0.0%" in done.stdout
@@ -81,7 +76,7 @@ def test_the_checkpoint_that_llamafactory_measured_as_best_is_named(trained: Pat
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     trainers = losses_of(made(trained))[1]
-    assert found["best"] == min(trainers, key=lambda step: trainers[step]) < 120
+    assert found["best"] == min(trainers, key=lambda step: trainers[step]) < STEPS
     ours = {each["step"]: each["alone"]["tuned"] for each in found["checkpoints"]}
     assert ours == pytest.approx(trainers, rel=0.02)
     assert found["checkpoints"][-1]["verdict"] == "worse" and found["overfits"]

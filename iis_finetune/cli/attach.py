@@ -152,7 +152,7 @@ def _finished(run: Run) -> None:
     if picture.is_file():
         show.line(f"  loss:   {picture}")
     text = run.recipe.read_text(encoding="utf-8")
-    if "evaluate_after:" not in text and not run.smoke:
+    if "evaluate_after:" not in text and "guard:" not in text and not run.smoke:
         merges = (run.output / "adapter_config.json").is_file()
         verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
         show.line(f"next: iis-finetune {verb} {run.number:04d}")

@@ -67,8 +67,8 @@ def evaluate(
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
     with _going_on(found):
-        if votes:
-            scores = blind.count([*votes, *(files or ())], found, asked.data, asked.baseline)
+        if votes or files:
+            scores = blind.count([*(votes or ()), *(files or ())], found, asked.data, asked.baseline)
         else:
             scores = compare_checkpoints(asked, last) if checkpoints else evaluation.evaluate(asked)
     if as_json:
