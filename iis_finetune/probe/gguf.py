@@ -2,9 +2,9 @@
 
     python -m iis_finetune.probe.gguf SPEC.json
 
-SPEC.json holds `tools` (llama.cpp's folder), `merged` (the model's folder), `source` (its GGUF file in FP32),
-`files` ({kind: file to make}, kinds by llama.cpp's names in small letters), `prompts`, `rows` ([prompt, answer], held out; their
-prompts are answered where there are any) and `new_tokens`. Prints one JSON object:
+SPEC.json holds `tools` (llama.cpp's folder), `merged` (the model's folder), `source` (its GGUF file in FP32), `files`
+({kind: file to make}; kinds are llama.cpp's names in small letters), `prompts`, `rows` ([prompt, answer], held out;
+where there are any, their prompts are answered) and `new_tokens`. Prints one JSON object:
     source          {logit_difference, largest_logit, tokens_equal, template_equal, stops_equal}: the FP32 file against
                     the merged folder in plain transformers; all compute in FP32 on the CPU
     files           {kind: {bytes, texts, equal_texts, near_ties, loss,
