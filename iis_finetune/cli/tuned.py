@@ -109,29 +109,32 @@ def export(
     if as_json:
         show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found, "gguf": made.gguf})
         return
-    show.line(f"{made.folder}: {made.dtype}{', in place of the earlier export' if made.replaced else ''}")
-    rounded = (f"rounding to {made.dtype}, against float32",) if made.found["rounding"] else ()
-    show.table(("", "against base and adapter", *rounded), _proof(made.found))
-    if made.gguf:
-        _say_gguf(made, made.gguf, subject.trained.name)
+    _say(made, subject.trained.name)
     if subject.run:
         show.line(f"next: iis-finetune report {subject.run.number:04d}")
 
 
-def _say_gguf(made: exporting.Exported, found: Mapping[str, Any], name: str) -> None:
+def _say(made: exporting.Exported, name: str) -> None:
+    """The folder with its proof, and the same of the GGUF files."""
+    show.line(f"{made.folder}: {made.dtype}{', in place of the earlier export' if made.replaced else ''}")
+    rounded = (f"rounding to {made.dtype}, against float32",) if made.found["rounding"] else ()
+    show.table(("", "against base and adapter", *rounded), _proof(made.found))
+    if made.gguf:
+        _say_files(made.folder / "gguf", made.gguf, name)
+
+
+def _say_files(folder: Path, found: Mapping[str, Any], name: str) -> None:
     """A row for each file: what it weighs, and what its quantisation costs."""
     rows = []
     for kind, told in found["files"].items():
         ties = f", {told['near_ties']} part at a near tie" if told["near_ties"] else ""
         size = f"{told['bytes'] / 2**30:.2f}"
         rows.append((f"  {kind}", size, f"{_equal(told)}{ties}", exporting.cost(found["loss"], told["loss"])))
-    columns = (f"{made.folder / 'gguf'}:", "GiB", "equal greedy answers")
-    exact = f"{found['loss']:.4f}" if found["loss"] is not None else "unknown: evaluate the run first"
-    show.table((*columns, f"loss on {found['rows']} held-out rows, exported: {exact}"), rows, numbers=(1,))
+    exact = "unknown: evaluate the run first" if found["loss"] is None else f"{found['loss']:.4f}"
+    loss = f"loss on {found['rows']} held-out rows, exported: {exact}"
+    show.table((f"{folder}:", "GiB", "equal greedy answers", loss), rows, numbers=(1,))
     for kind in found["files"]:
-        show.line(
-            f"Ollama: ollama create {name.lower()}-{kind} -f {shlex.quote(f'{made.folder}/gguf/Modelfile.{kind}')}"
-        )
+        show.line(f"Ollama: ollama create {name.lower()}-{kind} -f {shlex.quote(str(folder / f'Modelfile.{kind}'))}")
 
 
 def _proof(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
