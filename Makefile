@@ -81,7 +81,7 @@ test-slow: EXTRA := deepspeed bitsandbytes
 test-slow: setup  ## the tests that really train for minutes
 	@.venv/bin/python -m pytest -m slow $(ARGS)
 
-test-all: EXTRA := deepspeed bitsandbytes
+test-all: EXTRA := deepspeed bitsandbytes gguf
 test-all: setup  ## everything, hours of it included
 	@.venv/bin/python -m pytest -m "slow or extended or not slow" $(ARGS)
 
