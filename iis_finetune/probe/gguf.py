@@ -15,6 +15,7 @@ where there are any, their prompts are answered) and `new_tokens`. Prints one JS
 
 import ctypes
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,8 @@ def errors_of_tensors(source: Path, file: Path) -> dict[str, Any]:
         made = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(wanted.shape)
         size = float(numpy.sqrt(numpy.mean(numpy.square(wanted, dtype=numpy.float64)))) or 1.0
         error = float(numpy.sqrt(numpy.mean(numpy.square(made - wanted, dtype=numpy.float64)))) / size
-        if not error <= here["largest"]:  # not a number is no small error
+        error = math.inf if math.isnan(error) else error
+        if error > here["largest"]:
             here |= {"largest": error, "name": tensor.name}
     if exact:
         raise SystemExit(f"{file.name} lacks {len(exact)} tensors: {', '.join(list(exact)[:3])}")
