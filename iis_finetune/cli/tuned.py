@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -25,6 +26,9 @@ from .words import A_RUN, AsJson, run_names, workspace
 RunOrRecipe = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}; or a YAML file.", autocompletion=run_names)]
 Checkpoint = Annotated[int | None, typer.Option("--checkpoint", metavar="STEP", help="A checkpoint, not the result.")]
 Dtype = Annotated[Literal["auto", "fp16", "bf16", "fp32"], typer.Option("--dtype", help="auto: that of the training.")]
+Gguf = Annotated[
+    str | None, typer.Option("--gguf", metavar="KIND,..", help="GGUF files too: f16, q8_0, q4_k_m, ... for Ollama.")
+]
 To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A new folder; else the run's own export/.")]
 Host = Annotated[str, typer.Option("--host", help="The address to listen at; another than this machine needs a key.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen at.")]
@@ -82,10 +86,16 @@ def _named_in(file: str) -> Trained:
 
 
 def export(
-    run: RunOrRecipe, dtype: Dtype = "auto", to: To = None, checkpoint: Checkpoint = None, as_json: AsJson = False
+    run: RunOrRecipe,
+    dtype: Dtype = "auto",
+    to: To = None,
+    gguf: Gguf = None,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
 ) -> None:
     """Merge the adapter into its base, and prove that the result is the same model."""
     process.ends_alike()
+    wish = exporting.wish_of(gguf, os.environ) if gguf else None
     subject = tuned(run, checkpoint)
     own = subject.run.export if subject.run else subject.trained.arguments.get("export_dir")
     if to is None and own is None:
@@ -93,17 +103,38 @@ def export(
     target, replaced = (to or Path(str(own))).absolute(), to is None and subject.run is not None
     show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
     with runs.claimed(subject.run, "exported") if subject.run else nullcontext():
-        wanted = exporting.Export(target, subject.environment, dtype, subject.run, replaced)
+        wanted = exporting.Export(target, subject.environment, dtype, subject.run, replaced, wish)
         made = exporting.export(subject.trained, wanted)
     show.problems(made.problems, nothing_started=False)
     if as_json:
-        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found})
+        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found, "gguf": made.gguf})
         return
+    _say(made, subject.trained.name)
+    if subject.run:
+        show.line(f"next: iis-finetune report {subject.run.number:04d}")
+
+
+def _say(made: exporting.Exported, name: str) -> None:
+    """The folder with its proof, and the same of the GGUF files."""
     show.line(f"{made.folder}: {made.dtype}{', in place of the earlier export' if made.replaced else ''}")
     rounded = (f"rounding to {made.dtype}, against float32",) if made.found["rounding"] else ()
     show.table(("", "against base and adapter", *rounded), _proof(made.found))
-    if subject.run:
-        show.line(f"next: iis-finetune report {subject.run.number:04d}")
+    if made.gguf:
+        _say_files(made.folder / "gguf", made.gguf, name)
+
+
+def _say_files(folder: Path, found: Mapping[str, Any], name: str) -> None:
+    """A row for each file: what it weighs, and what its quantisation costs."""
+    rows = []
+    for kind, told in found["files"].items():
+        ties = f", {told['near_ties']} part at a near tie" if told["near_ties"] else ""
+        size = f"{told['bytes'] / 2**30:.2f}"
+        rows.append((f"  {kind}", size, f"{_equal(told)}{ties}", exporting.cost(found["loss"], told["loss"])))
+    exact = "unknown: evaluate the run first" if found["loss"] is None else f"{found['loss']:.4f}"
+    loss = f"loss on {found['rows']} held-out rows, exported: {exact}"
+    show.table((f"{folder}:", "GiB", "equal greedy answers", loss), rows, numbers=(1,))
+    for kind in found["files"]:
+        show.line(f"Ollama: ollama create {name.lower()}-{kind} -f {shlex.quote(str(folder / f'Modelfile.{kind}'))}")
 
 
 def _proof(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
