@@ -152,7 +152,7 @@ def test_status_is_strict_json_with_every_key(kit: Kit, project: Path) -> None:
             "eta_seconds",
             "tokens_per_second",
         ),
-        *("pids", "supervisor_pid", "attempts", "events", "device", "evaluating"),
+        *("pids", "supervisor_pid", "attempts", "events", "device", "evaluating", "held_out"),
     ]
     assert told["state"] == "running" and len(told["pids"]) == 1 and told["supervisor_pid"] and told["device"] is None
     assert told["events"][0]["event"] == "started" and told["attempts"][0]["attempt"] == 1
