@@ -149,10 +149,11 @@ def test_status_is_strict_json_with_every_key(kit: Kit, project: Path) -> None:
             "total_steps",
             "loss",
             "grad_norm",
+            "held_out",
             "eta_seconds",
             "tokens_per_second",
         ),
-        *("pids", "supervisor_pid", "attempts", "events", "device", "evaluating", "held_out"),
+        *("pids", "supervisor_pid", "attempts", "events", "device", "evaluating"),
     ]
     assert told["state"] == "running" and len(told["pids"]) == 1 and told["supervisor_pid"] and told["device"] is None
     assert told["events"][0]["event"] == "started" and told["attempts"][0]["attempt"] == 1
