@@ -46,11 +46,11 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
     if value is False and _false_is_null(argument):
         warn(f"false is read as null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
         return None
+    _refuse_former(value, entry, argument)
     if argument.separator and not isinstance(value, bool | dict):
         return _several(value, argument, warn)
     if str(value).strip().lower().replace("-", "_") in argument.elsewhere:
         return NOT_GIVEN
-    _refuse_former(value, entry, argument)
     if argument.choices and not _native_bool(value, argument):
         return _choice(value, entry, argument, warn)
     return _typed(value, entry, argument, warn)
@@ -62,7 +62,7 @@ def _as_text(entry: Entry) -> str:
 
 def _said(value: object) -> str:
     """A value as it may be shown: short, on one line, text in quotes."""
-    flat = " ".join((f"'{value}'" if isinstance(value, str) else _plain(value)).split())
+    flat = " ".join((f"'{value}'" if isinstance(value, str) else plain(value)).split())
     return flat if len(flat) <= 60 else f"{flat[:57]}..."
 
 
@@ -137,7 +137,7 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
     for spelling in (*spellings, *(text.replace("-", "_") for text in spellings)):
         if new := argument.former.get(spelling):
             lines = dict(_lines(new, argument))
-            wanted = " and ".join(f"'{key}: {_plain(item)}'" for key, item in lines.items())
+            wanted = " and ".join(f"'{key}: {plain(item)}'" for key, item in lines.items())
             wanted += "" if argument.name in lines else " in its place"
             raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
 
@@ -166,7 +166,7 @@ def _one_of(value: object, argument: Argument) -> Any:
         return value
     listed = ", ".join(str(choice) for choice in choices[:LONGEST_LIST])
     rest = f" and {len(choices) - LONGEST_LIST} more" if len(choices) > LONGEST_LIST else ""
-    fix = did_you_mean(str(value).strip()[:80], map(str, choices), f"write one of: {listed}{rest}", 0.6)
+    fix = did_you_mean(str(value).strip()[:80], map(str, choices), f"write one of: {listed}{rest}")
     raise Refused(f"'{argument.name}' cannot be {_said(value)}", fix)
 
 
@@ -188,8 +188,8 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
             warn(
-                f"'{argument.name}' is a text in quotes, {_said(value)}; it is read as {_plain(taken)}",
-                f"write '{argument.name}: {_plain(taken)}'",
+                f"'{argument.name}' is a text in quotes, {_said(value)}; it is read as {plain(taken)}",
+                f"write '{argument.name}: {plain(taken)}'",
             )
         return _finite(taken, argument)
     raise _wrong_type(value, entry, argument)
@@ -203,7 +203,8 @@ def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
         return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
         return Refused(what, f"write {math.floor(value)} or {math.ceil(value)}")
-    return Refused(what, f"correct the value, or remove the line: the default is {json.dumps(argument.default)}")
+    usual = f"correct the value, or remove the line: the default is {json.dumps(argument.default)}"
+    return Refused(what, did_you_mean(str(value), TRUE + FALSE if "bool" in argument.kinds else (), usual))
 
 
 def _finite(value: Any, argument: Argument) -> Any:
@@ -216,8 +217,10 @@ def _finite(value: Any, argument: Argument) -> Any:
     return value
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """A value as YAML writes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
