@@ -11,7 +11,7 @@ Kind = Literal["invalid", "missing", "machine", "leak"]
 
 # The marks of ASCII as full-width ones, and those that stand on the same keys of a Chinese keyboard.
 FULL_WIDTH = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}
-FULL_WIDTH |= dict(zip("—–−、。“”‘’\u3000", ("--", "-", "-", ",", ".", '"', '"', "'", "'", " "), strict=True))
+FULL_WIDTH |= dict(zip("—、。“”‘’", "-,.\"\"''", strict=True))
 
 FINE, RUN_FAILED, INPUT, MACHINE, INTERRUPTED, BUG = 0, 1, 2, 3, 130, 70
 

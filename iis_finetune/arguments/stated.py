@@ -173,12 +173,11 @@ def _lines(answer: Answer, value: object) -> Mapping[str, Any]:
 
 def _block(entry: Entry, known: Table) -> dict[str, Any]:
     """Our lines for a block of another tool's, or several such as Axolotl's data sets."""
-    blocks = entry.value if isinstance(entry.value, list) else [entry.value]
-    takes_one = entry.key in known and "dict" in known[entry.key].kinds
     lines: dict[str, Any] = {}
-    for name, value in (
-        [] if takes_one else [each for part in blocks if isinstance(part, dict) for each in part.items()]
-    ):
+    blocks = entry.value if isinstance(entry.value, list) else [entry.value]
+    if not all(isinstance(each, dict) for each in blocks) or (entry.key in known and "dict" in known[entry.key].kinds):
+        return lines
+    for name, value in [pair for block in blocks for pair in block.items()]:
         tools = _of_tools(f"{entry.key}.{name}") or ({"": name} if name in known else _of_tools(name))
         for key, ours in _lines(next(iter(tools.values()), {}), value).items():
             lines[key] = f"{lines[key]},{ours}" if key in lines and len(blocks) > 1 else ours
