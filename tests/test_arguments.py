@@ -268,7 +268,7 @@ UNKNOWN = [
     ("lr", "torchtune", "write 'learning_rate'"),
     ("epochs", "torchtune", "write 'num_train_epochs'"),
     ("batch_size", "torchtune", "write 'per_device_train_batch_size'"),
-    ("torch_dtype", "ms-swift", "write 'kit: {precision: ...}'"),
+    ("mixed_precision", "other tools", "write 'kit: {precision: ...}'"),
     ("load_in_4bit", "Axolotl", "quantization_bit: 4"),
     ("dpo_beta", "after version 0.7", "write 'pref_beta'"),
     ("new_special_tokens", "after version 0.9.2", "write 'add_special_tokens'"),
@@ -306,6 +306,8 @@ BY_VALUE = [
     ("flash_attention", True, "write 'kit.attention: fa2' in its place"),
     ("dataset_prepared_path", "prepared", "remove the line"),
     ("max_steps_per_epoch", 10, "write 'max_steps', which counts the steps of all epochs together"),
+    ("torch_dtype", "bfloat16", "write 'kit.precision: bf16' in its place"),
+    ("dtype", "fp32", "write 'kit.precision: fp32' in its place"),
     ("target_modules", "all-linear", "write 'lora_target: all' in its place"),
     ("target_modules", ["q_proj", "v_proj"], "write 'lora_target: [q_proj,v_proj]' in its place"),
 ]

@@ -104,7 +104,7 @@ def _null(entry: Entry, argument: Argument, warn: Warn) -> Any:
 def _several(value: object, argument: Argument, warn: Warn) -> Any:
     """Several values, as the one text that LLaMA-Factory splits, or as a list where it wants a list."""
     wants_list = "list" in argument.kinds
-    items = value if isinstance(value, list) else _split(str(value), argument)
+    items = value if isinstance(value, list) else str(value).split((argument.separator or "").strip() or None)
     for item in items:
         if isinstance(item, bool | list | dict) or item is None:
             raise Refused(f"'{argument.name}' lists names, not {_said(item)}", "write names with commas between them")
@@ -126,24 +126,16 @@ def _several(value: object, argument: Argument, warn: Warn) -> Any:
     return value if isinstance(value, str) else names
 
 
-def _split(text: str, argument: Argument) -> list[str]:
-    return text.split() if argument.separator == " " else text.split(argument.separator)
-
-
 def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
     if not argument.former or isinstance(value, list | dict) or value in (argument.choices or ()):
         return
     spellings = [str(text).strip().lower() for text in (value, entry.text) if text is not None]
     for spelling in (*spellings, *(text.replace("-", "_") for text in spellings)):
         if new := argument.former.get(spelling):
-            lines = dict(_lines(new, argument))
+            lines = {argument.name: new} if isinstance(new, str) else new
             wanted = " and ".join(f"'{key}: {plain(item)}'" for key, item in lines.items())
             wanted += "" if argument.name in lines else " in its place"
             raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
-
-
-def _lines(new: str | Mapping[str, Any], argument: Argument) -> Mapping[str, Any]:
-    return {argument.name: new} if isinstance(new, str) else new
 
 
 def _native_bool(value: object, argument: Argument) -> bool:
