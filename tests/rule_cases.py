@@ -312,6 +312,8 @@ FAULTS = (
     Fault(0, {**EVAL, "predict_with_generate": True, "eval_num_beams": 2, "generation_num_beams": 3}, "generation_num_beams", "overrides", gone("generation_num_beams"), WARNS),
     Fault(0, {"eval_num_beams": 2}, "eval_num_beams", "between the steps", gone("eval_num_beams"), WARNS, base=PREDICT),
     Fault(0, {"max_length": 64, "max_new_tokens": 32}, "max_length", "is not read while", {"max_new_tokens": -1}, WARNS, base=CHAT),
+    Fault(0, {"max_length": 64}, "max_length", "no training reads it", gone("max_length"), WARNS),
+    Fault(0, {"do_train": None, "tokenized_path": "new"}, "tokenized_path", "only tokenised", {"do_train": True}, WARNS),
     Fault(0, {"add_special_tokens": "<new>", "init_special_tokens": "desc_init"}, "init_special_tokens", "noise_init", {"init_special_tokens": "noise_init"}, WARNS),
     Fault(0, {"use_muon": True, "optim": "adamw_torch"}, "optim", "of their own", gone("optim"), WARNS),
     Fault(0, {**DPO, "label_smoothing_factor": 0.1}, "label_smoothing_factor", "loss of its own", gone("label_smoothing_factor"), WARNS),

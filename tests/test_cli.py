@@ -41,6 +41,7 @@ def test_plan_prints_the_tables_advice_without_following_it(quick: Command) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("check", "tiny", "——on", "mi50"), "fix:   type '--on'"),
         (("check", "tiny", "--lora_rank", "8"), "fix:   without dashes: lora_rank=VALUE"),
         (("check", "tiny", "--backgroud"), "see `iis-finetune check --help`"),
         (("trian", "tiny"), "Did you mean 'train'?\n"),

@@ -172,6 +172,8 @@ def test_what_is_not_registered_is_said_at_the_recipes_line(tmp_path: Path) -> N
     _, (problem,) = dataset.check_registered("mien", register(tmp_path, {}), "sft", RECIPE)
     assert (problem.where, problem.kind, problem.exit_code) == (RECIPE, "missing", 2)
     assert "did you mean 'mine'?" in problem.fix
+    _, (part, hub) = dataset.check_registered(["mine#500", "tatsu-lab/alpaca"], tmp_path, "sft", RECIPE)
+    assert "'dataset: mine' and 'max_samples: 500'" in part.fix and hub.fix.endswith("data add tatsu-lab/alpaca")
     _, both = dataset.check_registered(["other", "another"], tmp_path, "sft", RECIPE)
     assert ["'other'" in both[0].what, "'another'" in both[1].what] == [True, True]
 

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from ..errors import BUG, COMMAND_LINE, FINE, INPUT, INTERRUPTED, KitError, Place, Problem, ProblemsFound
+from ..errors import BUG, COMMAND_LINE, FINE, INPUT, INTERRUPTED, KitError, Misused, Place, Problem, ProblemsFound
 from . import show, streams
 
 VERBS = {
@@ -127,6 +127,8 @@ def _asked() -> list[str]:
 def _words() -> list[str]:
     """What is typed, from below a project in the project's folder."""
     words = sys.argv[1:]
+    if wide := next((word for word in words if re.match("[—–−－]+[a-z]", word)), None):
+        raise Misused(f"'{wide}' begins with a full-width dash", f"type '--{wide.lstrip('—–−－')}'")
     if words[:1] and words[0] in VERBS and "--help" not in words:
         from .words import in_project
 

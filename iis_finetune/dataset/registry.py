@@ -176,7 +176,10 @@ def _not_checked(names: str, where: str, place: Place, hub_id: str = "ID") -> Pr
 
 def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     known = list(registry.entries)
-    if EXAMPLE.fullmatch(name):
+    head, _, number = name.partition("#")
+    if head in known and number.isdecimal():
+        fix = f"write 'dataset: {head}' and 'max_samples: {number}', which counts for each data set"
+    elif EXAMPLE.fullmatch(name):
         fix = f"it is an example of LLaMA-Factory's, not in its package: get {EXAMPLES}{name}.json, and "
         fix += "iis-finetune data add FILE"
     elif Path(name).suffix[1:].lower() in FILE_TYPES:
@@ -184,7 +187,8 @@ def _unknown(name: str, registry: Registry, place: Place) -> Problem:
         fix = f"register it: iis-finetune data add '{name}'" if file else sources.correction(Path(name))
     else:
         listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-        usual = f"registered are: {listed or 'none'}; register your own with: iis-finetune data add FILE"
+        usual = f"registered are: {listed or 'none'}; register your own with: iis-finetune data add "
+        usual += name if "/" in name else "FILE"
         fix = did_you_mean(name, known, usual)
     return Problem(f"data set '{name}' is not in {registry.file}", fix, place, kind="missing", code=2)
 
