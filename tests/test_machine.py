@@ -439,6 +439,21 @@ def test_the_profiles_are_those_that_are_promised() -> None:
         ("rtx 3060 12GB x2", "rtx3060x2", 2),
         ("4090", "rtx4090", 1),
         ("NVIDIA H100 80GB HBM3", "h100", 1),
+        ("4090x8", "rtx4090x8", 8),
+        ("8x4090", "rtx4090x8", 8),
+        ("mi50×2", "mi50x2", 2),
+        ("mi50*2", "mi50x2", 2),
+        ("４０９０ｘ８", "rtx4090x8", 8),
+        ("两张mi50", "mi50x2", 2),
+        ("8卡A800", "a800x8", 8),
+        ("4090双卡", "rtx4090x2", 2),
+        ("rtx4090笔记本", "rtx4090-laptop", 1),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "rtx4090-laptop", 1),
+        ("3080 laptop 16gb", "rtx3080-laptop-16gb", 1),
+        ("RTX 4090 D", "rtx4090d", 1),
+        ("2080Ti-22G x2", "rtx2080ti-22gbx2", 2),
+        ("rtx4090:24", "rtx4090", 1),
+        ("AMD Ryzen AI Max+ 395", "strix-halo", 1),
     ],
 )
 def test_a_machine_is_known_however_its_name_is_spelled(spelled: str, name: str, devices: int) -> None:
@@ -482,6 +497,10 @@ def test_a_number_after_x_is_a_count() -> None:
         ("radeon", "`iis-finetune machines`"),
         ("mi50x0", "mi50x2"),
         ("cpux2", "'cpu'"),
+        ("rtx4090:16", "'rtx4090-laptop' (15.6 GiB)"),
+        ("rtx4090魔改48G", "'rtx4090' (23.65 GiB)"),
+        ("mi50和mi60", "'mi60'"),
+        ("两张", "`iis-finetune machines`"),
     ],
 )
 def test_an_unknown_machine_is_answered_with_near_names(text: str, hint: str) -> None:

@@ -35,7 +35,9 @@ def check(
     if deep:
         found += preflight.ask_llamafactory(examined, asked)
     ready = f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}"
-    following = f"{'plan' if on else 'train'} {typed(recipe, overrides)}{f' --on {on}' if on else ''}"
+    following = (
+        f"{'plan' if on else 'train'} {typed(recipe, overrides)}{f' --on {examined.machine.name}' if on else ''}"
+    )
     document = {"recipe": examined.recipe.name, "machine": examined.machine.name}
     show.verdict(found, document if as_json else None, f"{ready}\nnext: iis-finetune {following}", nothing_started=True)
 
