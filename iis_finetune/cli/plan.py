@@ -51,8 +51,9 @@ def plan(
     master: Master = f"{UNNAMED}:29500",
 ) -> None:
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
-    asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
-    examined = preflight.examine(asked)
+    with show.meter("reading rows") as progress:
+        asked = replace(question(recipe, overrides, on), nodes=nodes_of(nodes, 0, master), progress=progress)
+        examined = preflight.examine(asked)
     commands: list[dict[str, str]] = []
     if nodes > 1:
         from .. import launch  # 12 ms that the other plans need not wait for
@@ -63,7 +64,7 @@ def plan(
         _plan_text(examined, machine.advice(examined.machine, examined.plan.processes))
         for rank, told in enumerate(commands):
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
-    document = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
+    document = {**examined.plan.as_json(), "steps": examined.steps, **({"nodes": commands} if commands else {})}
     show.verdict(examined.problems, document if as_json else None, nothing_started=True)
 
 
@@ -74,6 +75,7 @@ def _plan_text(examined: preflight.Examined, advice: Sequence[str]) -> None:
     show.line("environment")
     show.line("".join(f"  {name}={value}\n" for name, value in made.environment.items()))
     show.line(f"command\n  {' '.join(made.command)}\n")
+    show.line(f"steps in the whole run: {examined.steps or 'not known before the rows are read'}\n")
     show.line(f"memory of each device of {examined.machine.title}, GiB")
     for item, gib in made.memory.items.items():
         show.line(f"  {item:28} {gib:8.2f}")

@@ -16,6 +16,8 @@ from .sharing import Sharing
 Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
 TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
 
+FEW_STEPS = 20  # fewer move a LoRA at an ordinary learning rate hardly at all
+
 
 class Case(Struct, frozen=True, dict=True):
     """A recipe with what the plan decided for it; `case[name]` is what an argument will be.
@@ -143,6 +145,20 @@ class Case(Struct, frozen=True, dict=True):
             return None
         each = max(1, math.ceil(self.batches / self.accumulation))
         return math.ceil(each * float(self["num_train_epochs"]))
+
+    @property
+    def more_steps(self) -> str:
+        """The line after which the whole run has FEW_STEPS: a smaller batch where one is enough, else more epochs."""
+        by_rows = self.accumulation == 1
+        now, rows = (self.micro_batch, 1) if by_rows else (self.accumulation, self.micro_batch)
+        held, epochs = (self.batches or 0) * self.micro_batch, float(self["num_train_epochs"])
+        smaller = (2**power for power in reversed(range((now - 1).bit_length())))
+        size = next((each for each in smaller if math.ceil(held / rows / each) * epochs >= FEW_STEPS), None)
+        if size is None:
+            return f"num_train_epochs: {math.ceil(FEW_STEPS / max(1, math.ceil(held / rows / now)))}"
+        if self.kit.global_batch_size and not (by_rows and self.states("per_device_train_batch_size")):
+            return f"kit.global_batch_size: {size * rows * self.processes}"
+        return f"{'per_device_train_batch_size' if by_rows else 'gradient_accumulation_steps'}: {size}"
 
     @property
     def warmup(self) -> int:
