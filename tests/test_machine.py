@@ -479,6 +479,12 @@ def test_the_machines_are_listed_with_what_is_known_of_each(quick: Command) -> N
     assert all(name in text for name in PROFILES)
 
 
+def test_advice_that_is_followed_is_not_given_again() -> None:
+    two = profile("mi50x2")
+    assert any("kit.precision=fp16 kit.attention=sdpa" in each for each in machine.advice(two, 2, ("fp32", "disabled")))
+    assert not any("kit.precision=fp16" in each for each in machine.advice(two, 2, ("fp16", "sdpa")))
+
+
 def test_a_number_after_x_is_a_count() -> None:
     two = profile("MI50x2")
     assert (two.name, len(two.devices), two.title) == ("mi50x2", 2, "2x AMD Instinct MI50 (gfx906, 31.98 GiB each)")

@@ -61,7 +61,8 @@ def plan(
         commands = launch.node_commands(examined.plan, typed(recipe, overrides))
     if not as_json:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
-        _plan_text(examined, machine.advice(examined.machine, examined.plan.processes))
+        chosen = (examined.plan.precision, examined.plan.attention)
+        _plan_text(examined, machine.advice(examined.machine, examined.plan.processes, chosen))
         for rank, told in enumerate(commands):
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
     document = {**examined.plan.as_json(), "steps": examined.steps, **({"nodes": commands} if commands else {})}
@@ -80,6 +81,8 @@ def _plan_text(examined: preflight.Examined, advice: Sequence[str]) -> None:
     for item, gib in made.memory.items.items():
         show.line(f"  {item:28} {gib:8.2f}")
     show.line(f"  {'sum':28} {_gib(made.memory.per_device_gib)} of {_gib(made.memory.limit_gib).strip()}")
+    if made.memory.host_gib:
+        show.line(f"  {'the computer itself, at least':28}{_gib(made.memory.host_gib)}, all processes together")
     says = "at least so much; not counted:" if made.memory.items else "unknown:"
     show.line(f"  {says} {'; '.join(made.memory.not_counted)}\n" if made.memory.not_counted else "")
     if advice:

@@ -168,8 +168,9 @@ def build_problems(machine: Machine) -> list[Problem]:
     return []
 
 
-def advice(machine: Machine, processes: int = 1) -> list[str]:
-    """Sentences that are advice and not decisions, such as what might be faster but is unconfirmed."""
+def advice(machine: Machine, processes: int = 1, chosen: tuple[str, str] | None = None) -> list[str]:
+    """Sentences that are advice and not decisions, but for what precision and attention are `chosen` already."""
     columns = ("advice", "several") if processes > 1 else ("advice",)
-    cells = [_cell(machine, column) for column in columns]
-    return [cell["value"] + ("" if cell["confirmed"] else " (unconfirmed)") for cell in cells if cell]
+    cells = [cell for column in columns if (cell := _cell(machine, column))]
+    left = [cell for cell in cells if chosen is None or cell.get("unless") != [*chosen]]
+    return [cell["value"] + ("" if cell["confirmed"] else " (unconfirmed)") for cell in left]

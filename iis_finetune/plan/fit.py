@@ -22,6 +22,7 @@ from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
 from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
+COMMON_GIB = 32.0  # what the computer around a named card has as a rule
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 Lines = tuple[str, ...]
 Planner = Callable[[Inputs], Plan]  # every step but the fit
@@ -68,17 +69,24 @@ def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
     slow = offload_problems(plan.machine) if work.sharing.offloads and work.sharing.zero_stage else []
     place = plan.recipe.place(next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher"))
     found = [dataclasses.replace(each, where=place) for each in slow]
-    need = offloaded_gib(plan.inputs.model, work) * launcher.here
-    if there is None or need <= there:
+    need = _host_gib(plan, launcher)
+    if need <= (COMMON_GIB if there is None else there):
         return found
-    what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory, {there:.1f} are there"
+    what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory"
+    if there is None:
+        return [*found, Problem(what, "make sure that it has more than that", place, "warning", "machine")]
+    what = f"{what}, {there:.1f} are there"
     fix = "a smaller model, a method that trains fewer parameters, or zero3 without offload on more devices"
     return [*found, Problem(what, fix, place, kind="machine")]
 
 
+def _host_gib(plan: Plan, launcher: Launcher) -> float:
+    return offloaded_gib(plan.inputs.model, workload(plan, launcher)) * launcher.here
+
+
 def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
-    memory = needed(plan, plan.launch)
+    memory = replace(needed(plan, plan.launch), host_gib=_host_gib(plan, plan.launch) or None)
     plan = replace(plan, memory=memory).complain(*problems_of_offload(plan, plan.launch))
     if memory.ready:
         return plan
