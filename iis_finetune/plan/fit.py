@@ -22,6 +22,7 @@ from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
 from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
+NO_TRAINING = "nothing is trained or evaluated: this estimate is for a training"
 COMMON_GIB = 32.0  # what the computer around a named card has as a rule
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 Lines = tuple[str, ...]
@@ -86,6 +87,8 @@ def _host_gib(plan: Plan, launcher: Launcher) -> float:
 
 def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
+    if not (plan.settings["do_train"] or plan.settings["dataset"] or plan.settings["eval_dataset"]):
+        return replace(plan, memory=MemoryEstimate(limit_gib=limit_gib(plan.machine), not_counted=(NO_TRAINING,)))
     memory = replace(needed(plan, plan.launch), host_gib=_host_gib(plan, plan.launch) or None)
     plan = replace(plan, memory=memory).complain(*problems_of_offload(plan, plan.launch))
     if memory.ready:

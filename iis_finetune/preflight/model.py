@@ -52,17 +52,18 @@ def _folder(recipe: Recipe, model: ModelFacts) -> list[Problem]:
         return [Problem(what, "give the path of a model folder, or a hub id", place, kind="missing", code=2)]
     length = f", so what cutoff_len {recipe.value('cutoff_len')} cuts off the rows is not counted"
     what = f"'{model.name}' is not on disk yet{length if recipe.states('cutoff_len') else ''}"
-    return [_gate(recipe, model.name) or Problem(what, "train downloads it first", place, "warning", "missing")]
+    fetch = "train downloads it first" if recipe.value("do_train") else f"iis-finetune download {model.name}"
+    return [_gate(recipe, model.name, fetch) or Problem(what, fetch, place, "warning", "missing")]
 
 
-def _gate(recipe: Recipe, name: str) -> Problem | None:
+def _gate(recipe: Recipe, name: str, fetch: str) -> Problem | None:
     """What has to be done by hand before a model can be downloaded."""
     if recipe.kit.source == "modelscope" or not any(fnmatchcase(name, each) for each in read("models.toml")["gated"]):
         return None
     known = find_model(name) or find_model(name.replace("/Llama", "/Meta-Llama"))
     mirror = known.modelscope if known and known.modelscope != name else None
     what = f"'{name}' is not on disk yet, and Hugging Face gives it only to those who accepted its licence"
-    fix = f"accept it at https://huggingface.co/{name}, then hf auth login, or export HF_TOKEN=...; train downloads it"
+    fix = f"accept it at https://huggingface.co/{name}, then hf auth login, or export HF_TOKEN=...; {fetch}"
     other = f"; or model_name_or_path={mirror} kit.source=modelscope, which asks for neither" if mirror else ""
     return Problem(what, fix + other, recipe.place("model_name_or_path"), "warning", "missing")
 
