@@ -583,7 +583,7 @@ def test_bf16_is_no_emulation_on_a_processor_that_has_it() -> None:
         ("mi50", "fp16", "fa2", "error", "does not support"),
         ("cpu", "fp32", "fa2", "error", "does not support"),
         ("h200", "fp32", "fa2", "error", "not in fp32"),
-        ("h200", "bf16", "fa2", None, ""),
+        ("h200", "bf16", "fa2", "warning", "without it LLaMA-Factory would silently use sdpa"),
     ],
 )
 def test_an_attention_that_was_asked_for_is_checked(

@@ -11,16 +11,12 @@ from ..tables import read
 from .knowledge import Row, cell
 from .records import Device, Machine, Vendor
 
-CALLED = ("name", "device", "architecture")
 CPU_COUNT = 16  # an assumption: profiles describe cards, and only OMP_NUM_THREADS follows from it
 # Nothing else may be left out of a name: a word that is not understood is another card.
 IGNORED = re.compile(r"amd|nvidia|radeon|instinct|geforce|tesla|graphics|gpu|[\s_.,()/+-]")
 SERIES = re.compile(r"^(rx|rtx|gtx)(?=\d)")
 SIZED = re.compile(r"(.+?)(?:[\s_(-]+(\d+) ?g(?:i?b)?|: ?(\d+) ?(?:g(?:i?b)?)?)\)?")
-COUNTED = (
-    re.compile(r"(?P<card>.+?) ?x ?(?P<count>[1-9]\d{0,3})"),
-    re.compile(r"(?P<count>[1-9]\d{0,3}) ?x ?(?P<card>.+)"),
-)
+COUNTED = re.compile(r"(?!\d{1,3} ?x)(.+?) ?x ?([1-9]\d{0,3})|([1-9]\d{0,2}) ?x ?(.+)")  # 4090x8 or 8x4090
 MEASURED = re.compile(r"\s*(?<!\d)(\d{1,4}) ?[张块片卡路]\s*")  # the words that Chinese counts cards with
 
 
@@ -34,8 +30,8 @@ def profile(text: str) -> Machine:
     """The machine that `--on NAME[xN]` names; raises ProblemsFound with near names when there is none."""
     wanted = _latin(text)
     row, count = _row(wanted), 1
-    for several in (found for each in COUNTED if row is None and (found := each.fullmatch(wanted))):
-        row, count = row or _row(several["card"]), int(several["count"])
+    if row is None and (several := COUNTED.fullmatch(wanted)):
+        row, count = _row(several[1] or several[4]), int(several[2] or several[3])
     if row is None or (row["architecture"] == "cpu" and count > 1):
         raise ProblemsFound([_unknown(text)])
     name = row["name"] + (f"x{count}" if count > 1 else "")
@@ -68,8 +64,8 @@ def _spellings() -> Mapping[str, Row]:
     """Plain name -> row: of the machine, of its card, without the series (4090), of architectures (the first)."""
     rows, loose = profiles().values(), dict[str, Row]()
     for row in rows:
-        also = row.get("also", ())
-        names = [_plain(each) for each in (*(row[key] for key in CALLED if key in row), *also)]
+        called = (row["name"], row.get("device", row["name"]), row["architecture"], *row.get("also", ()))
+        names = [_plain(each) for each in called]
         for name in (*names, *(SERIES.sub("", each) for each in names)):
             loose.setdefault(name, row)
     return loose | {_plain(row["name"]): row for row in rows}

@@ -117,6 +117,8 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
         problems = [fitting(each, Path(sys.prefix)) for each in problems]
+    else:
+        problems += rules.check_elsewhere(case)
     steps = case.steps if case.trains else None
     return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data, steps=steps)
 

@@ -61,11 +61,11 @@ def _gate(recipe: Recipe, name: str, fetch: str) -> Problem | None:
     if recipe.kit.source == "modelscope" or not any(fnmatchcase(name, each) for each in read("models.toml")["gated"]):
         return None
     known = find_model(name) or find_model(name.replace("/Llama", "/Meta-Llama"))
-    mirror = known.modelscope if known and known.modelscope != name else None
     what = f"'{name}' is not on disk yet, and Hugging Face gives it only to those who accepted its licence"
     fix = f"accept it at https://huggingface.co/{name}, then hf auth login, or export HF_TOKEN=...; {fetch}"
-    other = f"; or model_name_or_path={mirror} kit.source=modelscope, which asks for neither" if mirror else ""
-    return Problem(what, fix + other, recipe.place("model_name_or_path"), "warning", "missing")
+    if known and known.modelscope:
+        fix += f"; or model_name_or_path={known.modelscope} kit.source=modelscope, which asks for neither"
+    return Problem(what, fix, recipe.place("model_name_or_path"), "warning", "missing")
 
 
 def looks_local(name: str) -> bool:

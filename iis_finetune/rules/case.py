@@ -149,16 +149,11 @@ class Case(Struct, frozen=True, dict=True):
     @property
     def more_steps(self) -> str:
         """The line after which the whole run has FEW_STEPS: a smaller batch where one is enough, else more epochs."""
-        by_rows = self.accumulation == 1
-        now, rows = (self.micro_batch, 1) if by_rows else (self.accumulation, self.micro_batch)
-        held, epochs = (self.batches or 0) * self.micro_batch, float(self["num_train_epochs"])
-        smaller = (2**power for power in reversed(range((now - 1).bit_length())))
-        size = next((each for each in smaller if math.ceil(held / rows / each) * epochs >= FEW_STEPS), None)
-        if size is None:
-            return f"num_train_epochs: {math.ceil(FEW_STEPS / max(1, math.ceil(held / rows / now)))}"
-        if self.kit.global_batch_size and not (by_rows and self.states("per_device_train_batch_size")):
-            return f"kit.global_batch_size: {size * rows * self.processes}"
-        return f"{'per_device_train_batch_size' if by_rows else 'gradient_accumulation_steps'}: {size}"
+        batches, epochs = self.batches or 1, float(self["num_train_epochs"])
+        smaller = [2**power for power in range((self.accumulation - 1).bit_length()) if 2**power <= batches]
+        if enough := [each for each in smaller if math.ceil(batches / each) * epochs >= FEW_STEPS]:
+            return f"kit.global_batch_size: {enough[-1] * self.micro_batch * self.processes}"
+        return f"num_train_epochs: {math.ceil(FEW_STEPS / math.ceil(batches / self.accumulation))}"
 
     @property
     def warmup(self) -> int:

@@ -111,10 +111,7 @@ def never_warm(case: Case) -> bool:
 
 
 def few_steps(case: Case) -> bool:
-    """Whether the run is over before it has learned; full batches that an epoch does not have are said elsewhere."""
-    if case["max_steps"] > 0 or case.steps is None or (case.batches or 0) < case.accumulation:
-        return False
-    return case.steps < FEW_STEPS
+    return case["max_steps"] < 1 and case.steps is not None and case.steps < FEW_STEPS
 
 
 def saves_between(case: Case) -> bool:
