@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from .. import dataset, machine, preflight
 from ..errors import Problem, exit_code
-from ..plan import UNNAMED
+from ..plan import NO_TRAINING, UNNAMED
 from ..runs import write
 from . import show
 from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, typed
@@ -35,9 +35,8 @@ def check(
     if deep:
         found += preflight.ask_llamafactory(examined, asked)
     ready = f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}"
-    following = (
-        f"{'plan' if on else 'train'} {typed(recipe, overrides)}{f' --on {examined.machine.name}' if on else ''}"
-    )
+    verb = "plan" if on else "export" if examined.plan.memory.not_counted == (NO_TRAINING,) else "train"
+    following = f"{verb} {typed(recipe, overrides)}{f' --on {examined.machine.name}' if on else ''}"
     document = {"recipe": examined.recipe.name, "machine": examined.machine.name}
     show.verdict(found, document if as_json else None, f"{ready}\nnext: iis-finetune {following}", nothing_started=True)
 
