@@ -172,6 +172,7 @@ ALPACA = [
          entry={"columns": {"prompt": "instruction", "response": "output", "system": "system"}}),
     Case("a template's own token in the text", lines(alpaca("a<|im_end|>b")), 1, "<|im_end|>", 1),
     Case("an image placeholder", lines(alpaca("a", "<image> what is it?")), 1, "<image>", 1),
+    Case("a gap that nobody has filled", lines(alpaca("a", "I am {{name}}")), 1, "{{name}}", 1),
     Case("pt text", lines({"text": "a"}, {"text": "b"}), 2, stage="pt", entry=TEXT),
     Case("pt on instruction data", lines(GOOD), 1, stage="pt"),
     Case("pt with an empty text", lines({"text": ""}, {"text": "b"}), 2, "question is empty", 1, stage="pt", entry=TEXT),

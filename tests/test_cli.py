@@ -178,6 +178,7 @@ def test_json_documents_have_their_documented_keys(quick: Command) -> None:
             "decisions",
             "memory",
             "problems",
+            "steps",
         },
         ("check", "tiny"): {"recipe", "machine", "problems"},
         ("recipes",): {"recipes"},

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec import Struct
 
-from .. import evaluate, launch, machine, process, runs, session
+from .. import evaluate, launch, machine, models, process, runs, session
 from .. import export as exporting
 from .. import recipe as recipes
 from ..errors import RUN_FAILED, Misused, Place, Problem, ProblemsFound, errors_of
@@ -80,7 +80,8 @@ def _named_in(file: str) -> Trained:
         place = Place(str(recipe.path))
         raise ProblemsFound([Problem("no model_name_or_path", "name the model to load", place)])
     weights = after.base_weights(values)
-    named = (weights.model, *weights.adapters)
+    folder = models.find_folder(weights.model, workspace().models)
+    named = (str(folder or weights.model), *weights.adapters)
     model, *adapters = (str(Path(each).absolute()) if Path(each).exists() else each for each in named)
     return Trained(recipe.name, values, after.Weights(model, tuple(adapters)))
 

@@ -18,6 +18,7 @@ from .truncation import BATCH, Truncation, count_cuts
 
 GROUPS = 40  # different findings kept apart; a file that is broken in more ways needs no longer list
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+UNFILLED = ("{{name}}", "{{author}}")  # LLaMA-Factory's identity.json, as it is shipped
 NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
 TOLD_ROWS = 2000
 
@@ -72,6 +73,7 @@ def check_rows(
     template = options.template
     words = dict.fromkeys(template.tokens if template else (), "special_word")
     words |= dict.fromkeys(() if template and template.multimodal else PLACEHOLDERS, "placeholder")
+    words |= dict.fromkeys(UNFILLED, "unfilled")
     tally = _Tally(source, options, words)
     samples = _usable(tally, progress)
     cuts = count_cuts(source, samples, options, tokenizer_json) if tokenizer_json else Truncation()

@@ -71,6 +71,7 @@ class Examined(Struct, frozen=True):
     problems: tuple[Problem, ...]
     reward: Base | None = None
     data: DataFound | None = None  # None where the data were not looked at
+    steps: int | None = None  # of the optimizer, in the whole run, where the rows were counted
 
 
 def look(question: Question) -> Examined:
@@ -116,7 +117,10 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
         problems = [fitting(each, Path(sys.prefix)) for each in problems]
-    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data)
+    else:
+        problems += rules.check_elsewhere(case)
+    steps = case.steps if case.trains else None
+    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data, steps=steps)
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
