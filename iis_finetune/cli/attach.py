@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from itertools import pairwise
 from typing import Any
 
 from .. import process, runs
@@ -19,18 +20,22 @@ from .words import typed, workspace
 POLL_SECONDS = 0.3
 
 
-def to_request(request: Request, supervisor: Identity) -> int:
-    """Follow a detached process until it ends; Ctrl-C asks it to stop and waits for that."""
-    follower = _Follower(request)
+def to_request(request: Request, supervisor: Identity, looks: bool = False) -> int:
+    """Follow a detached process until it ends; Ctrl-C asks it to stop and waits for that, unless one only looks."""
+    follower = Follower(request)
     asked = False
     while True:
         try:
-            while follower.code is None and process.alive(supervisor):
+            while follower.code is None and process.alive(supervisor) and not (looks and streams.lost(sys.stdout)):
                 follower.step()
                 time.sleep(POLL_SECONDS)
             follower.step()
             break
         except KeyboardInterrupt:
+            if looks:
+                follower.close()
+                show.line("\nit goes on; next: iis-finetune status last")
+                return FINE
             if asked:
                 process.send([supervisor], signal.SIGQUIT)
                 continue
@@ -40,12 +45,12 @@ def to_request(request: Request, supervisor: Identity) -> int:
             show.aside(f"stopping; {what} (Ctrl-C again ends it at once)")
             process.send([supervisor], signal.SIGINT)
     follower.close()
-    if follower.code is None:
+    if follower.code is None and not process.alive(supervisor):
         show.aside(f"error: the supervisor is gone; the end of {request.log}:")
         for text in last_lines(request.log, 15):
             show.aside(f"  {text}")
         return INTERRUPTED if asked else RUN_FAILED
-    return follower.code
+    return follower.code or FINE  # none yet: nobody listens any more
 
 
 def waiting_for(run: Run) -> str:
@@ -55,7 +60,7 @@ def waiting_for(run: Run) -> str:
     return f"waiting for the step under way and its checkpoint{usual}"
 
 
-class _Follower:
+class Follower:
     """Prints what a request tells; knows the exit code once it is told."""
 
     def __init__(self, request: Request) -> None:
@@ -66,9 +71,14 @@ class _Follower:
         self.download: DownloadMeter | None = None
 
     def step(self) -> None:
+        told = []
         for text, position in follow(self.request.progress, self.position):
             self.position = position
-            self._tell(runs.json_object(text))
+            told.append(runs.json_object(text))
+        for line, after in pairwise([*told, {}]):
+            overtaken = "download" in line and "download" in after and not line["download"].get("note")
+            if not overtaken:  # of the bytes that came before one looked only the last word counts
+                self._tell(line)
         if self.meter:
             self.meter.update()
 
