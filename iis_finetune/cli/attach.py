@@ -3,7 +3,6 @@
 import signal
 import sys
 import time
-from itertools import pairwise
 from typing import Any
 
 from .. import process, runs
@@ -26,10 +25,7 @@ def to_request(request: Request, supervisor: Identity, looks: bool = False) -> i
     asked = False
     while True:
         try:
-            while follower.code is None and process.alive(supervisor) and not (looks and streams.lost(sys.stdout)):
-                follower.step()
-                time.sleep(POLL_SECONDS)
-            follower.step()
+            follower.follow(supervisor)
             break
         except KeyboardInterrupt:
             if looks:
@@ -45,12 +41,12 @@ def to_request(request: Request, supervisor: Identity, looks: bool = False) -> i
             show.aside(f"stopping; {what} (Ctrl-C again ends it at once)")
             process.send([supervisor], signal.SIGINT)
     follower.close()
-    if follower.code is None and not process.alive(supervisor):
+    if follower.code is None:
         show.aside(f"error: the supervisor is gone; the end of {request.log}:")
         for text in last_lines(request.log, 15):
             show.aside(f"  {text}")
         return INTERRUPTED if asked else RUN_FAILED
-    return follower.code or FINE  # none yet: nobody listens any more
+    return follower.code
 
 
 def waiting_for(run: Run) -> str:
@@ -65,25 +61,28 @@ class Follower:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.position = 0
+        self.position, self.began = 0, time.time()
         self.code: int | None = None
         self.meter: StepMeter | None = None
         self.download: DownloadMeter | None = None
 
+    def follow(self, supervisor: Identity) -> None:
+        while self.code is None and process.alive(supervisor):
+            self.step()
+            time.sleep(POLL_SECONDS)
+        self.step()
+
     def step(self) -> None:
-        told = []
         for text, position in follow(self.request.progress, self.position):
             self.position = position
-            told.append(runs.json_object(text))
-        for line, after in pairwise([*told, {}]):
-            overtaken = "download" in line and "download" in after and not line["download"].get("note")
-            if not overtaken:  # of the bytes that came before one looked only the last word counts
-                self._tell(line)
+            self._tell(runs.json_object(text))
         if self.meter:
             self.meter.update()
 
     def _tell(self, told: dict[str, Any]) -> None:
         if "download" in told:
+            if told["time"] < self.began:
+                return  # the rate is that of what one has seen
             self.download = self.download or DownloadMeter(show.line)
             self.download(Progress(**told["download"]))
             return

@@ -13,7 +13,7 @@ from msgspec import to_builtins
 from .. import process, runs
 from ..errors import Misused
 from ..observe import devices, evaluating, follow, held_out, last_lines, losses_of, signs
-from ..runs import Run, Start
+from ..runs import Detached, Run
 from . import attach, show, streams
 from .words import AsJson, RunName, newest_start, run_named, workspace
 
@@ -52,14 +52,14 @@ def runs_(as_json: AsJson = False, delete: Delete = None, yes: Yes = False) -> N
 runs_.__name__ = "runs"
 
 
-def _of_start(start: Start) -> dict[str, Any]:
+def _of_start(start: Detached) -> dict[str, Any]:
     """What `status` says of a start: its folder has none of a run's files, so that all else is unknown."""
     state, pid = ("failed", None) if start.fix else ("starting", start.process.pid)
     told = {"run": None, "recipe": start.name, "state": state, "supervisor_pid": pid}
     return {**_status(Run(start.request.folder)), **told, "doing": start.doing, "fix": start.fix}
 
 
-def _tell_start(start: Start) -> None:
+def _tell_start(start: Detached) -> None:
     became = "failed before it had a run" if start.fix else "is being prepared"
     show.line(f"{start.name}, started {_when(start.began)}, {became}: {start.doing}")
     show.line(f"  fix: {start.fix}" if start.fix else "next: iis-finetune watch last")

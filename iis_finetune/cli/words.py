@@ -12,7 +12,7 @@ import typer
 
 from .. import dataset, preflight, recipe, runs
 from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound
-from ..runs import Nodes, Run, Start, Workspace
+from ..runs import Detached, Nodes, Run, Workspace
 from . import show
 
 
@@ -57,7 +57,7 @@ def workspace() -> Workspace:
     return Workspace(root, models, ran, _folder("IIS_PPO", runs.PPO))
 
 
-def newest_start(name: str) -> Start | None:
+def newest_start(name: str) -> Detached | None:
     """The start that `last` means while it has no run; smoke runs are left out."""
     return next((each for each in runs.starts(workspace()) if not each.smoke), None) if name == "last" else None
 

@@ -21,4 +21,4 @@ from .listing import (
     weights,
 )
 from .run import KIT, PPO, Request, Run, Workspace, fill, step_of
-from .starts import Start, starts
+from .starts import Detached, starts

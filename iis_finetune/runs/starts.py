@@ -15,7 +15,7 @@ from .run import Request, Run, Workspace
 TOLD_SECONDS = 7 * 86400.0  # how long a failed start is spoken of
 
 
-class Start(Struct, frozen=True, kw_only=True):
+class Detached(Struct, frozen=True, kw_only=True):
     """A detached start: what it does; if it failed, the reason and the fix; whether it has its run."""
 
     request: Request
@@ -28,7 +28,7 @@ class Start(Struct, frozen=True, kw_only=True):
     made: bool
 
 
-def starts(workspace: Workspace) -> Iterator[Start]:
+def starts(workspace: Workspace) -> Iterator[Detached]:
     """Those without a run, the newest first; a failed one only until a later start has its run."""
     found, superseded = [], False
     for folder in (workspace.runs / ".requests").glob("*/"):
@@ -41,7 +41,7 @@ def starts(workspace: Workspace) -> Iterator[Start]:
             yield start
 
 
-def _read(request: Request) -> Start:
+def _read(request: Request) -> Detached:
     asked = read_json(request.asked) or {}
     last: dict[str, Any] = {}  # the last word of each kind; of the times, that of the start
     for line in read_lines(request.progress):
@@ -50,14 +50,15 @@ def _read(request: Request) -> Start:
         last |= line if "process" not in line else {**line, "began": line["time"]}
     name, who = asked["resume"] or Path(asked["recipe"]).stem, Identity(**last["process"])
     named = Run(Path(last.get("run", last.get("claimed", "-"))))  # its own comes after those of its bases
-    made, fix, doing = name in (named.name, named.recipe_name), None, last.get("phase", "being examined")
+    made = name in (named.name, named.recipe_name, named.name.partition("-")[2])
+    fix, doing = None, last.get("phase", "being examined")
     if last.get("download", {}).get("total_bytes"):
         doing += f": {100 * last['download']['bytes'] // last['download']['total_bytes']} %"
     if not made and ("exit" in last or not alive(who)):
         doing, fix = last.get("failed", "its process ended without a word"), f"see {request.log}"
         for problem in [each for each in last.get("problems", ()) if each["severity"] == "error"][:1]:
             doing, fix = problem["what"], problem["fix"]
-    return Start(
+    return Detached(
         request=request,
         name=name,
         smoke=asked["smoke"],
