@@ -135,9 +135,10 @@ def _tell_ending(told: dict[str, Any], request: Request) -> None:
     elif "smoked" in told:
         asked = runs.read_json(request.asked) or {}
         words = typed(asked["recipe"], asked["overrides"])
-        show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: base, data, training and export work")
+        show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: data, training and export work")
+        show.line("  the base model itself was not loaded: a very small one of its kind stood in for it")
         refused = told.get("refused")  # the training itself, on this machine
-        show.line(f"next: iis-finetune {'recipes' if refused else f'train {words}'}")
+        show.line(f"next: iis-finetune {'check' if refused else 'train'} {words}")
     elif "stopped" in told:
         show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
         show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")

@@ -102,7 +102,7 @@ def _when(seconds: float | None) -> str | None:
     return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def status(run: RunName, as_json: AsJson = False) -> None:
+def status(run: RunName = "last", as_json: AsJson = False) -> None:
     """One run: state, step, loss, rates, processes, attempts, events."""
     start = newest_start(run)
     if start:
@@ -159,7 +159,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def watch(run: RunName) -> None:
+def watch(run: RunName = "last") -> None:
     """Follow a run; Ctrl-C leaves it running."""
     start = newest_start(run)
     if start:
@@ -167,7 +167,7 @@ def watch(run: RunName) -> None:
     raise typer.Exit(attach.to_run(runs.find(workspace(), run)))
 
 
-def logs(run: RunName, following: Follow = False, lines: Lines = 40) -> None:
+def logs(run: RunName = "last", following: Follow = False, lines: Lines = 40) -> None:
     """What LLaMA-Factory printed."""
     found = run_named(run)
     for text in last_lines(found.log, lines):
