@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 
 from iis_finetune import process, runs
-from iis_finetune.runs import Workspace
+from iis_finetune.runs import Request, Workspace
 
 FETCHED = ("train", "tiny", "model_name_or_path=org/tiny", "--background")
 NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "MODELSCOPE_ENDPOINT": "http://127.0.0.1:9"}
@@ -135,3 +135,50 @@ def test_a_start_that_failed_is_told_of_until_a_later_one_has_its_run(kit: Kit, 
     assert kit("status", "1").stdout.startswith("run                0001-tiny")
     assert kit("train", "tiny").returncode == 0
     assert kit("runs").stdout.count("failed") == 0 and "0002-tiny" in kit("status", "last").stdout
+
+
+def begun(project: Path, *told: dict[str, object], smoke: bool = False, resume: str | None = None) -> Request:
+    """A start of this very process, with what it has told so far."""
+    me = process.identity(os.getpid())
+    request = runs.new_request(place(project), {"recipe": "/p/tiny.yaml", "smoke": smoke, "resume": resume})
+    request.tell(process=vars(me))
+    for line in told:
+        request.tell(**line)
+    return request
+
+
+def names(project: Path) -> list[tuple[str, str, bool]]:
+    return [(each.name, each.doing, bool(each.fix)) for each in runs.starts(place(project))]
+
+
+def test_the_run_of_a_base_is_not_that_of_the_start(tmp_path: Path) -> None:
+    request = begun(tmp_path, {"phase": "making the base model: recipe first"}, {"run": "0001-first"})
+    assert names(tmp_path) == [("tiny", "making the base model: recipe first", False)]
+    request.tell(run="0002-tiny")
+    assert names(tmp_path) == []
+    begun(tmp_path, {"run": "0003-tiny-smoke"}, smoke=True)
+    begun(tmp_path, {"claimed": "0002-tiny"}, resume="0002-tiny")
+    assert names(tmp_path) == []
+
+
+def test_a_failed_start_is_told_of_for_a_week_and_one_in_preparation_is_never_hidden(tmp_path: Path) -> None:
+    wrong = {"severity": "warning", "what": "slow", "fix": "-"}, {"severity": "error", "what": "no way", "fix": "mend"}
+    first = begun(tmp_path, {"phase": "downloading a"})
+    failed = begun(tmp_path, {"problems": wrong}, {"exit": 3})
+    assert names(tmp_path) == [("tiny", "no way", True), ("tiny", "downloading a", False)]
+    os.utime(failed.progress, (0, time.time() - 8 * 86400))
+    assert names(tmp_path) == [("tiny", "downloading a", False)]
+    os.utime(failed.progress)
+    begun(tmp_path, {"run": "0001-tiny"}, {"exit": 0})
+    assert names(tmp_path) == [("tiny", "downloading a", False)]
+    first.progress.write_text(first.progress.read_text().replace(f'"pid": {os.getpid()}', '"pid": 1'))
+    assert names(tmp_path) == [], "it is gone, and another has its run"
+    first.progress.write_text("[]\n{")
+    shutil.rmtree(failed.folder)
+    assert names(tmp_path) == []
+
+
+def test_a_start_whose_process_was_killed_has_failed(tmp_path: Path) -> None:
+    request = begun(tmp_path, {"phase": "downloading a"})
+    request.progress.write_text(request.progress.read_text().replace(f'"pid": {os.getpid()}', '"pid": 1'))
+    assert names(tmp_path) == [("tiny", "its process ended without a word", True)]
