@@ -182,7 +182,7 @@ def test_json_documents_have_their_documented_keys(quick: Command) -> None:
         },
         ("check", "tiny"): {"recipe", "machine", "problems"},
         ("recipes",): {"recipes"},
-        ("runs",): {"runs"},
+        ("runs",): {"runs", "starts"},
     }
     for words, expected in keys.items():
         assert set(json.loads(quick(*words, "--json").stdout)) == expected
@@ -501,3 +501,14 @@ def test_a_smoke_run_reads_a_sample_of_the_rows(project: Path) -> None:
     asked = preflight.Question("tiny", (), workspace, dict(os.environ), smoke=True)
     preflight.examine(asked)
     assert [reading.rows for reading in asked.readings.rows.values()] == [dataset.SAMPLE]
+
+
+def test_a_machine_named_to_train_is_answered_with_the_verbs_that_take_one(quick: Command) -> None:
+    done = quick("train", "tiny", "--on", "mi50")
+    assert done.returncode == 2 and "fix:   iis-finetune plan RECIPE --on MACHINE, or check" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "watch", "logs"])
+def test_a_verb_that_only_looks_means_the_last_run_when_none_is_named(quick: Command, verb: str) -> None:
+    done = quick(verb)
+    assert done.returncode == 2 and "there is no run yet" in done.stderr

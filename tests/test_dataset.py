@@ -347,6 +347,14 @@ def test_a_file_inside_the_data_folder_is_relative_one_elsewhere_absolute_and_a_
     assert len(sources) == 4 and problems == []
 
 
+def test_a_file_that_is_registered_and_was_edited_needs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_bytes(array(GOOD))
+    add(tmp_path / "rows.json", tmp_path)
+    with pytest.raises(ProblemsFound) as refused:
+        add(tmp_path / "rows.json", tmp_path)
+    assert refused.value.problems[0].fix.startswith("nothing need be done: this very file is read anew")
+
+
 @pytest.mark.parametrize(
     ("file", "body", "what", "fix"),
     [

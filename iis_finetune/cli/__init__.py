@@ -149,6 +149,8 @@ def _misused(said: str) -> int:
     verb = f" {sys.argv[1]}" if sys.argv[1:] and sys.argv[1] in VERBS else ""
     known = name in table() if option else False
     fix = f"without dashes: {name}=VALUE" if known else f"see `iis-finetune{verb} --help`"
+    if name == "on":  # nothing is trained on another machine from here
+        fix = "iis-finetune plan RECIPE --on MACHINE, or check; train takes this machine as it is"
     return _report(ProblemsFound([Problem(said, fix, Place(COMMAND_LINE))]))
 
 

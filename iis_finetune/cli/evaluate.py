@@ -20,7 +20,7 @@ from ..runs import Run
 from . import show
 from .summary import tell_found
 from .tuned import Checkpoint, environment_of, run_of
-from .words import AsJson, RunName, run_names, workspace
+from .words import AsJson, RunName, run_named, run_names, workspace
 
 Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="A registered data set of held-out rows.")]
 Guard = Annotated[
@@ -62,7 +62,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
-    found = runs.find(workspace(), run) if checkpoints else run_of(run, checkpoint)
+    found = run_named(run) if checkpoints else run_of(run, checkpoint)
     asked = evaluation.Evaluation(found, _data(found, data, guard), environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
@@ -103,12 +103,12 @@ def _data(run: Run, given: str | None, guard: str | None = None) -> str:
 def _baseline(text: str) -> Run | str | None:
     if text == "none":
         return None
-    return text if text == evaluation.BASE else runs.finished_run(workspace(), text)
+    return text if text == evaluation.BASE else run_named(text, runs.finished_run)
 
 
 def report(names: Names, to: To = None, blinded: Blind = False, data: Data = None) -> None:
     """One HTML page that needs no network: curves, decisions, events, metrics, answers side by side."""
-    found = list(dict.fromkeys(runs.find(workspace(), name) for name in names))
+    found = list(dict.fromkeys(run_named(name) for name in names))
     numbers = "-".join(f"{run.number:04d}" for run in found)
     name, base = "blind" if blinded else "report", found[1] if len(found) > 1 else evaluation.BASE
     target = found[0].report.with_stem(name) if len(found) == 1 else workspace().runs / f"{name}-{numbers}.html"

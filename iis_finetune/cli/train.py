@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from .. import dataset, notify, preflight, process, runs, session
@@ -16,7 +17,7 @@ from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
 from .download import fetch_rows
-from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, workspace
+from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, run_named, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Try everything in a minute or two, on a very small model.")]
@@ -87,7 +88,7 @@ def resume(
 ) -> None:
     """Go on with a run from its newest good checkpoint, a finished one as a longer run (max_steps=N); refused when its
     data or arguments have changed."""
-    found = runs.find(workspace(), run)
+    found = run_named(run)
     finished = runs.state(found) == "finished"
     if runs.holder(found):
         raise runs.held(found)
@@ -119,7 +120,9 @@ def _start(order: Order, readings: dataset.Readings, background: bool) -> None:
     words = [sys.executable, "-m", "iis_finetune", "_train", str(request.folder)]
     child = process.start(process.Launch(words, dict(os.environ), Path.cwd(), request.log))
     supervisor = process.identity(child.pid)
-    if supervisor is None:
+    if supervisor:
+        request.tell(process=to_builtins(supervisor))
+    else:
         what = f"the supervisor ended at once; see {request.log}"
         raise ProblemsFound([Problem(what, "run it again", Place(COMMAND_LINE), kind="machine")])
     if not background:
@@ -128,7 +131,7 @@ def _start(order: Order, readings: dataset.Readings, background: bool) -> None:
     if run is None and not process.alive(supervisor):
         raise typer.Exit(attach.to_request(request, supervisor))  # refused: another start was first
     show.line(f"started in the background, process {supervisor.pid}; log: {run.log if run else request.log}")
-    show.line(f"next: iis-finetune watch {run.number:04d}" if run else "next: iis-finetune runs")
+    show.line(f"next: iis-finetune watch {f'{run.number:04d}' if run else 'last'}")
 
 
 def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
@@ -146,7 +149,10 @@ def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
 
 def detached(folder: Path) -> None:
     """The detached process itself; its user is `train`, not a person."""
-    raise typer.Exit(session.carry_out(folder, workspace(), dict(os.environ)))
+    code = session.carry_out(folder, workspace(), dict(os.environ))
+    if code:
+        attach.Follower(runs.Request(folder)).step()  # its output is the log that `train` names
+    raise typer.Exit(code)
 
 
 def notice(target: str, body: str) -> None:

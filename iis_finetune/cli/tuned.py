@@ -21,7 +21,7 @@ from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run
 from . import show
-from .words import A_RUN, AsJson, run_names, workspace
+from .words import A_RUN, AsJson, run_named, run_names, workspace
 
 RunOrRecipe = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}; or a YAML file.", autocompletion=run_names)]
 Checkpoint = Annotated[int | None, typer.Option("--checkpoint", metavar="STEP", help="A checkpoint, not the result.")]
@@ -49,7 +49,7 @@ class Tuned(Struct, frozen=True):
 
 def run_of(name: str, checkpoint: int | None) -> Run:
     """A finished run; for a checkpoint the run need not have finished."""
-    return runs.find(workspace(), name) if checkpoint is not None else runs.finished_run(workspace(), name)
+    return run_named(name) if checkpoint is not None else run_named(name, runs.finished_run)
 
 
 def environment_of(run: Run | None) -> dict[str, str]:

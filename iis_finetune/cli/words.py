@@ -3,7 +3,7 @@
 import os
 import shlex
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ import typer
 
 from .. import dataset, preflight, recipe, runs
 from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound
-from ..runs import Nodes, Workspace
+from ..runs import Detached, Nodes, Run, Workspace
 from . import show
 
 
@@ -55,6 +55,26 @@ def workspace() -> Workspace:
         raise Misused("the current folder does not exist any more", "cd to the project's folder") from None
     models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
     return Workspace(root, models, ran, _folder("IIS_PPO", runs.PPO))
+
+
+def newest_start(name: str) -> Detached | None:
+    """The start that `last` means while it has no run; smoke runs are left out."""
+    return next((each for each in runs.starts(workspace()) if not each.smoke), None) if name == "last" else None
+
+
+def run_named(name: str, find: Callable[[Workspace, str], Run] = runs.find) -> Run:
+    """A run; `last` is refused while a newer start prepares its own, and is told of when a newer one failed."""
+    start = newest_start(name)
+    if start and start.fix is None:
+        fix = "iis-finetune watch last, and this again when it is done; or give an older run's number"
+        raise Misused(f"the newest start, {start.name}, has no run yet: {start.doing}", fix)
+    if start:
+        show.aside(f"warning: the newest start, {start.name}, failed before it had a run: {start.doing}")
+        show.aside(f"  fix:   {start.fix}")
+    found = find(workspace(), name)
+    if start:
+        show.aside(f"`last` is taken for the run before it, {found.name}")
+    return found
 
 
 def in_project(words: list[str]) -> list[str]:

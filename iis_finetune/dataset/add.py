@@ -179,8 +179,11 @@ def _check_name(name: str, registry: Registry, place: Place) -> None:
         raise ProblemsFound([Problem(f"'{name}' cannot name a data set", "use letters, digits, _ and -", place)])
     if name in registry.entries:
         what = f"a data set '{name}' is registered already"
-        fix = "give another name: iis-finetune data add FILE --name NAME"
-        raise ProblemsFound([registry.entries[name].problem(what, fix)])
+        fix, entry = "give another name: iis-finetune data add FILE --name NAME", registry.entries[name]
+        its_own = entry.value.get("file_name", "") if isinstance(entry.value, dict) else ""
+        if (registry.file.parent / str(its_own)).resolve() == Path(str(place.file)).resolve():
+            fix = f"nothing need be done: this very file is read anew at every start; else {fix}"
+        raise ProblemsFound([entry.problem(what, fix)])
 
 
 def _first_rows(forms: list[Written], path: Path) -> tuple[list[dict[Any, Any]], list[str]]:

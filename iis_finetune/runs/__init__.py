@@ -21,3 +21,4 @@ from .listing import (
     weights,
 )
 from .run import KIT, PPO, Request, Run, Workspace, fill, step_of
+from .starts import Detached, starts

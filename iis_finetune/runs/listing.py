@@ -83,7 +83,7 @@ def listed(workspace: Workspace) -> list[Run]:
 
 
 def find(workspace: Workspace, text: str) -> Run:
-    """A run by its number, its name, a unique prefix, or `last` (smoke runs left out)."""
+    """A run by its number, its name, a unique prefix, its recipe, or `last` (smoke runs left out)."""
     runs = listed(workspace)
     if text == "last":
         real = [run for run in runs if not run.smoke]
@@ -95,7 +95,7 @@ def find(workspace: Workspace, text: str) -> Run:
     matches = [run for run in runs if run.name == text]
     if not matches and text.isdecimal():
         matches = [run for run in runs if str(run.number) == (text.lstrip("0") or "0")]
-    matches = matches or [run for run in runs if run.name.startswith(text)]
+    matches = matches or [run for run in runs if run.name.startswith(text) or run.name.partition("-")[2] == text]
     if len(matches) == 1:
         return matches[0]
     if matches:
