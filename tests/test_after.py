@@ -452,7 +452,7 @@ def test_the_report_of_a_real_run_holds_its_figures(evaluated_run: Run, evaluate
     done = run(["report", "last"], evaluated_project)
     assert done.returncode == 0, done.stderr
     text = evaluated_run.report.read_text(encoding="utf-8")
-    for told in ("learning rate", "valid JSON", "evaluating", "data-flags"):
+    for told in ("learning rate", "valid JSON", "evaluating", "data-flags", "share of the training rows by length"):
         assert told in text, told
 
 

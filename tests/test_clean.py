@@ -13,7 +13,7 @@ from conftest import Command
 from iis_finetune.tables import read
 
 KINDS = read("row_kinds.toml")
-DROPPED = {kind for kind, row in KINDS.items() if row["left_out"]}
+DROPPED = {kind for kind, row in KINDS.items() if row["left_out"]} - {"cut"}  # known with a recipe only
 
 BROKEN = "Die Größe der Tür, übermäßig schön – naïve café".encode().decode("cp1252", "replace")
 
@@ -80,7 +80,7 @@ def test_thirteen_dirty_rows_of_eight_kinds_are_found_and_no_clean_one(
     assert {row["row"]: row["kind"] for row in found} == kinds
     assert all(row["line"] == row["row"] and row["reason"] for row in found)
     assert {row["kind"] for row in found if row["left_out"]} == DROPPED
-    assert {row["kind"] for row in found if not row["left_out"]} == set(KINDS) - DROPPED
+    assert {row["kind"] for row in found if not row["left_out"]} == set(KINDS) - DROPPED - {"cut"}
     assert (data / "dirty_clean.jsonl").read_text("utf-8").splitlines() == kept
     assert (data / "dirty.jsonl").read_bytes() == before
     checked = quick(*done.stdout.splitlines()[-1].removeprefix("next: iis-finetune ").split())
@@ -119,6 +119,29 @@ def test_broken_text_is_mended_when_asked_for(quick: Command, dirty: tuple[Path,
     assert "Die Größe der Tür" in text and "a bell  rings" in text
     stay = {row["kind"] for row in told(data / "dirty_clean_found.jsonl") if not row["left_out"]}
     assert stay == {"mojibake", "control", "conflict"}
+
+
+def test_what_a_recipe_would_cut_is_left_out_with_what_it_loses(quick: Command, project: Path) -> None:
+    rows = [{"instruction": "count", "output": "few words"} for _ in range(5)]
+    rows.insert(2, {"instruction": "count", "output": "0123456789 " * 200})
+    rows.insert(4, {"instruction": "0123456789 " * 200, "output": "few words"})
+    for number, row in enumerate(rows):
+        row["instruction"] += f" {number}"
+    (project / "data" / "long.json").write_text(json.dumps(rows), "utf-8")
+    assert quick("data", "add", "data/long.json").returncode == 0
+    alone = quick("data", "clean", "long", "--drop", "cut")
+    assert alone.returncode == 2 and "--recipe RECIPE, whose cutoff_len cuts" in alone.stderr
+    done = quick("data", "clean", "long", "--drop", "cut", "--recipe", "tiny")
+    assert done.returncode == 0, done.stderr
+    found = [row for row in told(project / "data" / "long_clean_found.jsonl") if row["kind"] == "cut"]
+    assert [row["row"] for row in found] == [3, 5] and all(row["left_out"] for row in found)
+    assert "the answer loses its end" in found[0]["reason"] and "the question loses its end" in found[1]["reason"]
+    checked = quick("check", "tiny", "dataset=long_clean")
+    assert checked.returncode == 0 and "cutoff_len" not in checked.stderr
+    absent = quick("data", "clean", "long", "--recipe", "tiny", "--name", "other")
+    assert absent.returncode == 0
+    lacking = quick("data", "clean", "long", "--recipe", "qwen0_5b_lora", "--name", "more")
+    assert lacking.returncode == 2, "the recipe is not here"
 
 
 @pytest.mark.parametrize(

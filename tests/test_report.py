@@ -83,7 +83,9 @@ def test_a_page_needs_no_network_and_escapes_what_a_model_says(run: Run) -> None
     assert {a or b for a, b in addresses if not (a or b).startswith(("#", "data:"))} == set()
     assert "<script>alert" not in text
     assert "&lt;script&gt;" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 3 and "training rows by length" not in text
+    with_lengths = report.page([run], {"little": [(10, 0.5), (20, 0.25), (30, 0.25)]})
+    assert with_lengths.count("<svg") == 4 and "share of the training rows by length" in with_lengths
 
 
 def test_a_page_tells_decisions_events_data_and_metrics(run: Run) -> None:

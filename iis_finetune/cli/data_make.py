@@ -7,9 +7,10 @@ from msgspec import to_builtins
 
 from .. import dataset
 from ..errors import Misused, did_you_mean
+from ..preflight import rows as preflight
 from ..tables import read
 from . import show
-from .words import AsJson, workspace
+from .words import AsJson, question, workspace
 
 Registered = Annotated[str, typer.Argument(metavar="DATASET", help="A registered name.")]
 Test = Annotated[float, typer.Option("--test", metavar="SHARE", help="The share of the rows to hold out.")]
@@ -18,6 +19,9 @@ Seed = Annotated[int, typer.Option("--seed", help="Another seed holds out other 
 Name = Annotated[str | None, typer.Option("--name", help="Another name for what is made.")]
 Drop = Annotated[str | None, typer.Option("--drop", metavar="KINDS", help="exact,near: leave out no others.")]
 FixText = Annotated[bool, typer.Option("--fix-text", help="Mend text decoded wrongly; take control characters out.")]
+ForRecipe = Annotated[
+    str | None, typer.Option("--recipe", metavar="RECIPE", help="Leave out what its cutoff_len cuts, too.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the table; write nothing.")]
 
 
@@ -44,19 +48,22 @@ def clean(
     name: Registered,
     drop: Drop = None,
     fix: FixText = False,
+    recipe: ForRecipe = None,
     dry: DryRun = False,
     new: Name = None,
     as_json: AsJson = False,
 ) -> None:
     """Leave out rows with something wrong: a new data set, DATASET_clean, and a file that tells why of each."""
     kinds, made = read("row_kinds.toml"), f"{new or name}_clean"
-    known = [kind for kind, row in kinds.items() if row["left_out"]]
+    known = [kind for kind, row in kinds.items() if row["left_out"] and (recipe or kind != "cut")]
     chosen = drop.split(",") if drop else known
     for kind in chosen:
         if kind not in known:
-            fix_it = did_you_mean(kind, known, f"some of {','.join(known)}")
+            usual = did_you_mean(kind, known, f"some of {','.join(known)}")
+            fix_it = "--recipe RECIPE, whose cutoff_len cuts" if kind == "cut" else usual
             raise Misused(f"'{kind}' cannot be left out", fix_it, "--drop")
-    cleaned = dataset.clean(name, workspace().data, dataset.Wash(chosen, fix, dry, new), show.meter)
+    encoding = preflight.encoding(question(recipe, [f"dataset={name}"], rows=False)) if recipe else None
+    cleaned = dataset.clean(name, workspace().data, dataset.Wash(chosen, fix, dry, new, encoding), show.meter)
     if as_json:
         show.document(to_builtins(cleaned))
         return

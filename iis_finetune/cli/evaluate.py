@@ -12,15 +12,16 @@ from .. import evaluate as evaluation
 from .. import process, runs, session
 from .. import recipe as recipes
 from .. import report as reporting
-from ..errors import INTERRUPTED, Misused
+from ..errors import INTERRUPTED, KitError, Misused
 from ..evaluate.checkpoints import compare_checkpoints
 from ..plan import after
+from ..preflight import rows as of_recipe
 from ..report import blind
 from ..runs import Run
 from . import show
 from .summary import tell_found
 from .tuned import Checkpoint, environment_of, run_of
-from .words import AsJson, RunName, run_named, run_names, workspace
+from .words import AsJson, RunName, question, run_named, run_names, workspace
 
 Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="A registered data set of held-out rows.")]
 Guard = Annotated[
@@ -106,6 +107,16 @@ def _baseline(text: str) -> Run | str | None:
     return text if text == evaluation.BASE else run_named(text, runs.finished_run)
 
 
+def _lengths(run: Run) -> dict[str, list[tuple[float, float]]]:
+    """How long the rows of each data set are that a run trained on; nothing where they cannot be read any more."""
+    with show.meter("reading rows") as progress:
+        try:
+            told = of_recipe.measure(replace(question(str(run.recipe), None), progress=progress))
+        except KitError:
+            return {}
+    return {name: each["bars"] for name, each in told["data"].items()} if told["unit"] == "tokens" else {}
+
+
 def report(names: Names, to: To = None, blinded: Blind = False, data: Data = None) -> None:
     """One HTML page that needs no network: curves, decisions, events, metrics, answers side by side."""
     found = list(dict.fromkeys(run_named(name) for name in names))
@@ -115,7 +126,7 @@ def report(names: Names, to: To = None, blinded: Blind = False, data: Data = Non
     if to is not None:
         target = to if to.suffix.lower() in (".html", ".htm") and not to.is_dir() else to / target.name
     named = _data(found[0], data) if blinded else ""
-    page = blind.ballot(found[0], named, base) if blinded else reporting.page(found)
+    page = blind.ballot(found[0], named, base) if blinded else reporting.page(found, _lengths(found[0]))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         runs.write(target, page)

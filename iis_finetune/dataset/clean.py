@@ -15,6 +15,8 @@ from .faults import Fault, Row
 from .made import Meter, line_of, making
 from .near import NearIndex, answer_of, key_of, normalised, question_of
 from .rows import Progress, samples
+from .sources import Options
+from .truncation import cut_rows
 
 ROLES = ("order", "role", "role_unknown", "pair_role", "count", "count_pair")  # cases of tables/row_faults.toml
 CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
@@ -22,12 +24,14 @@ LABEL = 0.3  # of the question's length: rows with shorter answers could look ne
 
 
 class Wash(Struct, frozen=True):
-    """How to clean: the kinds that are left out, whether broken text is mended, whether to look only, a name."""
+    """How to clean: the kinds that are left out, whether broken text is mended, whether to look only, a name; and for
+    `cut`, the recipe's way to read rows and its tokenizer.json."""
 
     drop: Sequence[str]
     fix_text: bool = False
     dry_run: bool = False
     name: str | None = None
+    encoding: tuple[Options, Path] | None = None
 
 
 class Cleaned(Struct, frozen=True):
@@ -47,6 +51,11 @@ def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
     drop = [kind for kind in wash.drop if not (wash.fix_text and kinds[kind].get("mended"))]
     with making(name, data_dir, () if wash.dry_run else (new, f"{new}_found")) as made:
         seen = _Seen(drop, made.options.processing)
+        if wash.encoding:
+            with meter("counting tokens") as progress:
+                pairs = enumerate(samples(made.source, made.options, progress), 1)
+                usable = ((number, sample) for number, (_, sample) in pairs if isinstance(sample, Sample))
+                seen.cut = dict(cut_rows(usable, *wash.encoding))
         with meter("reading rows") as progress:
             for rows, (row, sample) in enumerate(samples(made.source, made.options, progress), 1):
                 seen.add(rows, row, sample)
@@ -88,11 +97,12 @@ class _Seen:
 
     def __init__(self, drop: Sequence[str], processing: str) -> None:
         self.drop, self.processing, self.found = drop, processing, dict[int, tuple[str, str]]()
+        self.cut = dict[int, str]()
         self.asked, self.repeated = dict[bytes, tuple[int, bytes]](), dict[bytes, int]()
         self.index, self.rows, self.labels = NearIndex(), array("I"), array("Q")
 
     def add(self, number: int, row: Row, sample: Sample | Fault) -> None:
-        fault = self._fault(row, sample)
+        fault = ("cut", self.cut[number]) if number in self.cut else self._fault(row, sample)
         if isinstance(sample, Sample) and (fault is None or fault[0] not in self.drop):
             fault = self._repeats(number, sample) or fault
         if fault:

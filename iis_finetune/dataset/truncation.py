@@ -108,6 +108,20 @@ def row_lengths(samples: Iterator[tuple[Row, Sample]], options: Options, tokeniz
             yield _what_is_cut(tokens, encoder)[1]
 
 
+def cut_rows(
+    samples: Iterator[tuple[Any, Sample]], options: Options, tokenizer_json: Path
+) -> Iterator[tuple[Any, str]]:
+    """Of each sample that loses something what that is, by whatever it is numbered; nothing without a template."""
+    if options.template is None or options.cutoff_len is None:
+        return
+    encoder = _encoder(tokenizer_json, options, options.template, options.cutoff_len)
+    while batch := list(islice(samples, BATCH)):
+        for number, tokens in _lengths([(number, _render(sample, encoder)) for number, sample in batch], encoder):
+            kind, length = _what_is_cut(tokens, encoder)
+            if kind:
+                yield number, f"{length} tokens: {KINDS[kind]}"
+
+
 def _longest(batch: list[tuple[Row, Sample]], encoder: _Encoder, known: int) -> int:
     """The longest answer in tokens; a byte-level tokenizer makes no more tokens than bytes, so short ones are left."""
     answers = [sample.answers[0].text for _, sample in batch if sample.answers]

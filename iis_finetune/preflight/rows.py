@@ -1,6 +1,7 @@
 """The rows that a recipe trains on: as the model will see them, and in numbers."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -59,6 +60,17 @@ def measure(question: Question) -> dict[str, Any]:
     counted = bool(tokenizer and tokenizer.is_file() and options.template)
     found = {each.name: dataset.measure(each, options, tokenizer, question.progress) for each in sources}
     return {"recipe": recipe, **dataset.figures(found, settings, counted)}
+
+
+def encoding(question: Question) -> tuple[dataset.Options, Path]:
+    """How a recipe reads rows, and its tokenizer.json; raises ProblemsFound where that is not on disk."""
+    seen = _sound(examine(replace(question, rows=False)))
+    tokenizer = seen.model.folder / "tokenizer.json" if seen.model.folder else None
+    options = dataset.options_of(seen.plan.settings, str(seen.plan.settings["stage"]), None)
+    if tokenizer is None or not tokenizer.is_file() or options.template is None:
+        what = f"the tokenizer of {seen.model.name} is not on this disk, so what is cut cannot be counted"
+        raise Misused(what, f"iis-finetune download {seen.recipe.name}", "--recipe")
+    return options, tokenizer
 
 
 def _sound(examined: Examined) -> Examined:

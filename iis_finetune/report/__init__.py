@@ -29,13 +29,15 @@ MOST_POINTS = 2000
 Points = Sequence[tuple[float, float]]
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole HTML text; what a run does not have is left out of it."""
+def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> str:
+    """The whole HTML text without what a run does not have; `lengths`: (tokens, share of the rows) by data set."""
+    pictures = [svg(title, lines) for title, lines in curves(runs).items()]
+    pictures.append(svg("share of the training rows by length", lengths or {}, "tokens"))
     return filled(
         TEMPLATE,
         title=", ".join(run.name for run in runs),
         runs=[view(run) for run in runs],
-        pictures=[text for text in (svg(title, lines) for title, lines in curves(runs).items()) if text],
+        pictures=list(filter(None, pictures)),
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         most_rows=MOST_ROWS,
@@ -186,8 +188,8 @@ def marked(text: str, expected: str) -> list[tuple[str, bool]]:
     return [piece for piece in pieces if piece[0]]
 
 
-def svg(title: str, runs: Mapping[str, Points]) -> str:
-    """A quantity over steps, a line a run, as an SVG element without fixed size; empty where there is nothing."""
+def svg(title: str, runs: Mapping[str, Points], across: str = "step") -> str:
+    """A quantity over steps (else in stairs), a line a run, as an SVG element without fixed size; empty for nothing."""
     lines = {name: _thinned(points) for name, points in runs.items() if points}
     if not lines:
         return ""
@@ -201,9 +203,10 @@ def svg(title: str, runs: Mapping[str, Points]) -> str:
         axes = figure.add_subplot()
         for number, (name, points) in enumerate(lines.items()):
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.4, label=name)
+            style = "default" if across == "step" else "steps-pre"
+            axes.plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.4, label=name, drawstyle=style)
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("step")
+        axes.set_xlabel(across)
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
