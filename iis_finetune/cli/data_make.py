@@ -1,5 +1,6 @@
 """The verbs that make new data sets of a registered one: data split, data clean."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -67,13 +68,19 @@ def clean(
     if as_json:
         show.document(to_builtins(cleaned))
         return
+    _tell(cleaned, chosen, fix)
+    show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
+    if not dry:
+        show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
+    show.line(f"next: iis-finetune data {f'clean {name}' if dry else f'check {made}'}")
+
+
+def _tell(cleaned: dataset.Cleaned, chosen: Sequence[str], fix: bool) -> None:
+    """The table of what was found, and what is done with it."""
+    kinds = read("row_kinds.toml")
     done = dict.fromkeys(kinds, "stays") | dict.fromkeys(chosen, "left out")
     done |= {kind: "mended" for kind, row in kinds.items() if fix and row.get("mended")}
     found = [(kind, rows) for kind, rows in cleaned.found.items() if rows]
     if found:
         table = ((kind, len(rows), str(rows[:3])[1:-1], done[kind], kinds[kind]["what"]) for kind, rows in found)
         show.table(("kind", "rows", "first", "done", "what"), table, (1,))
-    show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
-    if not dry:
-        show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
-    show.line(f"next: iis-finetune data {f'clean {name}' if dry else f'check {made}'}")

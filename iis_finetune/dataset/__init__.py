@@ -1,7 +1,7 @@
 """Data sets: dataset_info.json, what the rows would do to LLaMA-Factory, what cutoff_len cuts, one's own files."""
 
 from .add import HUB_ID, Added, OwnFile, Unregistered, add, entries_of, register, unregistered
-from .clean import Wash, clean
+from .clean import Cleaned, Wash, clean
 from .leaks import Leaks, Read, leaks_of
 from .near import NEAR
 from .readings import Readings, kept

@@ -12,7 +12,7 @@ from ..errors import Misused
 from ..tables import read
 from .convert import Sample
 from .faults import Fault, Row
-from .made import Meter, line_of, making
+from .made import Making, Meter, line_of, making
 from .near import NearIndex, answer_of, key_of, normalised, question_of
 from .rows import Progress, samples
 from .sources import Options
@@ -50,12 +50,7 @@ def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
     new, kinds, rows = f"{wash.name or name}_clean", read("row_kinds.toml"), 0
     drop = [kind for kind in wash.drop if not (wash.fix_text and kinds[kind].get("mended"))]
     with making(name, data_dir, () if wash.dry_run else (new, f"{new}_found")) as made:
-        seen = _Seen(drop, made.options.processing)
-        if wash.encoding:
-            with meter("counting tokens") as progress:
-                pairs = enumerate(samples(made.source, made.options, progress), 1)
-                usable = ((number, sample) for number, (_, sample) in pairs if isinstance(sample, Sample))
-                seen.cut = dict(cut_rows(usable, *wash.encoding))
+        seen = _Seen(drop, made.options.processing, _cut(made, wash, meter))
         with meter("reading rows") as progress:
             for rows, (row, sample) in enumerate(samples(made.source, made.options, progress), 1):
                 seen.add(rows, row, sample)
@@ -74,6 +69,16 @@ def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
                 value = _mended(row.value) if wash.fix_text else row.value
                 made.streams[0].write(b"" if kind in drop else line_of(value))
     return Cleaned(rows, kept, found)
+
+
+def _cut(made: Making, wash: Wash, meter: Meter) -> dict[int, str]:
+    """What each row loses by its number, where a recipe says what is cut."""
+    if wash.encoding is None:
+        return {}
+    with meter("counting tokens") as progress:
+        pairs = enumerate(samples(made.source, made.options, progress), 1)
+        usable = ((number, sample) for number, (_, sample) in pairs if isinstance(sample, Sample))
+        return dict(cut_rows(usable, *wash.encoding))
 
 
 def _mended(value: Any) -> Any:
@@ -95,9 +100,8 @@ def _decoded(text: str) -> str:
 class _Seen:
     """What was found by row number, its kind and the reason; and what later rows are held against."""
 
-    def __init__(self, drop: Sequence[str], processing: str) -> None:
-        self.drop, self.processing, self.found = drop, processing, dict[int, tuple[str, str]]()
-        self.cut = dict[int, str]()
+    def __init__(self, drop: Sequence[str], processing: str, cut: dict[int, str]) -> None:
+        self.drop, self.processing, self.cut, self.found = drop, processing, cut, dict[int, tuple[str, str]]()
         self.asked, self.repeated = dict[bytes, tuple[int, bytes]](), dict[bytes, int]()
         self.index, self.rows, self.labels = NearIndex(), array("I"), array("Q")
 
