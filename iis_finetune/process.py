@@ -97,18 +97,18 @@ def scratch_folder() -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/"):
         with contextlib.suppress(OSError):  # another user's, in use, or gone by now
             if time.time() - left.stat().st_mtime > NEW_SECONDS:
-                with _locked(left):
+                with locked(left, wait=False):
                     shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as made, _locked(Path(made)):
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as made, locked(Path(made)):
         yield Path(made)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The lock ends with this process, however it does; raises OSError where another one has it."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Alone with a folder; the lock ends with this process, however it does. Without `wait` OSError if it is taken."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

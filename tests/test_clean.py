@@ -201,3 +201,21 @@ def test_what_is_cleaned_can_be_split(quick: Command, dirty: tuple[Path, dict[in
     assert done.returncode == 0, done.stderr
     checked = quick(*done.stdout.splitlines()[-1].removeprefix("next: iis-finetune ").split())
     assert checked.returncode == 0, checked.stderr
+
+
+def test_what_contradicts_is_told_and_stays_and_what_is_no_row_never_does(quick: Command, project: Path) -> None:
+    source = random.Random(3)
+    question, good, bad = sentence(source, 40), sentence(source, 40), sentence(source, 40)
+    marked = [{"instruction": question, "output": good, "kto_tag": mark} for mark in (True, False)]
+    pairs = [{"instruction": question, "chosen": one, "rejected": two} for one, two in ((good, bad), (bad, good))]
+    for name, rows, found in (("marked", marked, [2]), ("pairs", pairs, [])):
+        (project / "data" / f"{name}.json").write_text(json.dumps(rows), "utf-8")
+        assert quick("data", "add", f"data/{name}.json").returncode == 0
+        done = json.loads(quick("data", "clean", name, "--json").stdout)
+        assert done["kept"] == 2 and done["found"]["conflict"] == found, name
+    lines = [json.dumps({"instruction": "a", "output": "b"}), "42", '{"instruction": "c", "out']
+    (project / "data" / "odd.jsonl").write_text("\n".join([*lines, lines[0].replace("a", "d")]), "utf-8")
+    registry = project / "data" / "dataset_info.json"
+    registry.write_text(json.dumps({**json.loads(registry.read_text()), "odd": {"file_name": "odd.jsonl"}}))
+    assert quick("data", "clean", "odd", "--drop", "exact").returncode == 0
+    assert [row["instruction"] for row in told(project / "data" / "odd_clean.jsonl")] == ["a", "d"]

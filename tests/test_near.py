@@ -30,7 +30,20 @@ def test_ascii_is_written_as_all_other_text_is(text: str) -> None:
     assert f"{normalised(text)} é" == normalised(f"{text} é")
 
 
-@pytest.mark.parametrize(("one", "other"), [("2+2", "2<2"), ("fine 👍", "fine 👎"), ("a b", "ab"), ("1.5", "15")])
+MEANT = [
+    ("लड़का आया", "लड़की आयी"),
+    ("เสือ", "เสื้อ"),
+    ("4 - 2", "4 / 2"),
+    ("-3 + 5", "3 + -5"),
+    ("5!", "5"),
+    ("50% of 8", "50 of 8"),
+    ("it is 1.5 m", "it is 15 m"),
+]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("2+2", "2<2"), ("fine 👍", "fine 👎"), ("a b", "ab"), ("1.5", "15"), *MEANT]
+)
 def test_what_carries_meaning_is_kept(one: str, other: str) -> None:
     assert normalised(one) != normalised(other)
 

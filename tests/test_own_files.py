@@ -288,3 +288,15 @@ def test_train_fetches_a_data_set_where_the_recipe_says_and_then_reads_its_rows(
     )  # which only the rows tell
     manifest = read_manifest(project / "data" / "org--pairs")
     assert manifest and manifest.source == "modelscope" and not (project / "runs").exists()
+
+
+def test_long_cells_are_read_and_line_ends_of_an_old_mac_are_a_sentence(quick: Command, project: Path) -> None:
+    long = "word " * 40_000
+    (project / "long.csv").write_text(f"instruction;output\nsay it;{long}\n")
+    added = quick("data", "add", "long.csv")
+    assert added.returncode == 0 and "1 usable row" in added.stdout, added.stderr
+    (project / "old.csv").write_bytes(b"instruction,output\rsay,yes\rask,no\r")
+    refused = quick("data", "add", "old.csv")
+    assert refused.returncode == 2 and "save it with line ends of LF or CRLF" in refused.stderr
+    page = quick("data", "preview", "tiny", "--html", "nowhere/page.html")
+    assert page.returncode == 2 and "there is no folder nowhere" in page.stderr

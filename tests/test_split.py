@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -15,6 +16,10 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Command
+
+from iis_finetune.dataset.made import making
+from iis_finetune.dataset.registry import read_registry
+from iis_finetune.errors import ProblemsFound
 
 Rows = list[dict[str, Any]]
 
@@ -221,3 +226,33 @@ def test_ctrl_c_leaves_nothing_half_written(project: Path, verb: str) -> None:
     finally:
         started.kill()
     assert sorted((each.name, each.stat().st_size) for each in data.iterdir()) == before
+
+
+def test_of_two_that_make_the_same_names_the_first_keeps_its_files(
+    quick: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"instruction": f"say {number}", "output": "yes"} for number in range(4)]
+    (project / "data" / "some.json").write_text(json.dumps(rows), "utf-8")
+    assert quick("data", "add", "data/some.json").returncode == 0
+    data = project / "data"
+    with (
+        pytest.raises(ProblemsFound, match=r"new\.jsonl is there already"),
+        making("some", data, ("new", "why")) as late,
+    ):
+        late.streams[0].write(b"late\n")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getpid", lambda: 1)
+            with making("some", data, ("new", "why")) as early:
+                early.streams[0].write(b"early\n")
+    assert (data / "new.jsonl").read_bytes() == b"early\n" and (data / "why.jsonl").is_file()
+    assert not list(data.glob(".*jsonl")) and "new" in read_registry(data).entries
+
+
+def test_entries_that_several_processes_add_at_once_are_all_there(project: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from iis_finetune.dataset.registry import enter\n"
+        "for number in range(20): enter(Path('data'), {f'{sys.argv[1]}{number}': {'file_name': 'little.json'}})"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, name], cwd=project) for name in "abc"]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
+    assert {f"{name}{number}" for name in "abc" for number in range(20)} <= set(read_registry(project / "data").entries)

@@ -40,6 +40,8 @@ def preview(
     """Rows as the model sees them: special tokens, what carries loss, what cutoff_len cuts."""
     if html and html.exists():
         raise Misused(f"{html} is there already", "name a new file, or move that one away", "--html")
+    if html and not html.parent.is_dir():
+        raise Misused(f"there is no folder {html.parent}", f"mkdir -p {html.parent}", "--html")
     found, problems = of_recipe.seen_by_the_model(question(recipe, overrides), (row or 1, row or rows))
     if as_json:
         show.verdict(problems, found)

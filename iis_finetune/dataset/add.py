@@ -15,12 +15,11 @@ from typing import Any
 from msgspec import Struct, structs
 
 from ..errors import Place, Problem, ProblemsFound, did_you_mean, errors_of
-from ..runs import write
 from .encodings import refused
 from .faults import Fault
 from .formats import NEEDED, Format, doubt, guess, recognise
 from .material import Written, forms_of, rows_of
-from .registry import Registry, read_registry, with_entries
+from .registry import Registry, enter, read_registry
 from .rows import Progress, Reading, check_rows
 from .sources import FILE_TYPES, HUB_KEYS, Options, Source, data_file, layout_of
 
@@ -100,7 +99,7 @@ def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added
             reading, source = structs.replace(reading, problems=told), structs.replace(source, files=(target,))
         if errors_of(reading.problems):
             raise ProblemsFound(reading.problems)
-    _write(registry, {name: entry})
+    enter(data_dir, {name: entry})
     return Added(found, source, entry, registry.file, reading)
 
 
@@ -155,7 +154,7 @@ def unregistered(word: str, data_dir: Path, others: Iterable[Unregistered]) -> t
 def register(new: Iterable[Unregistered], data_dir: Path) -> None:
     """Write the entries of data sets that were named by their files."""
     if entries := entries_of(each for each in new if not each.hub_id):
-        _write(_open(data_dir), entries)
+        enter(data_dir, entries)
 
 
 def entries_of(new: Iterable[Unregistered]) -> dict[str, Mapping[str, Any]]:
@@ -260,8 +259,3 @@ def _file_name(file: Path, data_dir: Path) -> str:
     """Relative to the data folder for what lies in it, else the full path: LLaMA-Factory takes both."""
     whole, folder = file.resolve(), data_dir.resolve()
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
-
-
-def _write(registry: Registry, entries: Mapping[str, Any]) -> None:
-    registry.file.parent.mkdir(parents=True, exist_ok=True)
-    write(registry.file, with_entries(registry.text, entries))

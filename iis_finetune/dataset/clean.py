@@ -13,7 +13,7 @@ from ..tables import read
 from .convert import Sample
 from .faults import Fault, Row
 from .made import Making, Meter, line_of, making
-from .near import NearIndex, answer_of, key_of, normalised, question_of
+from .near import NearIndex, answer_of, key_of, learned_of, normalised, question_of
 from .rows import Progress, samples
 from .sources import Options
 from .truncation import cut_rows
@@ -57,17 +57,18 @@ def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
         with meter("comparing rows") as progress:
             seen.compare(progress)
         found = {kind: sorted(row for row, (of, _) in seen.found.items() if of == kind) for kind in kinds}
-        kept = rows - sum(len(found[kind]) for kind in drop)
+        kept = rows - len(seen.gone())
         if not kept:
             raise Misused("no row would be left", "leave fewer kinds out: --drop exact,near", "--drop")
         with meter("writing rows") as progress:
             again = samples(made.source, made.options, progress) if made.streams else ()
             for number, (row, _) in enumerate(again, 1):
                 kind, reason = seen.found.get(number, ("", ""))
-                left = {"row": number, "line": row.line, "left_out": kind in drop, "kind": kind, "reason": reason}
+                gone = kind in drop or number in seen.unreadable
+                left = {"row": number, "line": row.line, "left_out": gone, "kind": kind, "reason": reason}
                 made.streams[1].write(line_of(left) if kind else b"")
                 value = _mended(row.value) if wash.fix_text else row.value
-                made.streams[0].write(b"" if kind in drop else line_of(value))
+                made.streams[0].write(b"" if gone else line_of(value))
     return Cleaned(rows, kept, found)
 
 
@@ -103,9 +104,17 @@ class _Seen:
     def __init__(self, drop: Sequence[str], processing: str, cut: dict[int, str]) -> None:
         self.drop, self.processing, self.cut, self.found = drop, processing, cut, dict[int, tuple[str, str]]()
         self.asked, self.repeated = dict[bytes, tuple[int, bytes]](), dict[bytes, int]()
+        self.unreadable = set[int]()
+        self.marked = dict[bytes, tuple[int, bool | None]]()
         self.index, self.rows, self.labels = NearIndex(), array("I"), array("Q")
 
+    def gone(self) -> set[int]:
+        """The rows that do not stay; what is no object cannot, whatever was asked for."""
+        return self.unreadable | {number for number, (kind, _) in self.found.items() if kind in self.drop}
+
     def add(self, number: int, row: Row, sample: Sample | Fault) -> None:
+        if not isinstance(row.value, dict):
+            self.unreadable.add(number)
         fault = ("cut", self.cut[number]) if number in self.cut else self._fault(row, sample)
         if isinstance(sample, Sample) and (fault is None or fault[0] not in self.drop):
             fault = self._repeats(number, sample) or fault
@@ -128,6 +137,10 @@ class _Seen:
         question, answer = normalised(question_of(sample)), normalised(answer_of(sample))
         setting = f"{sample.system or ''}\0{sample.tools or ''}\0"
         asked, said = key_of(setting + question), key_of(answer)
+        if self.processing == "kto":
+            earlier, mark = self.marked.setdefault(asked + said, (number, sample.label))
+            if mark != sample.label:
+                return "conflict", f"row {earlier} is marked otherwise"
         asked_first, said_first = self.asked.setdefault(asked, (number, said))
         first = asked_first if said == said_first else self.repeated.setdefault(asked + said, number)
         if first != number:
@@ -135,7 +148,8 @@ class _Seen:
         if "near" in self.drop:
             self.index.add(f"{question} {answer}")
             self.rows.append(number)
-            label = setting + (answer if len(answer) < LABEL * len(question) else "")
+            better = normalised(learned_of(sample)) if self.processing == "rm" else sample.label
+            label = f"{setting}{better}\0" + (answer if len(answer) < LABEL * len(question) else "")
             self.labels.append(int.from_bytes(key_of(label)[:8]))
         another = said != said_first and self.processing == "sft"
         return ("conflict", f"row {asked_first} has another answer to this question") if another else None

@@ -80,7 +80,7 @@ def leaks_of(checked: Read, trained: Sequence[Read], near: bool = False, progres
     found |= {row: Leak(row, *twin) for row, twin in twins if held_out or twin != (name, row)}
     complete, compared = all(each.reading.complete for each in trained), sum(each.reading.kept for each in trained)
     leaks = tuple(found[row] for row in sorted(found))
-    return Leaks(name, held_out, checked.reading.kept, compared, complete, near, leaks)
+    return Leaks(name, held_out, checked.reading.kept, compared, complete, near and held_out, leaks)
 
 
 def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dict[int, Leak]:
@@ -91,7 +91,7 @@ def _near(held: Read, trained: Sequence[Read], progress: Progress | None) -> dic
         for row, (_, sample) in enumerate(samples(each.source, options, progress), 1):
             if isinstance(sample, Sample):
                 places.append((each.source.name, row))
-                index.add(text_of(sample._replace(answers=sample.answers[:1])))
+                index.add(text_of(sample))
     index.settle(progress or float)
     twins = {at: list(index.near(at, lambda _, other: other < first)) for at in range(first, len(index))}
     nearest = {places[at][1]: places[max(near, key=itemgetter(1))[0]] for at, near in twins.items() if near}

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, errors_of
-from ..runs import write
-from .registry import check_registered, read_registry, with_entries
+from .registry import check_registered, enter, read_registry
 from .rows import Progress
 from .sources import Options, Source, stage_of
 
@@ -36,7 +35,7 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
     source, value = _registered(name, folder, names)
     files = [folder / f"{each}.jsonl" for each in names]
     parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
-    entry = {key: value[key] for key in KEPT if key in value}
+    entry, placed = {key: value[key] for key in KEPT if key in value}, list[Path]()
     try:
         with ExitStack() as opened:
             streams: list[IO[bytes]] = [opened.enter_context(part.open("wb")) for part in parts]
@@ -44,14 +43,16 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
         for part, file in zip(parts, files, strict=True):
             with part.open("rb") as whole:
                 os.fsync(whole.fileno())
-            part.rename(file)
+            os.link(part, file)  # unlike a rename it fails where another process has made a file of that name
+            placed.append(file)
         if entries := {file.stem: {"file_name": file.name, **entry} for file in files[:-1]}:
-            registry = read_registry(folder)
-            write(registry.file, with_entries(registry.text, entries))
-    except BaseException:
-        for path in (*files, *parts):
+            enter(folder, entries)
+        placed.clear()
+    except FileExistsError as error:
+        raise Misused(f"{error.filename2} is there already", "give another name: --name NAME", "--name") from None
+    finally:
+        for path in (*placed, *parts):
             path.unlink(missing_ok=True)
-        raise
 
 
 def _registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:

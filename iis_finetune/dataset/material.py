@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from ..errors import Place, Problem, ProblemsFound
 from .encodings import encoding_of, lines_of, refused
 from .faults import Row
-from .readers import DELIMITERS, is_lines, read_rows, texts
+from .readers import DELIMITERS, LONGEST_ROW_CHARACTERS, is_lines, read_rows, texts
 from .sources import FILE_TYPES, correction
 
 TYPES = {**FILE_TYPES, "ndjson": "json", "tsv": "csv"}
@@ -84,7 +84,10 @@ def _form(file: Path, encoding: str | None) -> Written:
             form = structs.replace(form, encoding=encoding or encoding_of(opened, file))
         with plain(form) as opened:
             cut = _cut(opened) if form.file_type == "json" else 0
-            form = structs.replace(form, cut=cut, delimiter=_delimiter(opened) if form.file_type == "csv" else ",")
+            try:
+                form = structs.replace(form, cut=cut, delimiter=_delimiter(opened) if form.file_type == "csv" else ",")
+            except csv.Error as error:
+                raise refused(f"this is no CSV: {error}", "save it with line ends of LF or CRLF", file) from None
     return form
 
 
@@ -116,6 +119,7 @@ def plain(form: Written) -> Iterator[BinaryIO]:
 
 def _delimiter(file: BinaryIO) -> str:
     """The mark that cuts the first lines into equally many cells, the most it can; else into most in the header."""
+    csv.field_size_limit(LONGEST_ROW_CHARACTERS)
     lines = [line.decode("utf-8", "replace") for line in islice(file, SNIFFED)]
     cells = {mark: [len(row) for row in csv.reader(lines, delimiter=mark) if row] for mark in (",", *DELIMITERS)}
     even = [mark for mark, found in cells.items() if len(set(found[: SNIFFED - 2])) == 1 and found[0] > 1]

@@ -11,7 +11,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..errors import Place, Problem, Severity, did_you_mean, errors_of
+from ..errors import Place, Problem, ProblemsFound, Severity, did_you_mean, errors_of
+from ..process import locked
+from ..runs import write
 from . import sources
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
@@ -64,6 +66,22 @@ def with_entries(text: str, entries: Mapping[str, Any]) -> str:
     """The registry's text with more entries behind the last; the rest stays as it is. ASCII: any locale can read it."""
     before = (text.rstrip() or "{}")[:-1].rstrip()
     return f"{before}{'' if before.endswith('{') else ','}{json.dumps(entries, indent=2)[1:-2]}\n}}\n"
+
+
+def enter(data_dir: Path, entries: Mapping[str, Any]) -> None:
+    """Add entries to the file as it is now, with nobody else at it; raises ProblemsFound where a name is taken."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with locked(data_dir):
+        registry = read_registry(data_dir)
+        wrong = errors_of(registry.problems) if registry.file.exists() and not registry.entries else []
+        new = {name: each for name, each in entries.items() if name not in registry.entries}
+        for there in (registry.entries[name] for name in entries if name not in new):
+            if there.value != entries[there.name]:  # the very same is what another process was to add as well
+                wrong.append(there.problem(f"a data set '{there.name}' is registered already", "--name NAME: another"))
+        if wrong:
+            raise ProblemsFound(wrong)
+        if new:
+            write(registry.file, with_entries(registry.text, new))
 
 
 def read_registry(data_dir: Path, encoding: str | None = None, also: Mapping[str, Any] | None = None) -> Registry:

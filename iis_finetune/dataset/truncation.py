@@ -112,8 +112,8 @@ def cut_rows(
     samples: Iterator[tuple[Any, Sample]], options: Options, tokenizer_json: Path
 ) -> Iterator[tuple[Any, str]]:
     """Of each sample that loses something what that is, by whatever it is numbered; nothing without a template."""
-    if options.template is None or options.cutoff_len is None:
-        return
+    if options.template is None or options.cutoff_len is None or (options.stage == "pt" and options.packing):
+        return  # packed texts are cut into blocks, and nothing is lost
     encoder = _encoder(tokenizer_json, options, options.template, options.cutoff_len)
     while batch := list(islice(samples, BATCH)):
         for number, tokens in _lengths([(number, _render(sample, encoder)) for number, sample in batch], encoder):
