@@ -94,6 +94,8 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(
     before = sorted(each.name for each in data.iterdir())
     done = quick("data", "clean", "dirty", "--dry-run")
     assert done.returncode == 0 and "213 rows, 202 stay" in done.stdout
+    again = quick("data", "clean", "dirty", "--dry-run", "--fix-text", "--drop", "exact,near").stdout
+    assert again.endswith("next: iis-finetune data clean dirty --drop exact,near --fix-text\n")
     assert sorted(each.name for each in data.iterdir()) == before
     assert json.loads(quick("data", "clean", "dirty", "--dry-run", "--json").stdout)["kept"] == 202
 

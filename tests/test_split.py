@@ -256,3 +256,18 @@ def test_entries_that_several_processes_add_at_once_are_all_there(project: Path)
     children = [subprocess.Popen([sys.executable, "-c", code, name], cwd=project) for name in "abc"]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     assert {f"{name}{number}" for name in "abc" for number in range(20)} <= set(read_registry(project / "data").entries)
+
+
+def test_pairs_that_were_split_are_named_as_their_recipe_takes_them(quick: Command, project: Path) -> None:
+    source = random.Random(5)
+    rows = [
+        {"instruction": sentence(source), "chosen": sentence(source), "rejected": sentence(source)} for _ in range(40)
+    ]
+    rows += [{**row, "rejected": sentence(source)} for row in rows]
+    (project / "data" / "pairs.json").write_text(json.dumps(rows), "utf-8")
+    assert quick("data", "add", "data/pairs.json").returncode == 0
+    done = quick("data", "split", "pairs", "--test", "0.2")
+    assert done.returncode == 0, done.stderr
+    words = next(line for line in done.stdout.splitlines() if "with: " in line).partition("with: ")[2].split()
+    checked = quick("check", "tiny", *words)
+    assert checked.returncode == 0 and "too good" not in checked.stderr, checked.stderr

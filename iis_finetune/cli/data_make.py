@@ -1,5 +1,6 @@
 """The verbs that make new data sets of a registered one: data split, data clean."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -41,7 +42,10 @@ def split(
     if rows[left]:
         near = f"near rows of the other side (Jaccard {dataset.NEAR} or more)"
         show.line(f"left out: {rows[left]:,} rows, {near}; they are in data/{left}.jsonl")
-    show.line(f"a recipe trains and evaluates with: dataset={train} kit.evaluate_after={held}")
+    stage = dataset.stage_of(dataset.read_registry(workspace().data).entries[train].value)
+    pairs = f"eval_dataset={held} eval_strategy=epoch stage={'dpo' if stage == 'rm' else stage}"  # not for answering
+    held_out = pairs if stage in ("rm", "kto") else f"kit.evaluate_after={held}"
+    show.line(f"a recipe trains and evaluates with: dataset={train} {held_out}")
     show.line(f"next: iis-finetune data check {train} {held}")
 
 
@@ -72,7 +76,9 @@ def clean(
     show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
     if not dry:
         show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
-    show.line(f"next: iis-finetune data {f'clean {name}' if dry else f'check {made}'}")
+    given = {"--drop": drop, "--recipe": recipe, "--name": new, "--fix-text": "" if fix else None}
+    words = [word for option, value in given.items() if value is not None for word in (option, value) if word]
+    show.line(f"next: iis-finetune data {shlex.join(['clean', name, *words]) if dry else f'check {made}'}")
 
 
 def _tell(cleaned: dataset.Cleaned, chosen: Sequence[str], fix: bool) -> None:
