@@ -17,7 +17,7 @@ from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
-from .here import fitting, here_problems
+from .here import broken_off_builds, fitting, here_problems
 from .model import looks_local, model_problems, reward_problems
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
