@@ -39,6 +39,7 @@ def detect(
         cpu_count=computer.cpu_count(root),
         memory_gib=memory_gib,
         cpu_flags=computer.cpu_flags(root),
+        processor=computer.processor(root),
         torch_build=torch_build,
         torchaudio_placeholder=computer.torchaudio_placeholder(Path(sys.prefix)),
         driver=driver,
