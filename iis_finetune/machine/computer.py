@@ -61,12 +61,22 @@ def torchaudio_placeholder(prefix: Path) -> bool | None:
 
 def cpu_flags(root: Path) -> tuple[str, ...]:
     """The vector extensions (avx, amx) of the first processor."""
+    flags = _of_processor(root, "flags").split()
+    return tuple(sorted(flag for flag in flags if flag.startswith(("avx", "amx"))))
+
+
+def processor(root: Path) -> str | None:
+    """The name of the first processor."""
+    return _of_processor(root, "model name") or None
+
+
+def _of_processor(root: Path, key: str) -> str:
     try:
         with (root / "proc/cpuinfo").open(errors="replace") as file:  # the first block only: the kernel makes each one
-            line = next((line for line in file if line.startswith("flags")), "")
+            line = next((line for line in file if line.startswith(key)), "")
     except OSError:
-        return ()
-    return tuple(sorted(flag for flag in line.split() if flag.startswith(("avx", "amx"))))
+        return ""
+    return line.partition(":")[2].strip()
 
 
 def cpu_count(root: Path) -> int:
