@@ -32,7 +32,7 @@ def rewrite(run: Run, examined: Examined, workspace: Workspace, data: Mapping[st
     `data` are the hashes of the data files that it is trained on.
     """
     plan = examined.plan
-    write(run.recipe, yaml_text(document_of(examined.recipe)))
+    write(run.recipe, yaml_text(document_of(plan.recipe)))
     write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
     for name, content in plan.files.items():
         write_json(run.folder / name, content)

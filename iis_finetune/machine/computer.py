@@ -61,22 +61,18 @@ def torchaudio_placeholder(prefix: Path) -> bool | None:
 
 def cpu_flags(root: Path) -> tuple[str, ...]:
     """The vector extensions (avx, amx) of the first processor."""
-    flags = _of_processor(root, "flags").split()
+    flags = (of_processor(root, "flags") or "").split()
     return tuple(sorted(flag for flag in flags if flag.startswith(("avx", "amx"))))
 
 
-def processor(root: Path) -> str | None:
-    """The name of the first processor."""
-    return _of_processor(root, "model name") or None
-
-
-def _of_processor(root: Path, key: str) -> str:
+def of_processor(root: Path, key: str) -> str | None:
+    """What the kernel says of the first processor."""
     try:
         with (root / "proc/cpuinfo").open(errors="replace") as file:  # the first block only: the kernel makes each one
             line = next((line for line in file if line.startswith(key)), "")
     except OSError:
-        return ""
-    return line.partition(":")[2].strip()
+        return None
+    return line.partition(":")[2].strip() or None
 
 
 def cpu_count(root: Path) -> int:

@@ -38,7 +38,7 @@ def detect(
         cpu_count=computer.cpu_count(root),
         memory_gib=memory_gib,
         cpu_flags=computer.cpu_flags(root),
-        processor=computer.processor(root),
+        processor=computer.of_processor(root, "model name"),
         torch_build=torch_build,
         torchaudio_placeholder=computer.torchaudio_placeholder(Path(sys.prefix)),
         driver=driver,

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from .. import dataset, machine, models, plan, rules
+from .. import dataset, machine, models, plan, rules, runs
 from .. import recipe as recipes
 from ..arguments import as_meant
 from ..errors import Place, Problem, in_file_order
@@ -76,8 +76,12 @@ def look(question: Question) -> Examined:
     nodes = question.nodes
     if nodes and host.here and nodes.address != plan.UNNAMED:
         nodes = replace(nodes, interface=machine.interface_to(nodes.address))
-    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward))
-    found = (*problems, *base_problems, *reward_problems, *planned.problems)
+    # A run that goes on has what was measured in its own recipe, and all nodes of one must plan the same.
+    bound = question.workspace.before is not None or nodes is not None
+    folders = [] if bound else [runs.REPORTED, *([question.workspace.measured] if host.here else [])]
+    rows, damaged = runs.load(*folders)
+    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward, rows))
+    found = (*problems, *base_problems, *reward_problems, *damaged, *planned.problems)
     return Examined(recipe, host, planned, base, model, found, reward)
 
 

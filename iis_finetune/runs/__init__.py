@@ -20,5 +20,5 @@ from .listing import (
     steps_done,
     weights,
 )
-from .measured import Key, Match, Measured, load, matching, reported, save, share
+from .measured import REPORTED, Key, Measured, Value, load, matching, save, share
 from .run import KIT, PPO, Request, Run, Workspace, fill, step_of

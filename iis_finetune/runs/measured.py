@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, field, json, to_builtins
+from msgspec import Meta, Struct, field, to_builtins
 from msgspec.structs import fields, replace
 
-from ..errors import Place, Problem
+from ..decision import Source
+from ..errors import Problem, ProblemsFound
 from ..tables import TABLES
-from .documents import write_json
+from .documents import read_json, typed, write_json
 
-REPORTED = TABLES / "measured"
-SAME_WORK = ("shape", "stage", "finetuning_type", "quantization_bit")  # what makes a row of another key worth a word
-SHARED_OF_A_TRIAL = ("settings", "seconds_per_step", "tokens_per_second", "peak_gib")
+REPORTED = TABLES / "measured"  # a folder as `measured/` is, a file for each who shared
 Value = str | int | float | bool | None
-Positive = Annotated[float, Meta(gt=0)]
 
 
 class Key(Struct, frozen=True, kw_only=True):
-    """All that must be as it was for a measurement to count; where a machine is only named, torch and driver are None.
-
-    `device` is an architecture (gfx906, sm_90), or a processor's name and threads; `devices` the processes of the plan
-    that is not tuned; `shape` what `shape_of` says of the model.
-    """
+    """All that must be as it was for a measurement to count; `device` is an architecture, or a processor's name."""
 
     device: str
     devices: int
@@ -40,17 +36,13 @@ class Key(Struct, frozen=True, kw_only=True):
     lora_rank: int | None
     lora_target: str | None
     cutoff_len: int
-    packing: bool
+    packing: bool | None
 
     def differences(self, now: Key) -> tuple[str, ...]:
-        """What is not as it was, each in words; what is not known of now counts as the same."""
+        """What is not as it was, in words; a torch or driver that is not known now counts as the same."""
         pairs = ((each.name, getattr(self, each.name), getattr(now, each.name)) for each in fields(Key))
-        unknown = ("torch", "driver")
-        return tuple(
-            f"{name} was {then} and is {value} now"
-            for name, then, value in pairs
-            if then != value and not (value is None and name in unknown)
-        )
+        known = ((name, then, value) for name, then, value in pairs if value or name not in ("torch", "driver"))
+        return tuple(f"{name} was {then} and is {value} now" for name, then, value in known if then != value)
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -65,93 +57,68 @@ class Measured(Struct, frozen=True, kw_only=True):
     settings: dict[str, Value]
     start_settings: dict[str, Value]
     global_batch_size: Annotated[int, Meta(gt=0)]
-    seconds_per_step: Positive
-    start_seconds_per_step: Positive
+    seconds_per_step: float
+    start_seconds_per_step: float
     start_up_seconds: float
-    tokens_per_second: Positive
-    peak_gib: Positive | None
-    measured_on: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
+    tokens_per_second: float
+    peak_gib: float | None
+    measured_on: date
     minutes: float
     trials: list[dict[str, Any]] = field(default_factory=list)
     dataset: list[str] = field(default_factory=list)
     rows: int | None = None
     reported_by: str | None = None
 
+    @property
+    def source(self) -> Source:
+        return "reported" if self.reported_by else "measured here"
 
-class Match(Struct, frozen=True):
-    """A row that fits, or the nearest of the same work and what keeps it from fitting."""
-
-    row: Measured
-    differences: tuple[str, ...] = ()
+    @property
+    def told(self) -> str:
+        """`measured here on 21 November 2026`, `reported by NAME on 21 November 2026`."""
+        by = f" by {self.reported_by}" if self.reported_by else ""
+        return f"{self.source}{by} on {self.measured_on:%-d %B %Y}"
 
 
 class _File(Struct, frozen=True):
     rows: list[Measured]
 
 
-def load(folder: Path) -> tuple[tuple[Measured, ...], list[Problem]]:
-    """The rows of all files of a folder, and a warning for each file that cannot be read."""
-    rows: list[Measured] = []
-    problems = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            rows += json.decode(path.read_bytes(), type=_File).rows
-        except (OSError, ValueError, RecursionError) as error:
-            what = f"what was measured cannot be read: {error}"
-            fix = f"mv {path} {path}.damaged, then `iis-finetune tune RECIPE` measures again"
-            problems.append(Problem(what, fix, Place(str(path)), "warning"))
-    return tuple(rows), problems
+def load(*folders: Path) -> tuple[tuple[Measured, ...], list[Problem]]:
+    """The rows of all files of the folders, and a warning for each file that is damaged."""
+    found = [_read(path) for folder in folders for path in sorted(folder.glob("*.json"))]
+    return tuple(row for rows, _ in found for row in rows), [each for _, problems in found for each in problems]
 
 
-def reported() -> tuple[Measured, ...]:
-    """The rows that owners of such machines have shared, one file each."""
-    return tuple(json.decode(path.read_bytes(), type=Measured) for path in sorted(REPORTED.glob("*.json")))
+def _read(path: Path) -> tuple[list[Measured], list[Problem]]:
+    try:
+        return typed(path, _File, read_json(path) or {}).rows, []
+    except ProblemsFound as damaged:
+        fix = f"mv {path} {path}.damaged, then `iis-finetune tune RECIPE` measures again"
+        return [], [dataclasses.replace(each, severity="warning", fix=fix) for each in damaged.problems]
 
 
 def save(folder: Path, row: Measured) -> Path:
     """Add a row to its machine's file, in place of one with the same key; a damaged file is put aside."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub(r'[^a-z0-9_.]+', '-', row.key.device.lower()).strip('-')}.json"
-    try:
-        others = [each for each in json.decode(path.read_bytes(), type=_File).rows if each.key != row.key]
-    except FileNotFoundError:
-        others = []
-    except (ValueError, RecursionError):
+    others, damaged = _read(path) if path.exists() else ([], [])
+    if damaged:
         path.replace(path.with_name(f"{path.name}.damaged"))
-        others = []
-    write_json(path, to_builtins(_File([*others, row])))
+    write_json(path, to_builtins(_File([*(each for each in others if each.key != row.key), row])))
     return path
 
 
-def matching(rows: Iterable[Measured], key: Key) -> Match | None:
-    """The row that fits, measured here before reported, the newest first; else the nearest that was measured here."""
-    found = [Match(row, row.key.differences(key)) for row in rows]
-    found = [each for each in found if not each.differences or (_same_work(each.row.key, key) and not _foreign(each))]
-    newest = sorted(found, key=lambda each: each.row.measured_on, reverse=True)
-    return min(newest, key=lambda each: (len(each.differences), _foreign(each)), default=None)
-
-
-def _foreign(match: Match) -> bool:
-    return match.row.reported_by is not None
-
-
-def _same_work(one: Key, other: Key) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in SAME_WORK)
+def matching(rows: Iterable[Measured], key: Key) -> tuple[Measured, tuple[str, ...]] | None:
+    """The newest row that fits, measured here before reported; else the nearest one of this model from here, with what
+    keeps it from fitting."""
+    newest = sorted(rows, key=lambda row: row.measured_on, reverse=True)
+    found = [(row, row.key.differences(key)) for row in newest if row.key.shape == key.shape]
+    known = [(row, wrong) for row, wrong in found if not wrong or row.source != "reported"]
+    return min(known, key=lambda each: (len(each[1]), each[0].source == "reported"), default=None)
 
 
 def share(row: Measured, by: str) -> dict[str, Any]:
-    """The row as `tables/measured/` takes it: no path, no data, and of the trials only their numbers."""
-    trials = [{name: trial[name] for name in SHARED_OF_A_TRIAL if name in trial} for trial in row.trials]
-    plain = replace(row, trials=trials, dataset=[], rows=None, reported_by=by)
-    shown: dict[str, Any] = _without_paths(to_builtins(plain))
-    return shown
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_paths(each) for name, each in value.items() if not _is_path(each)}
-    return [_without_paths(each) for each in value] if isinstance(value, list) else value
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
+    """A file for `tables/measured/`: without the data's name and size, and the trials, which hold messages."""
+    shared: dict[str, Any] = to_builtins(_File([replace(row, trials=[], dataset=[], rows=None, reported_by=by)]))
+    return shared
