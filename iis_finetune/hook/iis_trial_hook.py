@@ -18,36 +18,27 @@ class Measuring:
     """What a callback of transformers' does to measure a training."""
 
     def __init__(self, run: Path, trainer: Any) -> None:
-        self.file = run / "trial.jsonl"
-        self.rows: list[Any] = []  # the marks of padding of each micro-batch of the step, summed
-        self.line: dict[str, Any] = {}
-        self.updating_since = 0.0
+        self.file, self.line, self.rows = run / "trial.jsonl", dict[str, Any](), list[Any]()
         step = trainer.training_step
 
         def counting(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-            if "attention_mask" in inputs:
-                self.rows.append(inputs["attention_mask"].sum())  # read at the step's end: reading waits
+            self.rows.append(inputs["attention_mask"].sum())  # read at the step's end: reading waits for the device
             return step(model, inputs, *rest, **more)
 
         trainer.training_step = counting
 
-    def on_pre_optimizer_step(self, _args: Any, _state: Any, _control: Any, **_more: Any) -> None:
-        self.updating_since = now()
-
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
-        at = now()
-        self.line = {"step": state.global_step, "at": at, "optimizer_seconds": at - self.updating_since}
-        self.line["tokens"], self.rows = sum(int(each) for each in self.rows), []
+        # Other processes have as many rows, of nearly the same lengths. Reading waits until the device has done all.
+        tokens = int(os.environ.get("WORLD_SIZE", "1")) * sum(int(each) for each in self.rows)
+        self.line, self.rows = {"step": state.global_step, "tokens": tokens, **memory(), "at": time.time()}, []
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_more: Any) -> None:
         if self.line and logs and "loss" in logs:
-            told = {name: float(logs[name]) for name in ("loss", "grad_norm") if name in logs}
-            self.write({**self.line, **told, **memory()})
+            self.write({**self.line, **{name: float(logs[name]) for name in ("loss", "grad_norm") if name in logs}})
             self.line = {}
 
-    def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: Any = None, **_more: Any) -> None:
-        if metrics and "eval_loss" in metrics:
-            self.write({"held_out": float(metrics["eval_loss"]), "after": state.global_step})
+    def on_evaluate(self, _args: Any, _state: Any, _control: Any, metrics: Any = None, **_more: Any) -> None:
+        self.write({"held_out": float(metrics["eval_loss"])})
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_more: Any) -> None:
         sys.stdout.flush()
@@ -64,20 +55,14 @@ def callback(base: Any) -> Any:
     return type("MeasureSteps", (Measuring, base), {})
 
 
-def now() -> float:
-    """The time, as `time.time` has it, once the device has done all that it was given."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.time()
-
-
 def memory() -> dict[str, float]:
-    """The most that this process ever held, GiB: of a device; without one, of the computer's memory."""
+    """The most that was held so far, GiB: of a device, by torch and with the context beside it; else of memory."""
     import torch
 
     if not torch.cuda.is_available():
-        return {"reserved_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    peaks = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
-    return dict(zip(("allocated_gib", "reserved_gib"), (peak / 2**30 for peak in peaks), strict=True))
+        return {"held_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    held = total - free - torch.cuda.memory_reserved() + reserved
+    return {"allocated_gib": allocated / 2**30, "reserved_gib": reserved / 2**30, "held_gib": held / 2**30}
