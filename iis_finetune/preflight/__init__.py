@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from .. import dataset, machine, models, plan, rules, runs
 from .. import recipe as recipes
 from ..arguments import as_meant
-from ..errors import Problem, in_file_order
+from ..errors import Place, Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..plan import Plan
@@ -138,6 +138,13 @@ def _data(seen: Examined, question: Question) -> DataFound:
             problems += [*reading.problems, *reading.truncation.problems]
             counts += [reading.kept if reading.complete else None] if key == TRAINED_ON else []
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
+
+
+def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
+    """The training's data sets, as far as they are on disk."""
+    settings = examined.plan.settings
+    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
+    return dataset.check_registered(settings.names("dataset"), folder, settings["stage"], Place())[0]
 
 
 def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:
