@@ -14,6 +14,7 @@ Without a GPU, or with --cpu, the same parts run in small on the CPU.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -28,6 +29,10 @@ from typing import Any
 
 import memory
 import wrapped
+
+from iis_finetune import preflight
+from iis_finetune.runs import Workspace
+from iis_finetune.tune import search, trial
 
 Row = tuple[object, ...]
 PRECISIONS = ("fp32", "bf16", "fp16", "as-saved")
@@ -157,9 +162,79 @@ def wrapped_part(gpu: bool, clock: Clock) -> None:
         print(f"\nmedian ratio {statistics.median(ratios):.3f} of {len(ratios)} pairs")
 
 
+RECIPE = """\
+kit: {{global_batch_size: 16, tuned: false}}
+model_name_or_path: {model}
+template: qwen
+stage: sft
+do_train: true
+dataset: intelligence_alpaca
+cutoff_len: 512
+finetuning_type: lora
+lora_rank: 64
+lora_target: all
+max_steps: 100
+"""
+LEVERS = "micro-batch,checkpointing"
+MICRO_BATCHES = (1, 2, 4, 8)
+TUNING, TRIAL_SECONDS = 0.5, 120.0  # of the part's time; the grid has the rest
+
+
+def tune_part(gpu: bool, clock: Clock) -> None:
+    best: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wrapped.prepare(folder, 100)  # a CPU's model, and the data
+        model = "Qwen/Qwen2.5-7B-Instruct" if gpu else str(folder / "models" / "small")
+        (folder / "recipes" / "shape.yaml").write_text(RECIPE.format(model=model))
+        columns = ("what", "settings", "tokens/s", "s a step", "peak GiB")
+        table(columns, itertools.chain(_tuned(folder, gpu, clock, best), _grid(folder, gpu, clock, best)))
+    if {"found", "grid"} <= best.keys():
+        print(f"\nwhat `tune` found against the best of the grid: {best['found'] / best['grid']:.2f}")
+
+
+def _tuned(folder: Path, gpu: bool, clock: Clock, best: dict[str, float]) -> Iterator[Row]:
+    minutes = str(TUNING * clock.left_seconds / 60)
+    words = ["tune", "shape", "--minutes", minutes, "--levers", LEVERS, "--json"]
+    done = subprocess.run(
+        [*wrapped.KIT, *words], cwd=folder, env=environment(gpu), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        yield ("tune", (done.stderr.strip().splitlines() or ["failed"])[-1])
+        return
+    found = json.loads(done.stdout)["measured"]
+    slower = found["seconds_per_step"] / found["start_seconds_per_step"]
+    best["found"] = found["tokens_per_second"]
+    yield ("start", found["start_settings"], best["found"] * slower, found["start_seconds_per_step"], "")
+    yield ("found", found["settings"], best["found"], found["seconds_per_step"], found["peak_gib"])
+
+
+def _grid(folder: Path, gpu: bool, clock: Clock, best: dict[str, float]) -> Iterator[Row]:
+    """Every micro-batch with and without checkpointing, each tried as `tune` tries it."""
+    places = Workspace(folder, folder / "models", folder / "runs")
+    question = preflight.Question(str(folder / "recipes" / "shape.yaml"), (), places, environment(gpu))
+    with trial.bench(question, preflight.examine(question)) as at:
+        for micro, kept in itertools.product(MICRO_BATCHES, (False, True)):
+            settings = {"per_device_train_batch_size": micro, "disable_gradient_checkpointing": kept}
+            tried = []
+            for layers in at.depths:
+                if clock.left_seconds < 5:
+                    yield ("grid", settings, "no time left")
+                    return
+                tried.append(trial.try_out(at, trial.Trial(settings, layers), min(TRIAL_SECONDS, clock.left_seconds)))
+            if trouble := next((each for each in tried if each.trouble), None):
+                yield ("grid", settings, trouble.trouble)
+                continue
+            whole = search.whole(tried, at.depths, at.layers)
+            rate = whole.tokens_per_step / whole.seconds_per_step
+            best["grid"] = max(rate, best.get("grid", 0.0))
+            yield ("grid", settings, rate, whole.seconds_per_step, whole.held_gib)
+
+
 PARTS: dict[str, Callable[[bool, Clock], None]] = {
     "precision": precision,
     "memory": memory_part,
+    "tune": tune_part,
     "wrapped": wrapped_part,
 }
 
