@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from iis_finetune import machine, models, plan, preflight, runs
+from iis_finetune import launch, machine, models, plan, preflight, runs
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import errors_of
 from iis_finetune.plan import Inputs, Plan, key_of
@@ -150,6 +153,14 @@ def test_a_row_that_no_longer_fits_is_not_used_and_the_plan_says_why(
     assert made.arguments == make(override, host=now, rows=()).arguments
 
 
+def test_a_run_keeps_in_its_recipe_what_it_was_planned_with(tmp_path: Path) -> None:
+    made = make()
+    (tmp_path / "recipe.yaml").write_text(launch.yaml_text(launch.document_of(made.recipe)))
+    again = make(rows=(), file=str(tmp_path / "recipe.yaml"))
+    assert again.arguments == made.arguments
+    assert again.environment == made.environment
+
+
 def test_another_model_has_nothing_to_do_with_it_and_the_plan_advises_to_measure() -> None:
     told = decision(make(file="qwen0_5b_lora"), "tuned")
     assert (told.value, told.source) == (False, "kit default")
@@ -209,6 +220,20 @@ def test_a_damaged_file_is_one_warning_and_is_put_aside_not_lost(tmp_path: Path,
     runs.save(tmp_path, rows_of()[0])
     assert rows_of(tmp_path) == rows_of()
     assert file.with_name("gfx906.json.damaged").read_text() == text
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("part", ["precision", "memory", "tune", "wrapped"])
+def test_a_part_of_the_gpu_benchmark_runs_in_small_on_a_cpu(part: str) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--part", part, "--cpu", "--minutes", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    head, _, columns, rule, *rows = done.stdout.splitlines()
+    assert "CPU" in head
+    assert set(rule) == {"|", "-"} and columns.startswith("| ")
+    full = [row for row in rows if row.count("|") == columns.count("|")]
+    assert len(full) >= {"precision": 3, "memory": 12, "tune": 3, "wrapped": 1}[part], done.stdout
 
 
 def test_a_date_that_no_calendar_has_is_damage(tmp_path: Path) -> None:
