@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
 from msgspec.structs import replace
 
 from iis_finetune import launch, machine, models, plan, preflight, runs
@@ -260,3 +261,24 @@ def test_a_workspace_reads_its_own_rows_and_a_named_machine_none(project: Path) 
     assert decision(preflight.look(replace(question, workspace=moved)).plan, "tuned").source == "kit default"
     shutil.rmtree(workspace.measured)
     assert preflight.look(question).plan == before.plan
+
+
+def test_the_command_line_tells_what_was_measured_and_of_a_file_that_is_damaged(
+    project: Path, quick: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "`iis-finetune tune recipes/tiny.yaml` tries" in quick("plan", "tiny").stdout
+    workspace = Workspace(project, project / "models", project / "runs")
+    seen = preflight.look(preflight.Question("recipes/tiny.yaml", (), workspace, {}, rows=False))
+    (row,) = rows_of()
+    own = replace(row, key=key_of(seen.plan), settings={}, start_settings={}, dataset=["little"], peak_gib=None)
+    file = runs.save(project / "elsewhere", own)
+    monkeypatch.setenv("IIS_MEASURED", str(file.parent))
+    document = json.loads(quick("plan", "tiny", "--json", "max_steps=9").stdout)
+    expected = next(each for each in document["decisions"] if each["name"] == "expected_seconds")
+    assert (expected["value"], expected["source"]) == (120 + round(9 * 100 * 4 / 64), "measured here")
+    assert "9 steps, about 2 min 56 s, measured here on 21 November 2026" in quick("plan", "tiny", "max_steps=9").stdout
+    file.write_text("{")
+    told = quick("plan", "tiny")
+    assert told.returncode == 0
+    assert told.stderr.count("warning") == 2  # with the count at the end
+    assert "Traceback" not in told.stderr and str(file) in told.stderr
