@@ -150,8 +150,11 @@ def test_a_row_that_no_longer_fits_is_not_used_and_the_plan_says_why(
     assert made.arguments == make(override, host=now, rows=()).arguments
 
 
-def test_another_model_has_nothing_to_do_with_it() -> None:
-    assert decision(make(file="qwen0_5b_lora"), "tuned") is None
+def test_another_model_has_nothing_to_do_with_it_and_the_plan_advises_to_measure() -> None:
+    told = decision(make(file="qwen0_5b_lora"), "tuned")
+    assert (told.value, told.source) == (False, "kit default")
+    assert "iis-finetune tune recipes/qwen0_5b_lora.yaml" in told.reason
+    assert decision(make(rows=(), host=machine.profile("mi50x2")), "tuned") is None  # nobody can measure there
 
 
 def test_what_cannot_be_used_here_is_left_out_with_the_reason() -> None:
@@ -229,6 +232,6 @@ def test_a_workspace_reads_its_own_rows_and_a_named_machine_none(project: Path) 
     gone_on = replace(question, workspace=replace(workspace, before=3))  # a run's own recipe has what it began with
     assert decision(preflight.look(gone_on).plan, "tuned") is None
     moved = replace(workspace, measured_in=project / "elsewhere")
-    assert decision(preflight.look(replace(question, workspace=moved)).plan, "tuned") is None
+    assert decision(preflight.look(replace(question, workspace=moved)).plan, "tuned").source == "kit default"
     shutil.rmtree(workspace.measured)
     assert preflight.look(question).plan == before.plan

@@ -13,7 +13,7 @@ from ..errors import Problem, exit_code
 from ..plan import UNNAMED
 from ..runs import write
 from . import show
-from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, typed, untuned
+from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, typed
 
 Deep = Annotated[bool, typer.Option("--deep", help="Also ask LLaMA-Factory's own parser, in a child process.")]
 To = Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it there instead of printing it.")]
@@ -58,8 +58,7 @@ def plan(
         commands = launch.node_commands(examined.plan, typed(recipe, overrides))
     if not as_json:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
-        advice = machine.advice(examined.machine, examined.plan.processes)
-        _plan_text(examined, [*advice, *untuned(examined.plan, typed(recipe, overrides))])
+        _plan_text(examined, machine.advice(examined.machine, examined.plan.processes))
         for rank, told in enumerate(commands):
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
     document = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}

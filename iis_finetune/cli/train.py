@@ -16,7 +16,7 @@ from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFo
 from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
-from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, typed, untuned, workspace
+from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Try everything in a minute or two, on a very small model.")]
@@ -47,8 +47,6 @@ def train(
         for decision in examined.plan.decisions:
             if decision.name in ("precision", "attention", "launcher", "nodes", "tuned", "expected_seconds"):
                 show.line(f"{decision.name}: {decision.value} ({decision.reason})")
-        for advice in untuned(examined.plan, typed(recipe, overrides)):
-            show.line(advice)
     order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
     _start(order, asking.readings, background)
 

@@ -12,7 +12,6 @@ import typer
 
 from .. import dataset, preflight, recipe, runs
 from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound
-from ..plan import Plan
 from ..runs import Nodes, Workspace
 from . import show
 
@@ -120,14 +119,6 @@ def typed(asked: str, overrides: Sequence[str] | None) -> str:
     if recipe.registered(workspace().recipes).get(path.stem) == path.absolute():
         asked = path.stem
     return shlex.join([asked, *(overrides or ())])
-
-
-def untuned(made: Plan, asked: str) -> list[str]:
-    """The advice for a training that was never measured on this machine."""
-    if not made.machine.here or any(each.name == "tuned" for each in made.decisions):
-        return []
-    tries = "micro-batch, checkpointing and what else may be faster here, each in a short training"
-    return [f"not tuned on this machine yet: iis-finetune tune {asked} tries {tries}, in about 20 minutes"]
 
 
 def nodes_of(number: int, rank: int, master: str) -> Nodes | None:

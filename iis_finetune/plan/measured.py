@@ -68,7 +68,7 @@ def tuned(plain: Plan, planner: Callable[[Inputs], Plan]) -> Plan:
     """The plan with what was measured of it, where the recipe leaves that open; `planner` plans from changed inputs."""
     match = matching(plain.inputs.measured, key_of(plain))
     if match is None:
-        return plain
+        return plain.note(*_advice(plain))
     row, differences = match
     plan, unused = plain, "; ".join(differences) or ("" if plain.recipe.kit.tuned else "kit.tuned is false")
     if not unused:
@@ -79,6 +79,14 @@ def tuned(plain: Plan, planner: Callable[[Inputs], Plan]) -> Plan:
     why = f"{row.told}, not used: {unused}" if unused else row.told
     plan = plan.note(Decision("tuned", not unused, row.source, why))
     return plan if differences else _timed(plan, row)
+
+
+def _advice(plan: Plan) -> list[Decision]:
+    """One line where nothing was measured that could have been."""
+    if not plan.machine.here or plan.nodes or plan.inputs.workspace.before is not None or not plan.recipe.kit.tuned:
+        return []
+    tries = "tries micro-batch, checkpointing and what else may be faster on this machine, in about 20 minutes"
+    return [Decision("tuned", False, "kit default", f"`iis-finetune tune {plan.recipe.path}` {tries}")]
 
 
 def corrected(estimated: MemoryEstimate, plan: Plan) -> MemoryEstimate:
