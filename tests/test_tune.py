@@ -219,3 +219,49 @@ def test_ctrl_c_keeps_what_finished_trials_gave_and_leaves_nothing_running(proje
     from conftest import left_after
 
     assert left_after({"MARK": mark}, 10) == []
+
+
+SABOTAGED = """\
+import os, sys
+import torch
+
+if "SKIPS" in os.environ:
+    update, calls = torch.optim.AdamW.step, []
+
+    def step(self, *words, **named):
+        calls.append(1)
+        return update(self, *words, **named) if len(calls) % 2 else None
+
+    torch.optim.AdamW.step = step
+from llamafactory.cli import main
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_real_training_that_skips_updates_is_refused_and_a_larger_micro_batch_is_not(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_folder = tmp_path / "sabotaged" / "bin"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "main.py").write_text(SABOTAGED)
+    program = bin_folder / "llamafactory-cli"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{bin_folder}/main.py" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(search, "GAIN", 100.0)  # so small a model is too quick to tell what is faster
+    workspace = Workspace(project, project / "models", project / "runs")
+    words = (f"kit.env={{VIRTUAL_ENV: {bin_folder.parent}}}", "kit.tuned=false")
+    question = Question("tiny", words, workspace, {**os.environ, "OMP_NUM_THREADS": "1"})
+    planted = [
+        {**PLANTED, "name": "skips", "try": [{"env.SKIPS": "1"}]},
+        {**PLANTED, "name": "rows", "try": [{"per_device_train_batch_size": 4}]},
+    ]
+    told: list[dict[str, Any]] = []
+    measured = tune.tune((question, preflight.examine(question)), planted, LONGEST / 60, told.append)
+    assert "fast, and refused: the loss of held-out rows" in told[1]["verdict"]
+    assert [row["verdict"] for row in told[::2]] == ["the start", "kept"]
+    assert measured.settings == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    assert 0.1 < measured.peak_gib < 4
+    assert measured.tokens_per_second > 0
