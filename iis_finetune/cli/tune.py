@@ -12,40 +12,30 @@ from ..errors import INPUT, INTERRUPTED, MACHINE, Misused, ProblemsFound, exit_c
 from ..plan.measured import stated
 from ..process import ends_alike
 from ..runs import Measured
-from . import show
-from .words import AsJson, Overrides, RecipeName, question, workspace
-from .words import typed as as_typed
+from . import show, words
+from .words import AsJson, Overrides, RecipeName
 
 Minutes = Annotated[float, typer.Option("--minutes", min=0.1, metavar="N", help="How long it may take.")]
-Levers = Annotated[
-    str | None, typer.Option("--levers", metavar="A,B,..", help="Try these only; a wrong one lists those there are.")
-]
-HEAD = f"{'tokens/s':>9} {'peak GiB':>9} {'loss':>9} {'time left':>10}  trial"
+Levers = Annotated[str, typer.Option("--levers", metavar="A,B,..", help="Try these only; a wrong name lists them all.")]
 
 
 def tune(
     recipe: RecipeName,
     overrides: Overrides = None,
     minutes: Minutes = 20.0,
-    levers: Levers = None,
+    levers: Levers = "",
     as_json: AsJson = False,
 ) -> None:
     """Measure a recipe with short real trainings on this machine; `plan` and `train` then use the best."""
-    asked = question(recipe, [*(overrides or ()), "kit.tuned=false"])
-    with show.meter("reading rows") as progress:
-        examined = preflight.examine(replace(asked, progress=progress))
-    if exit_code(examined.problems) == INPUT:
-        raise ProblemsFound(examined.problems)
-    stage = examined.plan.settings["stage"]
-    if stage == "ppo":
-        raise Misused("stage ppo cannot be tuned: its steps are not the trainer's", "tune the stages before it")
-    session.check_devices(examined, workspace())
-    chosen = tuning.levers_for(examined.machine, stage, levers.split(",") if levers else ())
-    ends_alike()
+    asked = words.question(recipe, [*(overrides or ()), "kit.tuned=false"])
+    examined = _examined(asked)
+    stage, machine = examined.plan.settings["stage"], examined.machine
+    chosen = tuning.levers_for(machine, stage, levers.split(",") if levers else ())
     tell = show.aside if as_json else show.line
-    tell(f"{examined.recipe.name} on {examined.machine.title}: {', '.join(row['name'] for row in chosen)}\n{HEAD}")
+    tell(f"{examined.recipe.name} on {machine.title}: {', '.join(row['name'] for row in chosen)}")
+    ends_alike()
     try:
-        measured = tuning.tune(asked, examined, chosen, (minutes, lambda row: tell(_text(row))))
+        measured = tuning.tune((asked, examined), chosen, minutes, lambda row: tell(_text(row)))
     except KeyboardInterrupt:
         show.aside("ended; what the finished trials gave is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
@@ -54,33 +44,39 @@ def tune(
         raise typer.Exit(MACHINE) from None
     if as_json:
         show.document({"recipe": examined.recipe.name, "measured": to_builtins(measured)})
-    else:
-        _tell(examined, measured, as_typed(recipe, overrides))
+        return
+    _tell(examined, measured)
+    show.line(f"next: iis-finetune plan {words.typed(recipe, overrides)}")
+
+
+def _examined(asked: preflight.Question) -> preflight.Examined:
+    """What is to be tuned; it need neither fit nor be downloaded. Raises ProblemsFound."""
+    with show.meter("reading rows") as progress:
+        examined = preflight.examine(replace(asked, progress=progress))
+    if exit_code(examined.problems) == INPUT:
+        raise ProblemsFound(examined.problems)
+    if examined.plan.settings["stage"] == "ppo":
+        raise Misused("stage ppo cannot be tuned: its steps are not the trainer's", "tune the stages before it")
+    session.check_devices(examined, asked.workspace)
+    return examined
 
 
 def _text(row: dict[str, Any]) -> str:
-    """A line of the table."""
-    rate, peak, loss = (row.get(name) for name in ("tokens_per_second", "peak_gib", "loss_difference"))
-    cells = (
-        f"{rate:9.1f}" if rate else f"{'-':>9}",
-        f"{peak:9.2f}" if peak else f"{'-':>9}",
-        f"{loss:+9.0e}" if loss is not None else f"{'-':>9}",
-        f"{show.duration(row['left_seconds']):>10}",
-    )
-    settings = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
-    return f"{' '.join(cells)}  {row['name']}{f' ({settings})' if settings else ''}: {row['verdict']}"
+    """A line of the table: rate, memory, the first loss against the start's, what was tried, the verdict."""
+    figures = f"{'-':>10} {'-':>9} {'-':>8}"
+    if "peak_gib" in row:
+        figures = f"{row['tokens_per_second']:10.1f} {row['peak_gib']:9.2f} {row['loss_difference']:+8.0e}"
+    tried = ", ".join(f"{name}={value}" for name, value in row["settings"].items()) or row["name"]
+    return f"{figures}  {tried}: {row['verdict']}; {show.duration(row['left_seconds'])} left"
 
 
-def _tell(examined: preflight.Examined, measured: Measured, command: str) -> None:
-    faster = measured.start_seconds_per_step / measured.seconds_per_step
+def _tell(examined: preflight.Examined, found: Measured) -> None:
+    """Start against best, how to have it by hand, and what the recipe keeps from being used."""
+    faster, rows = found.start_seconds_per_step / found.seconds_per_step, found.global_batch_size
+    pair = f"{found.start_seconds_per_step:.3g} s as it stands, {found.seconds_per_step:.3g} s at best"
+    show.line(f"a step of {rows} rows takes {pair}: {faster:.2f} times as fast")
     show.line(
-        f"a step of {measured.global_batch_size} rows: {measured.start_seconds_per_step:.3g} s as it stands, ",
+        f"by hand: {' '.join(tuning.typed(found.settings, examined.recipe)) or 'nothing, it is best as it stands'}"
     )
-    show.line(f"{measured.seconds_per_step:.3g} s at best ({faster:.2f} times as fast)")
-    words = " ".join(tuning.typed(measured.settings, examined.recipe))
-    show.line(
-        f"to have it by hand: {words}" if words else "nothing that was tried is better than the recipe as it stands"
-    )
-    for name in stated(examined.recipe, measured.settings):
+    for name in stated(examined.recipe, found.settings):
         show.line(f"note: the recipe states {name}, which goes before what was measured: remove that line to use it")
-    show.line(f"next: iis-finetune plan {command}")

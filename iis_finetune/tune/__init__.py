@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..machine import Row
-from ..plan.measured import ACCUMULATION, MICRO_BATCH, key_of, now_of
+from ..plan.measured import ACCUMULATION, MICRO_BATCH, global_batch, key_of, now_of
 from ..preflight import Examined, Question
 from ..runs import Measured, save
 from .levers import levers_for, typed
@@ -14,44 +14,44 @@ from .search import CardFault, Search
 from .trial import bench
 
 TRIALS = "trials.jsonl"  # in the folder of what was measured: what each trial gave
+Tell = Callable[[dict[str, Any]], None]
 
 
-def tune(
-    question: Question,
-    examined: Examined,
-    levers: Sequence[Row],
-    limits: tuple[float, Callable[[dict[str, Any]], None]],
-) -> Measured:
-    """Search, hold the best to the gate, keep it. Raises RunFailed and ProblemsFound; what is known by then stays."""
-    minutes, tell = limits
-    began, folder, plan = time.monotonic(), question.workspace.measured, examined.plan
+def tune(asked: tuple[Question, Examined], levers: Sequence[Row], minutes: float, tell: Tell) -> Measured:
+    """Search, and keep the best; `tell` is given each row of the table as it is known.
+
+    Raises CardFault, RunFailed and ProblemsFound; what finished trials gave stays known.
+    """
+    (question, examined), began = asked, time.monotonic()
+    folder = question.workspace.measured
     with bench(question, examined) as at:
         search = Search(at, folder / TRIALS, minutes, tell)
         search.start()
         for lever in levers:
             search.pull(lever)
-        search.settle()
-        whole_batch = at.global_batch_size
-    settings, best = dict(search.best.settings), search.best.whole
+    found = _measured(examined, search, (time.monotonic() - began) / 60)
+    save(folder, found)
+    return found
+
+
+def _measured(examined: Examined, search: Search, minutes: float) -> Measured:
+    plan, settings, best = examined.plan, dict(search.best.settings), search.best.whole
     if {MICRO_BATCH, "kit.devices"} & settings.keys():
         rows = settings.setdefault(MICRO_BATCH, plan.settings[MICRO_BATCH])
-        rows *= settings.get("kit.devices", plan.processes)
-        settings[ACCUMULATION] = whole_batch // rows
-    measured = Measured(
+        settings[ACCUMULATION] = global_batch(plan) // (rows * settings.get("kit.devices", plan.processes))
+    return Measured(
         key=key_of(plan),
         settings=settings,
         start_settings={name: now_of(plan, name) for name in settings},
-        global_batch_size=whole_batch,
+        global_batch_size=global_batch(plan),
         seconds_per_step=best.seconds_per_step,
         start_seconds_per_step=search.accepted[0].whole.seconds_per_step,
         start_up_seconds=best.start_up_seconds,
         tokens_per_second=best.tokens_per_step / best.seconds_per_step,
         peak_gib=best.held_gib,
         measured_on=datetime.datetime.now().astimezone().date(),
-        minutes=round((time.monotonic() - began) / 60, 1),
+        minutes=round(minutes, 1),
         trials=search.rows,
         dataset=plan.settings.names("dataset"),
         rows=examined.data[1] if examined.data else None,
     )
-    save(folder, measured)
-    return measured

@@ -18,36 +18,14 @@ from ..plan.measured import MICRO_BATCH, global_batch
 from ..preflight import Examined, Question
 from ..recover import cause_in
 from ..runs import Run, Workspace
+from ..tables import read
 from .levers import Settings, typed
 from .rows import HELD_OUT, SHORT, TIMED, lay_out
 
-UNTIMED, TIMED_STEPS, QUALITY_STEPS = 2, 3, 20
+UNTIMED = 2  # steps, which warm up; the first has the longest rows
 MOST_ROWS, HELD_OUT_ROWS = 16, 16  # of a process in a step; a larger batch costs that many times as much
 SHALLOW, DEPTHS = 6, (2, 4)  # a model of at most so many layers is measured whole; of a larger one these many
 LOG_BYTES = 262_144
-SET = {"logging_steps": 1, "save_strategy": "no", "plot_loss": False, "report_to": "none"}
-TIMING = {**SET, "max_steps": UNTIMED + TIMED_STEPS, "disable_shuffling": True}
-QUALITY = {**SET, "max_steps": QUALITY_STEPS, "disable_shuffling": True, "lr_scheduler_type": "constant"}
-QUALITY |= {"warmup_steps": 0, "warmup_ratio": 0.0, "lora_dropout": 0.0, "per_device_eval_batch_size": 1}
-QUALITY |= {"eval_strategy": "steps", "eval_steps": QUALITY_STEPS}
-# Rates at which twenty steps teach something: a gate that cannot tell trained from not trained would be none.
-RATES = {"full": 2e-4, "freeze": 2e-4}
-ADAPTER_RATE = 2e-3
-UNSET = (
-    *("kit.base", "kit.reward", "kit.from_scratch", "kit.evaluate_after", "kit.notify", "num_train_epochs"),
-    *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "tokenized_path", "model_revision"),
-    *(
-        "gradient_accumulation_steps",
-        "val_size",
-        "eval_dataset",
-        "do_eval",
-        "eval_steps",
-        "eval_strategy",
-        "eval_delay",
-    ),
-    *("predict_with_generate", "compute_accuracy", "load_best_model_at_end", "early_stopping_steps", "push_to_hub"),
-    *("max_samples", "streaming", "buffer_size", "mix_strategy", "interleave_probs", "save_steps", "save_total_limit"),
-)
 
 
 class Trial(Struct, frozen=True):
@@ -59,7 +37,7 @@ class Trial(Struct, frozen=True):
     repeat: int = 0
 
 
-class Tried(Struct, frozen=True, kw_only=True):
+class Figures(Struct, frozen=True, kw_only=True):
     """What became of a trial; `trouble` is None where its last step was done.
 
     A step is one of the optimizer at the recipe's global batch; `noise` is how far a token's time is uncertain, as a
@@ -85,7 +63,6 @@ class Bench(Struct, frozen=True):
     examined: Examined
     workspace: Workspace
     rows: int
-    global_batch_size: int
 
     @property
     def layers(self) -> int:
@@ -100,28 +77,29 @@ class Bench(Struct, frozen=True):
 @contextmanager
 def bench(question: Question, examined: Examined) -> Iterator[Bench]:
     """A bench in a scratch folder, which goes with it. Raises ProblemsFound where no model can be made."""
-    model, processes = examined.model, examined.plan.processes
+    model, processes, steps = examined.model, examined.plan.processes, read("tune.toml")["trial"]
     if not model.shapes or (model.quantization and not model.folder):
         what = f"the shape of '{model.name}' is not known here, or its weights are quantised and not here"
         raise ProblemsFound([Problem(what, f"iis-finetune download {model.name}", kind="missing")])
     micro, whole = examined.plan.settings[MICRO_BATCH], global_batch(examined.plan)
     most = max(MOST_ROWS, micro) * processes
     rows = next(n for n in range(min(most, whole), 0, -1) if whole % n == 0 and n % (micro * processes) == 0)
-    counts = {TIMED: rows * (UNTIMED + TIMED_STEPS), SHORT: rows * QUALITY_STEPS, HELD_OUT: HELD_OUT_ROWS}
+    counts = {TIMED: rows * steps["time"]["max_steps"], SHORT: rows * steps["quality"]["max_steps"]}
     question.workspace.measured.mkdir(parents=True, exist_ok=True)
     with process.scratch_folder(question.workspace.measured) as own:
         places = {"models": own / "models", "runs": own / "runs", "measured_in": own / "measured"}
         workspace = replace(question.workspace, root=own, before=None, **places)
-        lay_out(preflight.sources_of(examined, question), counts, rows, workspace.data)
-        yield Bench(question, examined, workspace, rows, whole)
+        sources = preflight.sources_of(examined, question)
+        lay_out(sources, {**counts, HELD_OUT: HELD_OUT_ROWS}, rows, workspace.data)
+        yield Bench(question, examined, workspace, rows)
 
 
-def try_out(at: Bench, trial: Trial, limit_seconds: float) -> Tried:
+def try_out(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
     """Train, watch, end: what it cost, or what went wrong; nothing of it runs when this returns."""
     began = time.time()
     examined = preflight.examine(_asked(at, trial))
     if wrong := errors_of(examined.problems):
-        return Tried(trouble="refused", why=wrong[0].what)
+        return Figures(trouble="refused", why=wrong[0].what)
     run = runs.create(at.workspace, "trial")
     if examined.plan.view_of:
         models.precision_view(examined.plan.view_of, examined.plan.precision, at.workspace.models)
@@ -136,22 +114,21 @@ def try_out(at: Bench, trial: Trial, limit_seconds: float) -> Tried:
         who = process.identity(child.pid)
         process.end(process.tree(who) if who else [], 2)
         child.wait()
-    return replace(_judge(run, code, at, started), took_seconds=time.time() - began)
+    figures = _judge(run, code, global_batch(at.examined.plan) / at.rows, started)
+    return replace(figures, took_seconds=time.time() - began)
 
 
 def _asked(at: Bench, trial: Trial) -> Question:
     """The recipe made a trial's: the same training but for its length, its rows and what it says beside."""
-    recipe, settings = at.examined.recipe, at.examined.plan.settings
-    given: dict[str, Any] = {"kit.global_batch_size": at.rows, MICRO_BATCH: settings[MICRO_BATCH]}
-    given |= {"model_name_or_path": str(_model(at, trial.layers))}
+    recipe, settings, rows = at.examined.recipe, at.examined.plan.settings, read("tune.toml")["trial"]
+    given = {"kit.global_batch_size": at.rows, MICRO_BATCH: settings[MICRO_BATCH], **rows["every"]}
+    given |= {**rows[trial.purpose], "model_name_or_path": str(_model(at, trial.layers)), "dataset": _named(at, TIMED)}
     if trial.purpose == "quality":
-        rate = RATES.get(settings["finetuning_type"], ADAPTER_RATE)
-        given |= {**QUALITY, "learning_rate": rate, "dataset": _named(at, SHORT), "eval_dataset": _named(at, HELD_OUT)}
-    else:
-        given |= {**TIMING, "dataset": _named(at, TIMED)}
-    given |= trial.settings
-    given |= {"disable_shuffling": False} if "train_sampling_strategy" in given else {}
-    unset = {key: None for key in UNSET if recipe.states(key)}
+        rate = rows["rate"][settings["finetuning_type"]]
+        given |= {"learning_rate": rate, "dataset": _named(at, SHORT), "eval_dataset": _named(at, HELD_OUT)}
+    # A sampler of its own is LLaMA-Factory's only where it may shuffle.
+    given |= {**trial.settings, "disable_shuffling": "train_sampling_strategy" not in trial.settings}
+    unset = {key: None for key in rows["unset"] if recipe.states(key)}
     words = (*at.question.overrides, *typed({**unset, **given}, recipe))
     about = {"overrides": words, "workspace": at.workspace, "rows": False, "machine": at.examined.machine}
     return replace(at.question, recipe=str(recipe.path.absolute()), **about)
@@ -191,34 +168,28 @@ def _watch(run: Run, child: process.Child, until: float) -> int | Literal["late"
     return code
 
 
-def _judge(run: Run, code: int | str, at: Bench, started: float) -> Tried:
-    lines = _lines(run)
-    steps = [line for line in lines if "step" in line]
-    tried = Tried(losses=tuple(line["loss"] for line in steps))
-    if not all(map(math.isfinite, tried.losses)):
-        return replace(tried, trouble="not finite", why=f"the loss of step {len(steps)} is not a number")
+def _judge(run: Run, code: int | str, larger: float, started: float) -> Figures:
+    """The figures of a batch so many times larger, or the trouble; the kernel kills for memory without a word."""
+    steps = [line for line in _lines(run) if "step" in line]
+    if not all(math.isfinite(line["loss"]) for line in steps):
+        return Figures(trouble="not finite", why=f"the loss of step {len(steps)} is not a number")
     if code == "late":
-        return replace(tried, trouble="stall", why=f"{len(steps)} steps in {time.time() - started:.0f} s")
+        return Figures(trouble="stall", why=f"{len(steps)} steps in {time.time() - started:.0f} s")
+    if code == -signal.SIGKILL:
+        return Figures(trouble="out of memory", why="killed, as the kernel does when the computer's memory is full")
     if code != 0 or len(steps) <= UNTIMED:
-        cause, line = cause_in(observe.tail(run.log, LOG_BYTES)) or _unnamed(run, code)
-        return replace(tried, trouble=cause, why=line)
-    seconds = [later["at"] - before["at"] for before, later in zip(steps[UNTIMED - 1 :], steps[UNTIMED:], strict=False)]
-    tokens = [max(line["tokens"], 1) for line in steps[UNTIMED:]]
-    each = [taken / count for taken, count in zip(seconds, tokens, strict=True)]
-    larger = at.global_batch_size / at.rows
-    return replace(
-        tried,
+        why = observe.raised(run.log) or f"exit code {code}"
+        cause, line = cause_in(observe.tail(run.log, LOG_BYTES)) or ("crash", why)
+        return Figures(trouble=cause, why=line)
+    timed = steps[UNTIMED:]
+    seconds = [later["at"] - before["at"] for before, later in zip(steps[UNTIMED - 1 :], timed, strict=False)]
+    each = [taken / max(line["tokens"], 1) for taken, line in zip(seconds, timed, strict=True)]
+    return Figures(
         seconds_per_step=statistics.mean(seconds) * larger,
         noise=statistics.pstdev(each) / statistics.mean(each) / math.sqrt(len(each)),
-        tokens_per_step=statistics.mean(tokens) * larger,
+        tokens_per_step=statistics.mean(line["tokens"] for line in timed) * larger,
         start_up_seconds=steps[0]["at"] - started,
         held_gib=max(line["held_gib"] for line in steps),
-        held_out=next((line["held_out"] for line in reversed(lines) if "held_out" in line), None),
+        losses=tuple(line["loss"] for line in steps),
+        held_out=next((line["held_out"] for line in reversed(_lines(run)) if "held_out" in line), None),
     )
-
-
-def _unnamed(run: Run, code: int | str) -> tuple[str, str]:
-    """A trouble that no known words in the log name; the kernel kills for memory without a word."""
-    if code == -signal.SIGKILL:
-        return "out of memory", "killed, as the kernel does when the computer's memory is full"
-    return "crash", observe.raised(run.log) or f"exit code {code}"
