@@ -282,3 +282,19 @@ def test_the_command_line_tells_what_was_measured_and_of_a_file_that_is_damaged(
     assert told.returncode == 0
     assert told.stderr.count("warning") == 2  # with the count at the end
     assert "Traceback" not in told.stderr and str(file) in told.stderr
+
+
+def test_what_was_measured_is_printed_to_be_shared(project: Path, quick: Command) -> None:
+    none = quick("tune", "tiny", "--share", "somebody")
+    assert none.returncode == 2 and "nothing that fits was measured" in none.stderr
+    workspace = Workspace(project, project / "models", project / "runs")
+    seen = preflight.look(preflight.Question("recipes/tiny.yaml", (), workspace, {}, rows=False))
+    (row,) = rows_of()
+    runs.save(workspace.measured, replace(row, key=key_of(seen.plan), dataset=["little"]))
+    done = quick("tune", "tiny", "--share", "somebody")
+    assert done.returncode == 0, done.stderr
+    assert "little" not in done.stdout and str(project) not in done.stdout
+    folder = project / "shared"
+    folder.mkdir()
+    (folder / "somebody.json").write_text(done.stdout)
+    assert [each.reported_by for each in rows_of(folder)] == ["somebody"]
