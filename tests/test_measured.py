@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from conftest import LONGEST, Command, run
 from msgspec.structs import replace
 
 from iis_finetune import launch, machine, models, plan, preflight, runs
@@ -221,6 +221,28 @@ def test_a_damaged_file_is_one_warning_and_is_put_aside_not_lost(tmp_path: Path,
     runs.save(tmp_path, rows_of()[0])
     assert rows_of(tmp_path) == rows_of()
     assert file.with_name("gfx906.json.damaged").read_text() == text
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_with_what_was_measured_and_goes_on_with_it_when_that_is_gone(project: Path) -> None:
+    workspace = Workspace(project, project / "models", project / "runs")
+    words = ("kit.env={OMP_NUM_THREADS: 1}",)
+    seen = preflight.look(preflight.Question(str(project / "recipes" / "tiny.yaml"), words, workspace, {}, rows=False))
+    (row,) = rows_of()
+    own = replace(row, key=key_of(seen.plan), settings={"disable_gradient_checkpointing": True}, start_settings={})
+    runs.save(workspace.measured, own)
+    done = run(["train", "tiny", *words], project, LONGEST)
+    assert done.returncode == 0, done.stderr
+    assert "tuned: True (measured here on 21 November 2026)" in done.stdout
+    first = runs.find(workspace, "1")
+    told = runs.read_decided(first)
+    chosen = told and told.decision("disable_gradient_checkpointing")
+    assert chosen and (chosen.value, chosen.source) == (True, "measured here")
+    assert "disable_gradient_checkpointing: true" in first.recipe.read_text()
+    shutil.rmtree(workspace.measured)
+    longer = run(["resume", "1", "max_steps=6"], project, LONGEST)
+    assert longer.returncode == 0, longer.stderr
+    assert "disable_gradient_checkpointing: true" in first.arguments.read_text()
 
 
 @pytest.mark.extended
