@@ -58,7 +58,8 @@ def prepare(folder: Path, steps: int, dtype: str = "float32") -> None:
     made = {"config": CONFIG, "tokenizer": tokenizer, "dtype": dtype, "to": str(folder / "models" / "small")}
     spec.write_text(json.dumps(made))
     (folder / "models").mkdir()
-    subprocess.run([sys.executable, "-m", "iis_finetune.probe.scratch", str(spec)], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "iis_finetune.probe.scratch", str(spec)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def wrapped(folder: Path, environment: dict[str, str]) -> tuple[Path, float, float]:

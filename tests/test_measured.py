@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
 from msgspec.structs import replace
 
-from iis_finetune import machine, models, plan, preflight, runs
+from iis_finetune import launch, machine, models, plan, preflight, runs
 from iis_finetune import recipe as recipes
 from iis_finetune.errors import errors_of
 from iis_finetune.plan import Inputs, Plan, key_of
@@ -150,6 +154,14 @@ def test_a_row_that_no_longer_fits_is_not_used_and_the_plan_says_why(
     assert made.arguments == make(override, host=now, rows=()).arguments
 
 
+def test_a_run_keeps_in_its_recipe_what_it_was_planned_with(tmp_path: Path) -> None:
+    made = make()
+    (tmp_path / "recipe.yaml").write_text(launch.yaml_text(launch.document_of(made.recipe)))
+    again = make(rows=(), file=str(tmp_path / "recipe.yaml"))
+    assert again.arguments == made.arguments
+    assert again.environment == made.environment
+
+
 def test_another_model_has_nothing_to_do_with_it_and_the_plan_advises_to_measure() -> None:
     told = decision(make(file="qwen0_5b_lora"), "tuned")
     assert (told.value, told.source) == (False, "kit default")
@@ -211,6 +223,20 @@ def test_a_damaged_file_is_one_warning_and_is_put_aside_not_lost(tmp_path: Path,
     assert file.with_name("gfx906.json.damaged").read_text() == text
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("part", ["precision", "memory", "tune", "wrapped"])
+def test_a_part_of_the_gpu_benchmark_runs_in_small_on_a_cpu(part: str) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--part", part, "--cpu", "--minutes", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    head, _, columns, rule, *rows = done.stdout.splitlines()
+    assert "CPU" in head
+    assert set(rule) == {"|", "-"} and columns.startswith("| ")
+    full = [row for row in rows if row.count("|") == columns.count("|")]
+    assert len(full) >= {"precision": 3, "memory": 12, "tune": 3, "wrapped": 1}[part], done.stdout
+
+
 def test_a_date_that_no_calendar_has_is_damage(tmp_path: Path) -> None:
     text = (PLANTED / "gfx906.json").read_text()
     (tmp_path / "x.json").write_text(text.replace("2026-11-21", "2026-02-31"))
@@ -235,3 +261,40 @@ def test_a_workspace_reads_its_own_rows_and_a_named_machine_none(project: Path) 
     assert decision(preflight.look(replace(question, workspace=moved)).plan, "tuned").source == "kit default"
     shutil.rmtree(workspace.measured)
     assert preflight.look(question).plan == before.plan
+
+
+def test_the_command_line_tells_what_was_measured_and_of_a_file_that_is_damaged(
+    project: Path, quick: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "`iis-finetune tune recipes/tiny.yaml` tries" in quick("plan", "tiny").stdout
+    workspace = Workspace(project, project / "models", project / "runs")
+    seen = preflight.look(preflight.Question("recipes/tiny.yaml", (), workspace, {}, rows=False))
+    (row,) = rows_of()
+    own = replace(row, key=key_of(seen.plan), settings={}, start_settings={}, dataset=["little"], peak_gib=None)
+    file = runs.save(project / "elsewhere", own)
+    monkeypatch.setenv("IIS_MEASURED", str(file.parent))
+    document = json.loads(quick("plan", "tiny", "--json", "max_steps=9").stdout)
+    expected = next(each for each in document["decisions"] if each["name"] == "expected_seconds")
+    assert (expected["value"], expected["source"]) == (120 + round(9 * 100 * 4 / 64), "measured here")
+    assert "9 steps, about 2 min 56 s, measured here on 21 November 2026" in quick("plan", "tiny", "max_steps=9").stdout
+    file.write_text("{")
+    told = quick("plan", "tiny")
+    assert told.returncode == 0
+    assert told.stderr.count("warning") == 2  # with the count at the end
+    assert "Traceback" not in told.stderr and str(file) in told.stderr
+
+
+def test_what_was_measured_is_printed_to_be_shared(project: Path, quick: Command) -> None:
+    none = quick("tune", "tiny", "--share", "somebody")
+    assert none.returncode == 2 and "nothing that fits was measured" in none.stderr
+    workspace = Workspace(project, project / "models", project / "runs")
+    seen = preflight.look(preflight.Question("recipes/tiny.yaml", (), workspace, {}, rows=False))
+    (row,) = rows_of()
+    runs.save(workspace.measured, replace(row, key=key_of(seen.plan), dataset=["little"]))
+    done = quick("tune", "tiny", "--share", "somebody")
+    assert done.returncode == 0, done.stderr
+    assert "little" not in done.stdout and str(project) not in done.stdout
+    folder = project / "shared"
+    folder.mkdir()
+    (folder / "somebody.json").write_text(done.stdout)
+    assert [each.reported_by for each in rows_of(folder)] == ["somebody"]

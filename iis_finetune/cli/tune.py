@@ -1,6 +1,6 @@
 """The verb tune: short real trainings on this machine, the table of what they gave, the best."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from msgspec import to_builtins
@@ -9,14 +9,15 @@ from msgspec.structs import replace
 from .. import preflight, session
 from .. import tune as tuning
 from ..errors import INPUT, INTERRUPTED, MACHINE, Misused, ProblemsFound, exit_code
-from ..plan.measured import stated
+from ..plan.measured import key_of, stated
 from ..process import ends_alike
-from ..runs import Measured
+from ..runs import Measured, matching, share
 from . import show, words
 from .words import AsJson, Overrides, RecipeName
 
 Minutes = Annotated[float, typer.Option("--minutes", min=0.1, metavar="N", help="How long it may take.")]
 Levers = Annotated[str, typer.Option("--levers", metavar="A,B,..", help="Try these only; a wrong name lists them all.")]
+Share = Annotated[str, typer.Option("--share", metavar="NAME", help="Print what was measured before, to be shared.")]
 
 
 def tune(
@@ -24,13 +25,16 @@ def tune(
     overrides: Overrides = None,
     minutes: Minutes = 20.0,
     levers: Levers = "",
+    share_as: Share = "",
     as_json: AsJson = False,
 ) -> None:
     """Measure a recipe with short real trainings on this machine; `plan` and `train` then use the best."""
     asked = words.question(recipe, [*(overrides or ()), "kit.tuned=false"])
+    if share_as:
+        _share(preflight.look(asked), share_as)
     examined = _examined(asked)
-    stage, machine = examined.plan.settings["stage"], examined.machine
-    chosen = tuning.levers_for(machine, stage, levers.split(",") if levers else ())
+    machine, named = examined.machine, levers.split(",") if levers else ()
+    chosen = tuning.levers_for(machine, examined.plan.settings["stage"], named)
     tell = show.aside if as_json else show.line
     tell(f"{examined.recipe.name} on {machine.title}: {', '.join(row['name'] for row in chosen)}")
     ends_alike()
@@ -44,9 +48,21 @@ def tune(
         raise typer.Exit(MACHINE) from None
     if as_json:
         show.document({"recipe": examined.recipe.name, "measured": to_builtins(measured)})
-        return
-    _tell(examined, measured)
-    show.line(f"next: iis-finetune plan {words.typed(recipe, overrides)}")
+    else:
+        _tell(examined, measured, words.typed(recipe, overrides))
+
+
+def _share(seen: preflight.Examined, by: str) -> NoReturn:
+    """Print the row of this training as a file that others can use."""
+    match = matching((row for row in seen.plan.inputs.measured or () if not row.reported_by), key_of(seen.plan))
+    if match is None or match[1]:
+        why = f": {'; '.join(match[1])}" if match else ""
+        raise Misused(
+            f"nothing that fits was measured on this machine{why}", "tune it first, without --share", "--share"
+        )
+    show.document(share(match[0], by))
+    show.aside("for iis_finetune/tables/measured/: read it, then see CONTRIBUTING.md")
+    raise typer.Exit
 
 
 def _examined(asked: preflight.Question) -> preflight.Examined:
@@ -70,7 +86,7 @@ def _text(row: dict[str, Any]) -> str:
     return f"{figures}  {tried}: {row['verdict']}; {show.duration(row['left_seconds'])} left"
 
 
-def _tell(examined: preflight.Examined, found: Measured) -> None:
+def _tell(examined: preflight.Examined, found: Measured, command: str) -> None:
     """Start against best, how to have it by hand, and what the recipe keeps from being used."""
     faster, rows = found.start_seconds_per_step / found.seconds_per_step, found.global_batch_size
     pair = f"{found.start_seconds_per_step:.3g} s as it stands, {found.seconds_per_step:.3g} s at best"
@@ -80,3 +96,4 @@ def _tell(examined: preflight.Examined, found: Measured) -> None:
     )
     for name in stated(examined.recipe, found.settings):
         show.line(f"note: the recipe states {name}, which goes before what was measured: remove that line to use it")
+    show.line(f"next: iis-finetune plan {command}")

@@ -19,12 +19,8 @@ STEPS = (
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    plan = tuned(_fitted(inputs), _fitted)
+    plan = tuned(inputs, lambda inputs: fit(_planned(inputs), _planned))
     return replace(plan, problems=tuple(in_file_order(plan.problems)))
-
-
-def _fitted(inputs: Inputs) -> Plan:
-    return fit(_planned(inputs), _planned)
 
 
 def _planned(inputs: Inputs) -> Plan:

@@ -20,7 +20,7 @@ from .record import Inputs, Plan
 MICRO_BATCH, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 TOGETHER = (  # what says the same, or was measured together: a recipe that states one of them has stated all
     {"kit.precision", "kit.attention", "flash_attn", *PRECISION_SWITCHES},
-    {"kit.launcher", "kit.devices", "deepspeed", "fsdp"},
+    {"kit.launcher", "kit.devices", "deepspeed", "fsdp", ACCUMULATION},
     {MICRO_BATCH, ACCUMULATION},
 )
 Values = Mapping[str, Value]
@@ -64,29 +64,26 @@ def stated(recipe: Recipe, settings: Iterable[str]) -> list[str]:
     return [name for name in settings if name in said]
 
 
-def tuned(plain: Plan, planner: Callable[[Inputs], Plan]) -> Plan:
-    """The plan with what was measured of it, where the recipe leaves that open; `planner` plans from changed inputs."""
-    match = matching(plain.inputs.measured, key_of(plain))
+def tuned(inputs: Inputs, planner: Callable[[Inputs], Plan]) -> Plan:
+    """The plan with what was measured of it, where the recipe leaves that open."""
+    plan = plain = planner(inputs)
+    match = matching(inputs.measured or (), key_of(plain))
+    if match is None and (inputs.measured is None or not plain.machine.here):
+        return plain
     if match is None:
-        return plain.note(*_advice(plain))
+        tries = "tries micro-batch, checkpointing and what else may be faster on this machine, in about 20 minutes"
+        why = f"`iis-finetune tune {plain.recipe.path}` {tries}"
+        return plain.note(Decision("tuned", False, "kit default", why))
     row, differences = match
-    plan, unused = plain, "; ".join(differences) or ("" if plain.recipe.kit.tuned else "kit.tuned is false")
+    unused = "; ".join(differences) or ("" if plain.recipe.kit.tuned else "kit.tuned is false")
     if not unused:
         recipe = reduce(Recipe.with_line, _lines(plain, row.settings), plain.recipe)
-        again = planner(replace(plain.inputs, recipe=recipe, applied=row))
-        unused = _against(plain, again)
+        again = planner(replace(inputs, recipe=recipe, applied=row))
+        unused = "; ".join(each.what for each in errors_of(again.problems) if each not in plain.problems)
         plan = plain if unused else _attributed(plain, again, row)
     why = f"{row.told}, not used: {unused}" if unused else row.told
     plan = plan.note(Decision("tuned", not unused, row.source, why))
     return plan if differences else _timed(plan, row)
-
-
-def _advice(plan: Plan) -> list[Decision]:
-    """One line where nothing was measured that could have been."""
-    if not plan.machine.here or plan.nodes or plan.inputs.workspace.before is not None or not plan.recipe.kit.tuned:
-        return []
-    tries = "tries micro-batch, checkpointing and what else may be faster on this machine, in about 20 minutes"
-    return [Decision("tuned", False, "kit default", f"`iis-finetune tune {plan.recipe.path}` {tries}")]
 
 
 def corrected(estimated: MemoryEstimate, plan: Plan) -> MemoryEstimate:
@@ -110,14 +107,6 @@ def _lines(plan: Plan, settings: Values) -> list[str]:
             found["kit.global_batch_size"] = global_batch(plan)
     lines = {**found, **({"kit.env": {**kit.env, **env}} if env else {})}
     return [f"{name}: {json.dumps(value)}" for name, value in lines.items()]
-
-
-def _against(plain: Plan, again: Plan) -> str:
-    """Why what was measured cannot be used for this recipe; empty when it can."""
-    new = [each.what for each in errors_of(again.problems) if each not in plain.problems]
-    if not new and global_batch(again) != global_batch(plain):
-        new = [f"it would make the global batch {global_batch(again)} in place of {global_batch(plain)}"]
-    return "; ".join(new)
 
 
 def _attributed(plain: Plan, again: Plan, row: Measured) -> Plan:

@@ -32,7 +32,7 @@ class Inputs(Struct, frozen=True):
     base: Base | None = None
     nodes: Nodes | None = None
     reward: Base | None = None
-    measured: tuple[Measured, ...] = ()
+    measured: tuple[Measured, ...] | None = None  # None: not looked for
     applied: Measured | None = None  # the one of these whose settings the recipe has been given
 
 

@@ -78,9 +78,9 @@ def look(question: Question) -> Examined:
         nodes = replace(nodes, interface=machine.interface_to(nodes.address))
     # A run that goes on has what was measured in its own recipe, and all nodes of one must plan the same.
     bound = question.workspace.before is not None or nodes is not None
-    folders = [] if bound else [runs.REPORTED, *([question.workspace.measured] if host.here else [])]
-    rows, damaged = runs.load(*folders)
-    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward, rows))
+    rows, damaged = runs.load(runs.REPORTED, *([question.workspace.measured] if host.here else []))
+    inputs = plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward)
+    planned = plan.make(inputs if bound else replace(inputs, measured=rows))
     found = (*problems, *base_problems, *reward_problems, *damaged, *planned.problems)
     return Examined(recipe, host, planned, base, model, found, reward)
 
