@@ -56,7 +56,8 @@ class Search:
 
     def __post_init__(self) -> None:
         plan = self.at.examined.plan
-        self.known = {line["trial"]: typed(self.kept, Figures, line["figures"]) for line in read_lines(self.kept)}
+        lines = (line for line in read_lines(self.kept) if "figures" in line)
+        self.known = {str(line.get("trial")): typed(self.kept, Figures, line["figures"]) for line in lines}
         data = [path.read_text(encoding="utf-8") for path in sorted(self.at.workspace.data.glob("*.json"))]
         self.footing = json.dumps([to_builtins(key_of(plan)), plan.arguments, plan.environment, data], default=str)
 
