@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONGEST, ROOT, Command
+from conftest import LONGEST, ROOT, TINY, Command, left_after
 
 from iis_finetune import dataset, machine, preflight, tune
 from iis_finetune import recipe as recipes
@@ -22,7 +22,7 @@ from iis_finetune.preflight import Question
 from iis_finetune.runs import Measured, Workspace, load
 from iis_finetune.tables import read
 from iis_finetune.tune import rows, search
-from iis_finetune.tune.trial import Figures
+from iis_finetune.tune.trial import Figures, Trial, bench, try_out
 
 PLANTED = {"name": "planted", "changes": "nothing"}
 Tuner = Callable[..., tuple[Measured, list[dict[str, Any]]]]
@@ -216,9 +216,30 @@ def test_ctrl_c_keeps_what_finished_trials_gave_and_leaves_nothing_running(proje
     assert child.returncode == 130, said.decode()
     assert b"the same command goes on from there" in said
     assert not list((project / "measured").glob("iis-finetune-scratch-*"))
-    from conftest import left_after
-
     assert left_after({"MARK": mark}, 10) == []
+
+
+WIDE = {**TINY, "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 400}
+
+
+@pytest.mark.extended
+def test_fewer_layers_foretell_the_memory_of_the_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project / "models" / "wide"
+    text = project / "data" / "little.json"
+    tokenizer = {"train_on": [str(text)], "vocab_size": 400}
+    spec = project / "spec.json"
+    spec.write_text(json.dumps({"config": WIDE, "tokenizer": tokenizer, "to": str(folder)}))
+    subprocess.run([sys.executable, "-m", "iis_finetune.probe.scratch", str(spec)], cwd=ROOT, check=True)
+    monkeypatch.chdir(project)
+    workspace = Workspace(project, project / "models", project / "runs")
+    question = Question("tiny", ("model_name_or_path=models/wide", "kit.tuned=false"), workspace, dict(os.environ))
+    with bench(question, preflight.examine(question)) as at:
+        assert at.depths == (2, 4)
+        two, four, eight = (try_out(at, Trial({}, layers), LONGEST) for layers in (2, 4, 8))
+    assert [each.trouble for each in (two, four, eight)] == [None, None, None]
+    told = search.whole([two, four], (2, 4), 8)
+    assert abs(told.held_gib / eight.held_gib - 1) < 0.05
+    assert two.tokens_per_step == eight.tokens_per_step
 
 
 SABOTAGED = """\

@@ -1,5 +1,6 @@
 """The verb tune: short real trainings on this machine, the table of what they gave, the best."""
 
+import shlex
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -57,9 +58,8 @@ def _share(seen: preflight.Examined, by: str) -> NoReturn:
     match = matching((row for row in seen.plan.inputs.measured or () if not row.reported_by), key_of(seen.plan))
     if match is None or match[1]:
         why = f": {'; '.join(match[1])}" if match else ""
-        raise Misused(
-            f"nothing that fits was measured on this machine{why}", "tune it first, without --share", "--share"
-        )
+        what = f"nothing that fits was measured on this machine{why}"
+        raise Misused(what, "tune it first, without --share", "--share")
     show.document(share(match[0], by))
     show.aside("for iis_finetune/tables/measured/: read it, then see CONTRIBUTING.md")
     raise typer.Exit
@@ -91,9 +91,8 @@ def _tell(examined: preflight.Examined, found: Measured, command: str) -> None:
     faster, rows = found.start_seconds_per_step / found.seconds_per_step, found.global_batch_size
     pair = f"{found.start_seconds_per_step:.3g} s as it stands, {found.seconds_per_step:.3g} s at best"
     show.line(f"a step of {rows} rows takes {pair}: {faster:.2f} times as fast")
-    show.line(
-        f"by hand: {' '.join(tuning.typed(found.settings, examined.recipe)) or 'nothing, it is best as it stands'}"
-    )
+    by_hand = shlex.join(tuning.typed(found.settings, examined.recipe))
+    show.line(f"by hand: {by_hand or 'nothing, it is best as it stands'}")
     for name in stated(examined.recipe, found.settings):
         show.line(f"note: the recipe states {name}, which goes before what was measured: remove that line to use it")
     show.line(f"next: iis-finetune plan {command}")

@@ -18,23 +18,23 @@ class Measuring:
     """What a callback of transformers' does to measure a training."""
 
     def __init__(self, run: Path, trainer: Any) -> None:
-        self.file, self.line, self.rows = run / "trial.jsonl", dict[str, Any](), list[Any]()
+        self.file, self.line, self.masks = run / "trial.jsonl", dict[str, Any](), list[Any]()
         step = trainer.training_step
 
         def counting(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-            self.rows.append(inputs["attention_mask"].sum())  # read at the step's end: reading waits for the device
+            self.masks += [(inputs["attention_mask"] != 0).sum()] if "attention_mask" in inputs else []
             return step(model, inputs, *rest, **more)
 
         trainer.training_step = counting
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
-        # Other processes have as many rows, of nearly the same lengths. Reading waits until the device has done all.
-        tokens = int(os.environ.get("WORLD_SIZE", "1")) * sum(int(each) for each in self.rows)
-        self.line, self.rows = {"step": state.global_step, "tokens": tokens, **memory(), "at": time.time()}, []
+        tokens = sum(map(int, self.masks))  # read at the step's end: reading waits for the device
+        tokens *= int(os.environ.get("WORLD_SIZE", "1"))  # the others have as many rows, of nearly the same lengths
+        self.line, self.masks = {"step": state.global_step, "tokens": tokens, "held_gib": held(), "at": time.time()}, []
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_more: Any) -> None:
         if self.line and logs and "loss" in logs:
-            self.write({**self.line, **{name: float(logs[name]) for name in ("loss", "grad_norm") if name in logs}})
+            self.write({**self.line, "loss": float(logs["loss"])})
             self.line = {}
 
     def on_evaluate(self, _args: Any, _state: Any, _control: Any, metrics: Any = None, **_more: Any) -> None:
@@ -55,14 +55,12 @@ def callback(base: Any) -> Any:
     return type("MeasureSteps", (Measuring, base), {})
 
 
-def memory() -> dict[str, float]:
-    """The most that was held so far, GiB: of a device, by torch and with the context beside it; else of memory."""
+def held() -> float:
+    """The most that was held so far, GiB: of a device by torch, with the context beside it; else by this process."""
     import torch
 
     if not torch.cuda.is_available():
-        return {"held_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
-    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    held = total - free - torch.cuda.memory_reserved() + reserved
-    return {"allocated_gib": allocated / 2**30, "reserved_gib": reserved / 2**30, "held_gib": held / 2**30}
+    return float(total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved()) / 2**30

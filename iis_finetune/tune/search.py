@@ -56,7 +56,8 @@ class Search:
 
     def __post_init__(self) -> None:
         plan = self.at.examined.plan
-        self.known = {line["trial"]: typed(self.kept, Figures, line["figures"]) for line in read_lines(self.kept)}
+        lines = (line for line in read_lines(self.kept) if "figures" in line)
+        self.known = {str(line.get("trial")): typed(self.kept, Figures, line["figures"]) for line in lines}
         data = [path.read_text(encoding="utf-8") for path in sorted(self.at.workspace.data.glob("*.json"))]
         self.footing = json.dumps([to_builtins(key_of(plan)), plan.arguments, plan.environment, data], default=str)
 
@@ -77,21 +78,27 @@ class Search:
         self._say("as it stands", {}, found, "the start")
 
     def pull(self, lever: Row) -> None:
-        """Try what a lever has on top of the best, and keep what is better and trains the same."""
+        """Try what a lever has."""
         if any(self._now(name) != value for name, value in lever.get("only_if", {}).items()):
             return
-        for settings in self._tries(lever):
-            if not self.left_seconds or not (self._better(lever, settings) or "try" in lever):
+        for settings in self._doubled(lever["doubled"]) if "doubled" in lever else self._listed(lever):
+            if self.left_seconds:
+                self._better(lever, settings)
+
+    def _doubled(self, name: str) -> Iterator[dict[str, Any]]:
+        """Twice the value as long as that is better; where it never is, half of it."""
+        most, before = self.at.rows // int(self._now("kit.devices")), self._now(name)
+        for factor in (2, 0.5):
+            while 1 <= (value := int(self._now(name) * factor)) <= most and most % value == 0:
+                yield {name: value}
+                if self._now(name) != value:
+                    break
+            if self._now(name) != before:
                 return
 
-    def _tries(self, lever: Row) -> Iterator[dict[str, Any]]:
+    def _listed(self, lever: Row) -> Iterator[dict[str, Any]]:
         from psutil import cpu_count
 
-        if "doubled" in lever:
-            name, most = lever["doubled"], self.at.rows // int(self._now("kit.devices"))
-            while (value := 2 * int(self._now(name))) <= most and most % value == 0:
-                yield {name: value}
-            return
         words = {"{physical_cores}": str(cpu_count(logical=False) or 1)}
         filled = [{name: words.get(str(value), value) for name, value in each.items()} for each in lever["try"]]
         yield from (each for each in filled if any(self._now(name) != each[name] for name in each))
@@ -99,15 +106,14 @@ class Search:
     def _now(self, name: str) -> Any:
         return self.best.settings.get(name, now_of(self.at.examined.plan, name))
 
-    def _better(self, lever: Row, settings: Settings) -> bool:
-        """Measure the best with a lever's settings on top; whether that is the new best."""
+    def _better(self, lever: Row, settings: Settings) -> None:
+        """Measure the best with a lever's settings on top, and keep what is better and trains the same."""
         changes = max(lever["changes"], self.best.changes, key=ORDER.index)
         found = self._measured({**self.best.settings, **settings}, changes)
         why = found if isinstance(found, str) else self._no_gain(found) or self._refusal(found)
         if not isinstance(found, str) and why is None:
             self.accepted.append(found)
         self._say(lever["name"], settings, found, why or "kept")
-        return why is None
 
     def _measured(self, settings: Settings, changes: Changes) -> Candidate | str:
         """What the settings give, or why they are no candidate."""
