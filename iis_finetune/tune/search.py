@@ -156,6 +156,8 @@ class Search:
         one, two = (self._tried(Trial({}, layers, "quality", repeat)) for repeat in (0, 1))
         other = self._tried(Trial(found.settings, layers, "quality"))
         for each in (one, two, other):
+            if each.trouble == "out of time":
+                return "faster, but no time was left to see what it trains: the same command goes on from there"
             if each.trouble or each.held_out is None:
                 return f"refused: {each.trouble} in the steps for its quality: {each.why}"
         return refusal((one, two, other), found.changes, self.at.examined.plan.precision == "fp32")
