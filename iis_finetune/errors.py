@@ -2,12 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Severity = Literal["error", "warning"]
-Kind = Literal["invalid", "missing", "machine"]
+Kind = Literal["invalid", "missing", "machine", "leak"]
+
+# The marks of ASCII as full-width ones, and those that stand on the same keys of a Chinese keyboard.
+FULL_WIDTH = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}
+FULL_WIDTH |= dict(zip("—、。“”‘’", "-,.\"\"''", strict=True))
 
 FINE, RUN_FAILED, INPUT, MACHINE, INTERRUPTED, BUG = 0, 1, 2, 3, 130, 70
 
@@ -34,6 +38,7 @@ class Problem:
 
     `kind` is what a reader filters by; an error's exit code follows from it (`invalid` 2, `machine` and `missing` 3)
     unless `code` says otherwise: a data set or a local path that is missing is for the user to change, so 2.
+    `details` are more members of its JSON object.
     """
 
     what: str
@@ -42,12 +47,13 @@ class Problem:
     severity: Severity = "error"
     kind: Kind = "invalid"
     code: Literal[2, 3] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def exit_code(self) -> int:
         return self.code or (INPUT if self.kind == "invalid" else MACHINE)
 
-    def as_json(self) -> dict[str, str | int | None]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "severity": self.severity,
             "kind": self.kind,
@@ -57,6 +63,7 @@ class Problem:
             "line": self.where.line,
             "key": self.where.key,
             "fix": self.fix,
+            **self.details,
         }
 
 
@@ -88,8 +95,16 @@ def exit_code(problems: Iterable[Problem]) -> int:
     return min((problem.exit_code for problem in errors_of(problems)), default=FINE)
 
 
+def full_width(text: str) -> str | None:
+    """The fix for a mark that a Chinese keyboard writes where a computer's is meant; None where there is none."""
+    found = next((each for each in text if each in FULL_WIDTH), None)
+    return found and f"a full-width '{found}'; type '{FULL_WIDTH[found]}'"
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float = 0.7) -> str:
     """The fix for a word that is not known: the known one most like it, capitals apart, else what to do `otherwise`."""
+    if said := full_width(word):
+        return said
     spelled = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word.lower(), spelled, 1, cutoff)
     return f"did you mean '{spelled[near[0]]}'?" if near else otherwise

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from iis_finetune.wheels import PLACEHOLDER, RECORD, TRIO, cure_of, load_command
 STARTED = "iis-finetune-setup.started.json"
 TRIO_CONSTRAINTS = "iis-finetune-torch.txt"
 LOG_LINES_SHOWN = 15
+LLAMA_CPP, CONVERTER = "llama.cpp", ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 # /bin/sh finds the interpreter: a path with a space, or a long one, cannot stand behind #!
 TORCHRUN = """#!/bin/sh
 exec "{python}" -m torch.distributed.run "$@"
@@ -198,12 +200,32 @@ def install_packages(steps: Steps, plan: Plan) -> None:
         torchrun = Path(steps.python).parent / "torchrun"
         torchrun.write_text(TORCHRUN.format(python=steps.python), encoding="utf-8")
         torchrun.chmod(0o755)
-    for name in set(plan.extras) - {"deepspeed"}:
+    for name in set(plan.extras) - {"deepspeed", "gguf"}:
         steps.pip(name, name)
+    if "gguf" in plan.extras and not (steps.venv / LLAMA_CPP).is_dir():
+        install_llama_cpp(steps)
     if "deepspeed" in plan.extras:
         # Its build imports the installed torch, so no isolation; its kernels are built when first used.
         steps.pip("build tools", "setuptools", "wheel")
         steps.pip("deepspeed", "--no-build-isolation", "deepspeed")
+
+
+def install_llama_cpp(steps: Steps) -> None:
+    """llama-cpp-python, compiled, and from the same source archive llama.cpp's converter, which no wheel has."""
+    name, making = "llama-cpp-python", steps.venv / f"{LLAMA_CPP}.part"
+    shutil.rmtree(making, ignore_errors=True)
+    command = [steps.python, "-m", "pip", "download", "-c", steps.purpose.constraints, "--no-deps", "-d", str(making)]
+    steps.run(f"{name}, the source", [*command, "--no-binary", name, name], "read pip's words above (network, proxy)")
+    archive = next(making.glob("*.tar.gz"))
+    steps.pip(f"{name}, compiled (some minutes)", str(archive))
+    with tarfile.open(archive) as packed:
+        for member in packed.getmembers():
+            inside = member.name.partition("/vendor/llama.cpp/")[2]
+            if inside.startswith(CONVERTER):
+                member.name = inside
+                packed.extract(member, making, filter="data")
+    archive.unlink()
+    making.replace(steps.venv / LLAMA_CPP)
 
 
 def load_errors(steps: Steps, names: Sequence[str] = TRIO) -> dict[str, str | None]:

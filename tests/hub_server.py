@@ -1,6 +1,7 @@
 """A hub on loopback that speaks what huggingface_hub and modelscope ask for, and misbehaves on demand.
 
-As a program, `python tests/hub_server.py FOLDER` serves FOLDER/<org>/<name>/ and prints its address.
+As a program, `python tests/hub_server.py FOLDER` serves FOLDER/<org>/<name>/ and prints its address. A data set lies in
+FOLDER/datasets/<org>/<name>/.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.route(urlsplit(self.path).path)
 
-    def route(self, path: str) -> None:
+    def route(self, path: str) -> None:  # noqa: C901 - one case an address
         query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         match unquote(path).strip("/").split("/"):
             case ["api", "models", org, name, "revision" | "tree" as kind, revision]:
@@ -190,6 +191,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.modelscope_list(f"{org}/{name}", query)
             case ["api", "v1", "models", org, name, "repo"]:
                 self.modelscope_file(f"{org}/{name}", query)
+            case ["api", "datasets", org, name, "revision", revision]:
+                self.huggingface_list(f"datasets/{org}/{name}", revision, tree=False)
+            case ["datasets", org, name, "resolve", revision, *rest]:
+                self.huggingface_file(f"datasets/{org}/{name}", revision, "/".join(rest))
+            case ["api", "v1", "datasets", org, name, "repo", "tree"]:
+                self.modelscope_list(f"datasets/{org}/{name}", query)
+            case ["api", "v1", "datasets", org, name, "repo"]:
+                self.modelscope_file(f"datasets/{org}/{name}", query)
             case _:
                 self.answer(404)
 

@@ -28,7 +28,7 @@ from iis_finetune.evaluate.compare import compare
 from iis_finetune.evaluate.metrics import Declared, score
 from iis_finetune.plan import after
 from iis_finetune.probe import serve
-from iis_finetune.runs import Run
+from iis_finetune.runs import Run, read_lines
 from iis_finetune.supervise import Stop
 
 # Before anything is loaded
@@ -326,6 +326,43 @@ def test_a_checkpoint_is_evaluated_alone_and_leaves_the_result_of_the_run(
 
 
 @pytest.mark.slow
+def test_an_evaluation_names_the_rows_that_were_trained_on_and_gives_the_figures_without_them(
+    evaluated_run: Run, evaluated_project: Path
+) -> None:
+    data = evaluated_project / "data"
+    scores = json.loads((evaluated_run.evaluation / "little" / "scores.json").read_text())
+    assert len(scores["leaks"]["found"]) == 24 and scores["without_leaks"] == [], "its own training rows"
+    rows = json.loads((data / "little.json").read_text(encoding="utf-8"))
+    new = [{**row, "instruction": f"say {n * 31}"} for n, row in enumerate(rows[:14])]
+    mixed = [row for pair in zip(rows[:10], new[:10], strict=True) for row in pair]  # the training has every second row
+    unusable = {"instruction": "x", "input": "", "output": None}
+    (data / "mixed.json").write_text(json.dumps([*mixed[:2], unusable, *mixed[2:], *new[10:]]), encoding="utf-8")
+    registry = json.loads((data / "dataset_info.json").read_text())
+    registry["mixed"] = {**registry["little"], "file_name": "mixed.json"}
+    (data / "dataset_info.json").write_text(json.dumps(registry))
+    done = run(["evaluate", "last", "--data", "mixed"], evaluated_project, LONGEST)
+    assert done.returncode == 0, done.stderr
+    assert "note: 10 of the 25 held-out rows of 'mixed' are training rows (row 1, 4, 6, 8" in done.stdout
+    assert "\nwithout them" in done.stdout
+    folder = evaluated_run.evaluation / "mixed"
+    scores = json.loads((folder / "scores.json").read_text())
+    trained = {0, *range(3, 20, 2)}  # among all answers, the unusable row's included
+    base, tuned = (list(read_lines(folder / f"{name}.jsonl")) for name in ("base", "tuned"))
+    left = [at for at in range(len(tuned)) if at not in trained]
+    assert all(("新闻" in tuned[at]["prompt"]) == (at in trained) for at in range(len(tuned)))
+    texts = [
+        [row[key] for at, row in enumerate(side) if at in left]
+        for side, key in ((base, "predict"), (tuned, "predict"), (tuned, "label"))
+    ]
+    expected = compare(score(texts[0], texts[2], Declared()), score(texts[1], texts[2], Declared()))
+    without = {each["name"]: each for each in scores["without_leaks"]}
+    for each in expected:
+        found = without[each.name]
+        assert (found["tuned"], found["low"], found["high"]) == (each.tuned, each.low, each.high)
+    assert 0 < without["loss"]["rows"] < 20
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["exit\n", ""], ids=["exit", "end of input"])
 def test_chat_answers_in_the_terminal(evaluated_run: Run, evaluated_project: Path, end: str) -> None:
     words = [sys.executable, "-m", "iis_finetune", "chat", "last"]
@@ -415,7 +452,7 @@ def test_the_report_of_a_real_run_holds_its_figures(evaluated_run: Run, evaluate
     done = run(["report", "last"], evaluated_project)
     assert done.returncode == 0, done.stderr
     text = evaluated_run.report.read_text(encoding="utf-8")
-    for told in ("learning rate", "valid JSON", "evaluating", "data-flags"):
+    for told in ("learning rate", "valid JSON", "evaluating", "data-flags", "share of the training rows by length"):
         assert told in text, told
 
 

@@ -268,7 +268,7 @@ UNKNOWN = [
     ("lr", "torchtune", "write 'learning_rate'"),
     ("epochs", "torchtune", "write 'num_train_epochs'"),
     ("batch_size", "torchtune", "write 'per_device_train_batch_size'"),
-    ("torch_dtype", "ms-swift", "write 'kit: {precision: ...}'"),
+    ("mixed_precision", "other tools", "write 'kit: {precision: ...}'"),
     ("load_in_4bit", "Axolotl", "quantization_bit: 4"),
     ("dpo_beta", "after version 0.7", "write 'pref_beta'"),
     ("new_special_tokens", "after version 0.9.2", "write 'add_special_tokens'"),
@@ -292,6 +292,61 @@ def test_an_unknown_key_is_answered_with_the_one_that_was_meant(key: str, what: 
     assert fix in problems[0].fix
 
 
+BY_VALUE = [
+    ("load_in_4bit", True, "write 'quantization_bit: 4' in its place"),
+    ("load_in_4bit", False, "remove the line"),
+    ("load_in_8bit", False, "remove the line"),
+    ("load_in_8bit", 1, "write 'quantization_bit: 8' in its place"),
+    ("wandb_project", None, "remove the line: it says nothing here"),
+    ("lora_model_dir", None, "remove the line: it says nothing here"),
+    ("clip_grad_norm", None, "remove the line: it says nothing here"),
+    ("adapter", "lora", "write 'finetuning_type: lora' in its place"),
+    ("adapter", None, "write 'finetuning_type: full' in its place"),
+    ("lora_target_linear", False, "remove the line"),
+    ("flash_attention", True, "write 'kit.attention: fa2' in its place"),
+    ("dataset_prepared_path", "prepared", "remove the line"),
+    ("max_steps_per_epoch", 10, "write 'max_steps', which counts the steps of all epochs together"),
+    ("torch_dtype", "bfloat16", "write 'kit.precision: bf16' in its place"),
+    ("dtype", "fp32", "write 'kit.precision: fp32' in its place"),
+    ("target_modules", "all-linear", "write 'lora_target: all' in its place"),
+    ("target_modules", ["q_proj", "v_proj"], "write 'lora_target: [q_proj,v_proj]' in its place"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "fix"), BY_VALUE)
+def test_a_name_of_another_tool_is_answered_by_its_value(key: str, value: Any, fix: str) -> None:
+    (problem,) = check([Entry(key, value, Place("r.yaml", 7, key))], TABLE)[1]
+    assert problem.fix.startswith(fix)
+
+
+BLOCKS = [
+    (
+        "optimizer",
+        {"_component_": "torch.optim.SGD", "fused": True, "lr": 2e-3},
+        "'optim: sgd' and 'learning_rate: 0.002'",
+    ),
+    ("model", {"lora_rank": 64, "apply_lora_to_mlp": True}, "'lora_rank: 64' and 'lora_target: all'"),
+    ("model", {"lora_attn_modules": ["q_proj", "k_proj"], "quantize_base": False}, "'lora_target: [q_proj,k_proj]'"),
+    ("tokenizer", {"path": "vocab.json", "max_seq_len": 512}, "'cutoff_len: 512'"),
+    ("checkpointer", {"checkpoint_dir": "models/a", "output_dir": "out"}, "'model_name_or_path: models/a'"),
+    ("dataset", {"_component_": "torchtune.datasets.alpaca_dataset"}, "'dataset: NAME'"),
+    ("datasets", [{"path": "a/b", "type": "alpaca"}, {"path": "c.jsonl"}], "'dataset: a/b,c.jsonl'"),
+    ("trainer", {"learning_rate": 1e-4, "what": 1}, "'learning_rate: 0.0001'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "lines"), BLOCKS)
+def test_a_block_of_another_tool_is_answered_with_our_lines(key: str, value: Any, lines: str) -> None:
+    (problem,) = check([Entry(key, value, Place("r.yaml", 7, key))], TABLE)[1]
+    assert (problem.where.line, problem.fix) == (7, f"write {lines} in its place")
+
+
+def test_a_block_without_a_name_of_ours_is_to_be_removed_and_our_own_blocks_stay() -> None:
+    (problem,) = check([Entry("loss", {"_component_": "x"}, Place("r.yaml", 7, "loss"))], TABLE)[1]
+    assert problem.fix == "remove the line: it says nothing here"
+    assert check([Entry("lr_scheduler_kwargs", {"power": 2}, Place("r.yaml", 1))], TABLE)[1] == []
+
+
 def test_an_argument_that_the_installed_version_lacks_is_told_so() -> None:
     older = {name: argument for name, argument in TABLE.items() if name != "use_dft_loss"}
     entry = Entry("use_dft_loss", True, Place("r.yaml", 1))
@@ -313,7 +368,11 @@ def answers() -> list[tuple[str, str]]:
 
 def _named(row: dict[str, Any]) -> list[str]:
     """The arguments that an answer names which depends on the value."""
-    return [row["pixels"]] if "pixels" in row else [key for lines in row.values() for key in lines]
+    return [row["pixels"]] if "pixels" in row else [key for each in row.values() for key in _keys(each)]
+
+
+def _keys(lines: str | dict[str, Any]) -> list[str]:
+    return [lines] if isinstance(lines, str) else list(lines)
 
 
 @pytest.mark.parametrize(("name", "answer"), answers())

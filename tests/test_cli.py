@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -40,6 +41,7 @@ def test_plan_prints_the_tables_advice_without_following_it(quick: Command) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("check", "tiny", "——on", "mi50"), "fix:   type '--on'"),
         (("check", "tiny", "--lora_rank", "8"), "fix:   without dashes: lora_rank=VALUE"),
         (("check", "tiny", "--backgroud"), "see `iis-finetune check --help`"),
         (("trian", "tiny"), "Did you mean 'train'?\n"),
@@ -176,10 +178,11 @@ def test_json_documents_have_their_documented_keys(quick: Command) -> None:
             "decisions",
             "memory",
             "problems",
+            "steps",
         },
         ("check", "tiny"): {"recipe", "machine", "problems"},
         ("recipes",): {"recipes"},
-        ("runs",): {"runs"},
+        ("runs",): {"runs", "starts"},
     }
     for words, expected in keys.items():
         assert set(json.loads(quick(*words, "--json").stdout)) == expected
@@ -421,25 +424,60 @@ def test_keys_of_the_verbs_after_training_do_not_reach_it(quick: Command) -> Non
     assert not {"infer_backend", "export_size"} & set(made["arguments"])
 
 
-def test_a_path_or_a_hub_id_as_dataset_is_registered_on_the_way(quick: Command, project: Path) -> None:
-    row = '{"question": "a", "answer": "b"}\n'
-    (project / "rows.jsonl").write_text(row * 9)
-    for said in ("registered ./rows.jsonl as 'rows': Alpaca format", ""):
-        done = quick("check", "tiny", "dataset=little,./rows.jsonl", "eval_dataset=rows.jsonl", "do_eval=true")
-        assert done.returncode == 0 and ("registered" in done.stderr) == bool(said) and said in done.stderr, done.stderr
-    done = quick("check", "tiny", "dataset=someone/some.rows")
-    assert done.returncode == 0 and "registered someone/some.rows as 'some_rows'" in done.stderr
-    assert "not checked: the rows of 'some_rows'" in done.stderr
-    registry = json.loads((project / "data" / "dataset_info.json").read_text())
-    assert registry.keys() == {"little", "rows", "some_rows"}
-    assert registry["some_rows"] == {"hf_hub_url": "someone/some.rows"}
-    (project / "little").write_text("a file that has the name of a data set")
-    assert quick("check", "tiny", "dataset=little").returncode == 0
+def test_check_and_plan_look_at_a_path_or_a_hub_id_and_write_nothing(quick: Command, project: Path) -> None:
+    (project / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 9)
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    words = ("dataset=little,./rows.jsonl", "eval_dataset=rows.jsonl", "do_eval=true")
+    for verb in ("check", "plan"):
+        done = quick(verb, "tiny", *words)
+        assert done.returncode == 0, done.stderr
+        assert "./rows.jsonl is not registered; it is looked at as 'rows'" in done.stderr
+    shown = quick("data", "preview", "tiny", "dataset=./rows.jsonl")
+    assert shown.returncode == 2 and "fix:   iis-finetune data add ./rows.jsonl" in shown.stderr
+    assert quick("data", "stats", "tiny", "dataset=./rows.jsonl").returncode == 0
+    (project / "wrong.jsonl").write_text('{"question": "a", "answer": 1}\n')
+    for verb in ("check", "train"):  # its rows are read
+        wrong = quick(verb, "tiny", "dataset=./wrong.jsonl")
+        assert wrong.returncode == 2 and "no valid sample" in wrong.stderr
+    (project / "wrong.jsonl").unlink()
+    for hub_id in ("someone/some.rows", "mistyped/name"):
+        done = quick("check", "tiny", f"dataset={hub_id}")
+        name = hub_id.partition("/")[2].replace(".", "_")
+        assert done.returncode == 0 and f"the rows of '{name}' are not on this disk" in done.stderr, done.stderr
+        assert f"iis-finetune data add {hub_id}" in done.stderr
+    (project / "more").mkdir()
+    (project / "more" / "rows.jsonl").write_text('{"question": "c", "answer": "d"}\n')
+    both = quick("check", "tiny", "dataset=rows.jsonl,more/rows.jsonl")
+    assert both.returncode == 2 and "'rows' is registered already" in both.stderr
+    shutil.rmtree(project / "more")
     assert quick("check", "tiny", "dataset=" + "long/" * 2000 + "a.json").returncode == 2
     wrong = quick("check", "tiny", "dataset=./row.jsonl")
     assert wrong.returncode == 2 and "did you mean 'rows.jsonl'?" in wrong.stderr
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+    (project / "little").write_text("a file that has the name of a data set")
+    assert quick("check", "tiny", "dataset=little").returncode == 0
     (project / "recipes" / "own.yaml").write_text(RECIPE.replace("dataset: little", "dataset: rows.jsonl"))
     assert "iis-finetune data add 'rows.jsonl'" in quick("check", "own").stderr
+
+
+def test_a_file_that_llamafactory_cannot_read_is_refused_with_the_command_that_writes_it(
+    quick: Command, project: Path
+) -> None:
+    answer = "Jörg Müller, schöne Grüße, fünf Bäume, größer, schöner, süßer, übermütig!"
+    (project / "my rows.csv").write_bytes(f"Frage;Antwort\nWie heißt du?;{answer}\n".encode("cp1252"))
+    columns = "instruction=Frage,output=Antwort"
+    done = quick("data", "add", "my rows.csv")
+    assert done.returncode == 2 and f"iis-finetune data add 'my rows.csv' --columns {columns}" in done.stderr
+    assert quick("data", "add", "my rows.csv", "--columns", "instrution=Frage").returncode == 2
+    added = quick("data", "add", "my rows.csv", "--columns", columns)
+    assert added.returncode == 0, added.stderr
+    assert "my rows.csv: csv in CP1252, cells separated by ';'" in added.stdout
+    assert "the rows are written to my rows.utf8.jsonl, in UTF-8" in added.stdout
+    assert "Alpaca format, 1 usable rows" in added.stdout and "instruction=Frage, output=Antwort;" in added.stdout
+    assert quick("check", "tiny", "dataset=./my rows.csv").returncode == 0  # it is known by its file
+    (project / "other.csv").write_text("question;answer\na;b\n")
+    done = quick("check", "tiny", "dataset=./other.csv")
+    assert done.returncode == 2 and "fix:   run: iis-finetune data add ./other.csv" in done.stderr
 
 
 def test_data_add_says_what_part_was_read_where_the_file_stays_and_the_stage(
@@ -463,3 +501,14 @@ def test_a_smoke_run_reads_a_sample_of_the_rows(project: Path) -> None:
     asked = preflight.Question("tiny", (), workspace, dict(os.environ), smoke=True)
     preflight.examine(asked)
     assert [reading.rows for reading in asked.readings.rows.values()] == [dataset.SAMPLE]
+
+
+def test_a_machine_named_to_train_is_answered_with_the_verbs_that_take_one(quick: Command) -> None:
+    done = quick("train", "tiny", "--on", "mi50")
+    assert done.returncode == 2 and "fix:   iis-finetune plan RECIPE --on MACHINE, or check" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "watch", "logs"])
+def test_a_verb_that_only_looks_means_the_last_run_when_none_is_named(quick: Command, verb: str) -> None:
+    done = quick(verb)
+    assert done.returncode == 2 and "there is no run yet" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,17 @@ def texts_of(value: Any) -> list[str]:
 
 
 def test_committed_files_equal_a_fresh_generation() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "make_intelligence_data.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    for script in ("make_intelligence_data.py", "make_general_data.py"):
+        command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_general_rows_are_two_hundred_different_questions_half_of_them_chinese() -> None:
+    rows = rows_of("general_test.json")
+    questions = {row["instruction"] for row in rows}
+    assert len(rows) == len(questions) == 200 and all(row["output"] for row in rows)
+    assert sum(bool(re.search("[一-鿿]", question)) for question in questions) == 100
 
 
 @pytest.mark.parametrize(("name", "count"), [("intelligence_train.json", 600), ("intelligence_test.json", 100)])
@@ -61,7 +70,7 @@ def test_no_test_item_stands_in_any_other_file() -> None:
     others = [
         path.name for path in DATA.glob("*.json") if path.name not in ("intelligence_test.json", "dataset_info.json")
     ]
-    assert len(others) == 6
+    assert len(others) == 7
     known = "\n".join(text for name in others for row in rows_of(name) for text in texts_of(row))
     for row, answer in zip(rows_of("intelligence_test.json"), answers_of("intelligence_test.json"), strict=True):
         body = row["input"].split("\n", 2)[2]

@@ -12,6 +12,7 @@ from iis_finetune.errors import (
     Place,
     Problem,
     ProblemsFound,
+    did_you_mean,
     errors_of,
     exit_code,
     in_file_order,
@@ -78,3 +79,9 @@ def test_found_problems_end_a_verb_with_all_of_them_and_never_with_success() -> 
 def test_the_command_line_is_mended_in_words_not_in_lines(fix: str, words: str) -> None:
     here, there = Problem("wrong", fix, Place(COMMAND_LINE)), Problem("wrong", fix, Place("a.yaml", 3))
     assert [each.fix for each in in_file_order([here, there])] == [fix, words]
+
+
+def test_a_full_width_mark_in_a_word_that_is_not_known_is_named_before_any_guess() -> None:
+    assert did_you_mean("q_proj，v_proj", ["v_proj"], "") == "a full-width '，'; type ','"
+    assert did_you_mean("v－proj", ["v-proj"], "") == "a full-width '－'; type '-'"
+    assert did_you_mean("数据", ["v_proj"], "otherwise") == "otherwise"

@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 
 from iis_finetune.cli.summary import example_rows, shortened, tell_evaluation
 from iis_finetune.evaluate.answers import slices_of
-from iis_finetune.evaluate.compare import compare, compare_losses, interval, macro_f1, verdict, weighted
+from iis_finetune.evaluate.compare import compare, compare_losses, forgotten, interval, macro_f1, verdict, weighted
 from iis_finetune.evaluate.metrics import Declared, confusion, kind_of, parse, score
 from iis_finetune.runs import Run
 
@@ -152,6 +152,31 @@ def test_a_perplexity_is_compared_by_its_ratio_with_both_sides_resampled_togethe
     assert perplexity.low == pytest.approx(math.exp(loss.low)) and perplexity.change == "ratio"
     assert (loss.verdict, perplexity.verdict) == ("better", "better")
     assert loss.difference == pytest.approx(np.average(tuned - base, weights=rows))
+
+
+@pytest.mark.parametrize(
+    ("growth", "noise", "slices", "expected"),
+    [
+        (0.0, 0.0, 20, "not worse"),  # a run of zero steps
+        (0.05, 0.01, 20, "worse"),
+        (0.01, 0.005, 20, "not worse"),  # surely more, surely within what is allowed
+        (0.02, 0.05, 20, "cannot tell"),
+        (-0.3, 0.1, 20, "not worse"),
+        (0.5, 0.0, 5, "cannot tell"),  # too few
+    ],
+)
+def test_forgetting_is_said_only_when_the_whole_interval_is_beyond_the_margin(
+    growth: float, noise: float, slices: int, expected: str
+) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(3)
+    base = random.uniform(1, 5, slices)
+    tuned = base * (1 + growth + random.normal(0, noise, slices))
+    found = forgotten(list(base), list(tuned), [10] * slices, 0.02)
+    assert found["verdict"] == expected and found["told"].startswith(f"did it forget? {expected}: ")
+    assert found["low"] <= tuned.sum() / base.sum() - 1 <= found["high"] + 1e-12
+    assert forgotten([None], [1.0], [1], 0.02)["verdict"] == "cannot tell"
 
 
 def test_losses_that_are_missing_or_alone_are_no_comparison() -> None:

@@ -142,7 +142,8 @@ def test_the_card_says_what_was_done_and_nothing_that_is_not_known(tmp_path: Pat
     scores.parent.mkdir(parents=True)
     metric = {"name": "valid_json", "title": "valid JSON", "base": 0.5, "tuned": 0.75}
     metrics = [{**metric, "low": -0.25, "high": 0.5, "verdict": "better"}, {**metric, "low": None, "verdict": None}]
-    scores.write_text(json.dumps({"data": "held_out", "rows": 4, "metrics": metrics}))
+    guard = {"told": "did it forget? not worse"}
+    scores.write_text(json.dumps({"data": "held_out", "rows": 4, "metrics": metrics, "guard": guard}))
     run.provenance.write_text(json.dumps({"model": "org/base", "data_sha256": {"/data/little.json": "ab"}}))
     run.recipe.write_text("stage: sft\n")
     trained = after.Trained("0001-a", {"template": "qwen"}, after.Weights("models/base@fp32"), "fp32")
@@ -154,6 +155,7 @@ def test_the_card_says_what_was_done_and_nothing_that_is_not_known(tmp_path: Pat
         "- SHA-256 of little.json: `ab`",
         "| valid JSON | 0.5 | 0.75 | -0.25 to +0.5 | better |",
         "| valid JSON | 0.5 | 0.75 |  |  |",
+        "did it forget? not worse",
         "- greedy answers that are equal: 19 of 20 (1 more: equal up to a near tie)",
     ):
         assert line in told.splitlines(), line

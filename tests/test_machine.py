@@ -439,6 +439,21 @@ def test_the_profiles_are_those_that_are_promised() -> None:
         ("rtx 3060 12GB x2", "rtx3060x2", 2),
         ("4090", "rtx4090", 1),
         ("NVIDIA H100 80GB HBM3", "h100", 1),
+        ("4090x8", "rtx4090x8", 8),
+        ("8x4090", "rtx4090x8", 8),
+        ("mi50×2", "mi50x2", 2),
+        ("mi50*2", "mi50x2", 2),
+        ("４０９０ｘ８", "rtx4090x8", 8),
+        ("两张mi50", "mi50x2", 2),
+        ("8卡A800", "a800x8", 8),
+        ("4090双卡", "rtx4090x2", 2),
+        ("rtx4090笔记本", "rtx4090-laptop", 1),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "rtx4090-laptop", 1),
+        ("3080 laptop 16gb", "rtx3080-laptop-16gb", 1),
+        ("RTX 4090 D", "rtx4090d", 1),
+        ("2080Ti-22G x2", "rtx2080ti-22gbx2", 2),
+        ("rtx4090:24", "rtx4090", 1),
+        ("AMD Ryzen AI Max+ 395", "strix-halo", 1),
     ],
 )
 def test_a_machine_is_known_however_its_name_is_spelled(spelled: str, name: str, devices: int) -> None:
@@ -464,6 +479,12 @@ def test_the_machines_are_listed_with_what_is_known_of_each(quick: Command) -> N
     assert all(name in text for name in PROFILES)
 
 
+def test_advice_that_is_followed_is_not_given_again() -> None:
+    two = profile("mi50x2")
+    assert any("kit.precision=fp16 kit.attention=sdpa" in each for each in machine.advice(two, 2, ("fp32", "disabled")))
+    assert not any("kit.precision=fp16" in each for each in machine.advice(two, 2, ("fp16", "sdpa")))
+
+
 def test_a_number_after_x_is_a_count() -> None:
     two = profile("MI50x2")
     assert (two.name, len(two.devices), two.title) == ("mi50x2", 2, "2x AMD Instinct MI50 (gfx906, 31.98 GiB each)")
@@ -482,6 +503,10 @@ def test_a_number_after_x_is_a_count() -> None:
         ("radeon", "`iis-finetune machines`"),
         ("mi50x0", "mi50x2"),
         ("cpux2", "'cpu'"),
+        ("rtx4090:16", "'rtx4090-laptop' (15.6 GiB)"),
+        ("rtx4090魔改48G", "'rtx4090' (23.65 GiB)"),
+        ("mi50和mi60", "'mi60'"),
+        ("两张", "`iis-finetune machines`"),
     ],
 )
 def test_an_unknown_machine_is_answered_with_near_names(text: str, hint: str) -> None:
@@ -558,7 +583,7 @@ def test_bf16_is_no_emulation_on_a_processor_that_has_it() -> None:
         ("mi50", "fp16", "fa2", "error", "does not support"),
         ("cpu", "fp32", "fa2", "error", "does not support"),
         ("h200", "fp32", "fa2", "error", "not in fp32"),
-        ("h200", "bf16", "fa2", None, ""),
+        ("h200", "bf16", "fa2", "warning", "without it LLaMA-Factory would silently use sdpa"),
     ],
 )
 def test_an_attention_that_was_asked_for_is_checked(

@@ -101,6 +101,7 @@ def test_items_add_up_to_the_peak_and_the_largest_is_named() -> None:
         "limit_gib": 31.98,
         "items": found.items,
         "not_counted": (),
+        "host_gib": None,
     }
 
 

@@ -23,12 +23,10 @@ TWINS = {  # each page in English: the same in Chinese
 PAGES = [*TWINS, *TWINS.values()]
 BEFORE = ("check", "plan", "train", "download")  # verbs that take a recipe
 # What a reader has, and this project has not.
-THEIR_OWN = ("my.yaml", "dataset=my_rows", "dataset=my_train")
+THEIR_OWN = ("my.yaml", "dataset=my_rows", "dataset=my_rows_clean_train")
 SHELL = (
     "source .venv/bin/activate",
     "iis-finetune --install-completion",
-    "head -n",
-    "tail -n",
     "export IIS_RUNS=",
     "conda env create",
     "vllm serve",
@@ -127,4 +125,5 @@ def test_every_recipe_has_held_out_rows_but_those_of_reward_models(name: str) ->
     found = preflight.examine(Question(name, (), nowhere, {}, "rtx4090"))
     expected = {"rm": None, "pt": "quickstart_text_test"}.get(found.plan.settings["stage"], "intelligence_alpaca_test")
     assert found.recipe.kit.evaluate_after == expected
+    assert found.recipe.kit.guard == ("general_test" if expected == "intelligence_alpaca_test" else None)
     assert [each for each in errors_of(found.problems) if each.kind not in NOT_HERE] == []

@@ -49,6 +49,13 @@ def test_a_refreshed_look_sees_what_was_made_and_reads_nothing_again(question: Q
     assert any("little.json" in each.what for each in preflight.examine(asked).problems)
 
 
+def test_a_recipe_goes_without_its_guard_where_that_is_not_registered(question: Question) -> None:
+    asked = replace(question, overrides=("kit.guard=general_test", "kit.evaluate_after=news"))
+    found = {each.where.key: each for each in preflight.examine(asked).problems if "is not in" in each.what}
+    assert found["kit.guard"].severity == "warning" and found["kit.guard"].what.startswith("no guard: ")
+    assert found["kit.evaluate_after"].severity == "error"
+
+
 def test_a_machine_that_is_given_is_not_looked_for(question: Question) -> None:
     known = machine.profile("v100")
     assert preflight.look(replace(question, machine=known)).machine is known
@@ -108,3 +115,56 @@ def test_the_curves_of_tensorboard_lie_in_the_runs_own_folder(question: Question
     own = "kit.env={TENSORBOARD_LOGGING_DIR: x}"
     assert environment("report_to=tensorboard", own)["TENSORBOARD_LOGGING_DIR"] == "x"
     assert "TENSORBOARD_LOGGING_DIR" not in environment()
+
+
+def told(question: Question, text: str, *overrides: str) -> list[tuple[str, str]]:
+    """What is wrong with a recipe of this text, and what mends it."""
+    (question.workspace.recipes / "own.yaml").write_text(text, encoding="utf-8")
+    found = preflight.examine(replace(question, recipe="own", overrides=overrides))
+    return [(each.what, each.fix) for each in found.problems]
+
+
+GATED = "model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct\ntemplate: llama3\n"
+FEW = GATED + "stage: sft\ndo_train: true\ndataset: little\nmax_samples: 20\ncutoff_len: 20\nfinetuning_type: lora\n"
+
+
+def test_a_model_behind_a_licence_names_the_page_the_login_and_a_mirror(question: Question) -> None:
+    [(what, fix)] = [each for each in told(question, FEW) if "accepted its licence" in each[0]]
+    assert "meta-llama/Meta-Llama-3-8B-Instruct" in what
+    words = ("https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct", "hf auth login", "HF_TOKEN", "LLM-Research/")
+    assert all(word in fix for word in words)
+    mirrored = told(question, FEW, "kit.source=modelscope", "model_name_or_path=LLM-Research/Meta-Llama-3-8B-Instruct")
+    assert not any("licence" in what for what, _ in mirrored)
+
+
+def test_rows_that_cannot_be_counted_in_tokens_are_said_to_be_uncounted(question: Question) -> None:
+    [what] = [what for what, _ in told(question, FEW, "model_name_or_path=some/one") if "not on disk" in what]
+    assert "what cutoff_len 20 cuts off the rows is not counted" in what
+
+
+@pytest.mark.parametrize(
+    ("line", "mended"),
+    [
+        (
+            "per_device_train_batch_size: 1\ngradient_accumulation_steps: 16\nnum_train_epochs: 2.0",
+            "kit.global_batch_size: 2 and no gradient_accumulation_steps line",
+        ),
+        ("kit: {global_batch_size: 64}\nnum_train_epochs: 5.0", "kit.global_batch_size: 4"),
+        ("per_device_train_batch_size: 1\nnum_train_epochs: 0.5", "num_train_epochs: 1"),
+    ],
+)
+def test_a_run_of_few_steps_is_told_their_number_and_the_line_that_gives_more(
+    question: Question, line: str, mended: str
+) -> None:
+    [(what, fix)] = [each for each in told(question, f"{FEW}{line}\n") if "steps in the whole run" in each[0]]
+    assert mended in fix and any(letter.isdigit() for letter in what)
+    override = fix.split(" and ")[0].split(", or")[0].replace(": ", "=")
+    left = told(question, FEW + line.replace("gradient_accumulation_steps: 16\n", "") + "\n", override)
+    assert not any("steps in the whole run" in each for each, _ in left)
+
+
+def test_a_merge_recipe_is_not_measured_by_the_memory_of_a_training(question: Question) -> None:
+    text = f"{GATED}adapter_name_or_path: saves/one\nexport_dir: merged\n"
+    found = told(replace(question, on="rtx3060"), text)
+    assert not any("GiB" in what for what, _ in found)
+    assert any("iis-finetune download meta-llama" in fix for _, fix in found)

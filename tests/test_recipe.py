@@ -54,6 +54,9 @@ BROKEN = {
     "only a comment": ("# nothing\n", 1, "empty"),
     "a list": ("- a\n- b\n", 1, "key: value"),
     "a word": ("hello\n", 1, "key: value"),
+    "a full-width colon": ("a: 1\nb： 2\nc: 3\n", 2, "a full-width '：'; type ':'"),
+    "only full-width colons": ("a： 1\nb： 2\n", 1, "a full-width '：'; type ':'"),
+    "no space behind a colon": ("a: 1\nb:2\nc: 3\n", 2, "a space behind the colon"),
     "a date that does not exist": ("a: 2024-13-45\n", None, None),
     "bytes that are no text": (b"\x80\x81\xfe\xff", None, "UTF-8"),
     "a binary file": (b"a: 1\0\0\0", None, "binary"),
@@ -82,7 +85,10 @@ def test_what_is_no_recipe_is_a_problem_with_its_line(
 
 OVERRIDES = {
     "lora_rank": "key=value",
-    "--lora_rank=8": "lora_rank=value",
+    "--lora_rank=8": "write lora_rank=8",
+    "lora_rank:8": "write lora_rank=8",
+    "lora_rank：8": "write lora_rank=8: a full-width '：' is no '='",
+    "lora_rank＝8": "write lora_rank=8: a full-width '＝' is no '='",
     "=8": "key=value",
     "learning_rate=": "learning_rate=null unsets it",
     "a=[1": "the value of a",
@@ -155,6 +161,15 @@ def test_a_recipe_is_found_by_name_by_path_and_never_guessed(tmp_path: Path) -> 
 def test_a_json_recipe_is_refused_because_llamafactory_cannot_read_it(tmp_path: Path) -> None:
     with pytest.raises(ProblemsFound, match="JSON"):
         recipes.read(str(write(tmp_path, "{}", "r.json")))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("a.py", "a script is not"), ("a.CSV", "data add FILE"), ("a.parquet", "data add FILE")]
+)
+def test_what_is_given_in_place_of_a_recipe_is_told_where_it_belongs(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(ProblemsFound) as found:
+        recipes.read(str(write(tmp_path, b"PAR1\xff", name)))
+    assert words in found.value.problems[0].what + found.value.problems[0].fix
 
 
 def test_devices_can_be_written_as_the_vendors_variables_have_them(tmp_path: Path) -> None:

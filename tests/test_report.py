@@ -83,7 +83,9 @@ def test_a_page_needs_no_network_and_escapes_what_a_model_says(run: Run) -> None
     assert {a or b for a, b in addresses if not (a or b).startswith(("#", "data:"))} == set()
     assert "<script>alert" not in text
     assert "&lt;script&gt;" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 3 and "training rows by length" not in text
+    with_lengths = report.page([run], {"little": [(10, 0.5), (20, 0.25), (30, 0.25)]})
+    assert with_lengths.count("<svg") == 4 and "share of the training rows by length" in with_lengths
 
 
 def test_a_page_tells_decisions_events_data_and_metrics(run: Run) -> None:
@@ -98,6 +100,18 @@ def test_a_page_tells_decisions_events_data_and_metrics(run: Run) -> None:
         "models/tiny",
     ):
         assert told in text, told
+
+
+def test_a_page_gives_the_figures_without_the_rows_that_were_trained_on(run: Run) -> None:
+    file = run.evaluation / "held_out" / "scores.json"
+    scores = json.loads(file.read_text())
+    without = [{**metric, "rows": 3, "tuned": 0.6125} for metric in scores["metrics"]]
+    told = "1 of the 4 held-out rows of 'held_out' are training rows (row 3): these figures are too good"
+    before = report.page([run])
+    file.write_text(json.dumps({**scores, "cut": [told], "without_leaks": without}))
+    text = report.page([run])
+    assert "without the training rows" not in before and text.count("<th>without the training rows</th>") == 1
+    assert told.replace("'", "&#39;") in text and ">0.6125</td>" in text.partition("without the training rows")[2]
 
 
 def test_a_run_without_anything_still_has_a_page(tmp_path: Path) -> None:
@@ -180,3 +194,25 @@ def test_a_report_goes_where_it_is_told_and_a_comparison_leaves_each_run_its_own
     assert kept.read_bytes() == before
     refused = quick("report", "1", "--to", "recipes/tiny.yaml/x.html")
     assert refused.returncode == 2 and "'recipes/tiny.yaml/x.html' cannot be written" in refused.stderr
+
+
+def test_a_page_tells_forgetting_checkpoints_and_what_people_prefer(run: Run) -> None:
+    folder = run.evaluation / "held_out"
+    scores = json.loads((folder / "scores.json").read_text())
+    told = "did it forget? worse: the loss changes by +5.0% to +9.0% of the base's (95 %), 2% is allowed"
+    (folder / "scores.json").write_text(json.dumps({**scores, "guard": {"verdict": "worse", "told": told}}))
+    (folder / "votes.json").write_text(json.dumps({"told": "75% for tuned", "rows": {"2": "1 of 2"}}))
+    measured = {"tuned": 2.0, "low": 1.5, "high": 2.5}
+    best = {"step": 40, "verdict": "best", "alone": measured, "against_best": measured}
+    checkpoints = {"data": "held_out", "told": "best: step 40", "overfits": "over-fitting since step 40"}
+    (folder / "checkpoints.json").write_text(json.dumps({**checkpoints, "checkpoints": [best]}))
+    text = report.page([run])
+    for said in (
+        told.replace("'", "&#39;"),
+        "75% for tuned",
+        "1 of 2 for tuned",
+        "best: step 40",
+        "over-fitting since",
+    ):
+        assert said in text, said
+    assert text.count("for tuned</span>") == 1

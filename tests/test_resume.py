@@ -149,6 +149,7 @@ def test_status_is_strict_json_with_every_key(kit: Kit, project: Path) -> None:
             "total_steps",
             "loss",
             "grad_norm",
+            "held_out",
             "eta_seconds",
             "tokens_per_second",
         ),

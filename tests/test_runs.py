@@ -40,6 +40,7 @@ def test_runs_are_numbered_and_found_by_number_name_prefix_and_last(workspace: W
     assert runs.find(workspace, "1") == made[0] and runs.find(workspace, "0002") == made[1]
     assert runs.find(workspace, "0003-be") == smoke and smoke.smoke and smoke.recipe_name == "beta"
     assert runs.find(workspace, "last") == made[1]
+    assert runs.find(workspace, "beta") == made[1] and runs.find(workspace, "beta-smoke") == smoke
     for text, words in {"000": "fits 3 runs", "7": "no run '7'", "gamma": "no run"}.items():
         with pytest.raises(ProblemsFound, match=words) as found:
             runs.find(workspace, text)
@@ -86,6 +87,8 @@ def test_an_evaluation_tells_how_far_it_is_and_a_supervisors_own_is_still_its_ru
         assert observe.evaluating(run) == "evaluating" and runs.state(run) == "interrupted"
         runs.record(run, Attempt(1, 0.0, me))
         assert runs.state(run) == "starting", "the supervisor evaluates what it has trained"
+        with pytest.raises(ProblemsFound, match=f"0001-a is being evaluated by process {os.getpid()}"):
+            runs.finished_run(workspace, "last")
         folder = run.evaluation / "news"
         (folder / "parts" / "base").mkdir(parents=True)
         (folder / "rows").mkdir()

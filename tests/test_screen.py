@@ -19,7 +19,7 @@ from conftest import RECIPE, ROOT, Command, run
 from rich.cells import cell_len
 
 from iis_finetune import runs
-from iis_finetune.cli import attach
+from iis_finetune.cli import attach, show
 from iis_finetune.cli.meter import curve, sentence
 from iis_finetune.cli.words import workspace
 from iis_finetune.observe import Signs
@@ -99,6 +99,17 @@ def test_a_sentence_keeps_step_loss_and_time_left_to_the_last() -> None:
     assert sentence(NOW).split("  ")[2:4] == ["grad norm 0.8123", "learning rate 1e-05"]
     assert sentence(NOW, 20) == "step 120/300  loss 2.113  4 min 10 s left"
     assert sentence(Signs(1, 2), 80) == "step 1/2  - left"
+
+
+def test_a_meter_says_nothing_of_what_has_not_begun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(show, "METER_AFTER_SECONDS", 0.0)
+    with show.meter("reading rows") as move:
+        move(0.0)
+        assert capsys.readouterr().err == ""
+        move(0.5)
+        assert capsys.readouterr().err == "reading rows: 50%, 0 s left\n"
 
 
 def test_a_verb_below_the_project_works_in_the_project_and_says_so(trained: Path) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from conftest import RECIPE, Command
 
-from iis_finetune import cli, dataset, machine, preflight, process, recover, runs, session
+from iis_finetune import cli, dataset, evaluate, machine, preflight, process, recover, runs, session
+from iis_finetune.cli.summary import tell_evaluation
 from iis_finetune.dataset import readings
+from iis_finetune.evaluate.answers import material, settings_of
 from iis_finetune.runs import Decided, Request, Run, Workspace
 from iis_finetune.session import Order
 
@@ -114,6 +116,59 @@ def test_problems_and_bugs_are_told_with_their_exit_codes(staged: Workspace, mon
     code, request = carried_out(Order("tiny"), staged)
     assert code == 70 and told(request)[-1]["exit"] == 70 and "planted" in request.log.read_text()
     assert runs.listed(staged) == []
+
+
+def test_a_program_that_ends_well_without_answers_has_failed_the_evaluation(staged: Workspace, quick: Command) -> None:
+    code, request = carried_out(Order("tiny"), staged)
+    assert code == 0, told(request)
+    done = quick("evaluate", "1", "--data", "little")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "base could not be evaluated: LLaMA-Factory ended without an error and without an answer; see" in done.stderr
+    assert Path(done.stderr.rpartition("see ")[2].strip()).is_file()
+
+
+def test_an_evaluation_gives_its_figures_without_the_rows_that_were_trained_on_as_well(
+    staged: Workspace, quick: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, request = carried_out(Order("tiny"), staged)
+    assert code == 0, told(request)
+    trained = json.loads((staged.data / "little.json").read_text())
+    new = [{"instruction": f"name the town {n}", "input": "", "output": f"town number {n}"} for n in range(20)]
+    mixed = [row for pair in zip(trained[:20], new, strict=True) for row in pair]
+    (staged.data / "mixed.json").write_text(json.dumps([mixed[0], {**mixed[1], "instruction": 7}, *mixed[1:]]))
+    registry = json.loads((staged.data / "dataset_info.json").read_text())
+    registry["mixed"] = {**registry["little"], "file_name": "mixed.json"}
+    (staged.data / "dataset_info.json").write_text(json.dumps(registry))
+    (run,) = runs.listed(staged)
+    asked = evaluate.Evaluation(run, "mixed", dict(os.environ), with_losses=False)
+    sides = evaluate._sides(asked)
+    given = material(asked, sides[1])
+    for side in filter(None, sides):
+        right = side.name == "tuned"
+        rows = [
+            {
+                "prompt": row["instruction"],
+                "predict": row["output"] if right and row in trained else "?",
+                "label": row["output"],
+            }
+            for row in mixed
+        ]
+        (asked.folder / f"{side.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.write_json(asked.folder / f"{side.name}.settings.json", settings_of(side, given))
+    scores = evaluate.evaluate(asked)
+    assert [leak["row"] for leak in scores["leaks"]["found"]] == [1, *range(4, 42, 2)]
+    every, without = (
+        {each["name"]: each for each in scores[key]}["exact_match"] for key in ("metrics", "without_leaks")
+    )
+    assert (every["rows"], every["tuned"], every["verdict"]) == (40, 0.5, "better")
+    assert (without["rows"], without["tuned"], without["low"], without["high"]) == (20, 0.0, 0.0, 0.0)
+    said = quick("report", "1")
+    told_there = "20 of the 40 held-out rows of &#39;mixed&#39; are training rows (row 1, 4, 6, 8"
+    assert said.returncode == 0 and told_there in run.report.read_text(encoding="utf-8")
+    tell_evaluation(run)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("note: 20 of the 40 held-out rows") and "too good" in line for line in lines)
+    assert [line.startswith("without them") for line in lines].count(True) == 1
 
 
 def test_a_folder_without_an_order_is_refused(staged: Workspace, tmp_path: Path) -> None:

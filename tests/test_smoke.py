@@ -51,7 +51,7 @@ def test_every_recipe_goes_the_whole_way_without_its_model(project_of_recipes: P
     assert f"{name}: smoke run passed" in done.stdout
     possible = run(["check", name], project_of_recipes).returncode == 0
     assert ("note: " in done.stdout, "error" in done.stderr) == (not possible, False), "what a smoke run goes without"
-    assert f"next: iis-finetune {f'train {name}' if possible else 'recipes'}\n" in done.stdout
+    assert f"next: iis-finetune {'train' if possible else 'check'} {name}\n" in done.stdout
     workspace = Workspace(project_of_recipes, project_of_recipes / "models", project_of_recipes / "runs")
     made = [each for each in runs.listed(workspace) if each.recipe_name == name][-1]
     assert made.smoke and runs.state(made) == "finished"

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
 from ..errors import Problem
 from ..tables import read
@@ -147,27 +147,6 @@ def _build(rows: Mapping[str, Row]) -> dict[str, Argument]:
     values = read("values.json")
     known, owners = values["arguments"], values["read_with"]
     return {
-        name: _argument(name, {"read_with": owners.get(row["owner"], ()), **row, **known.get(name, {})})
+        name: convert({"name": name, "read_with": owners.get(row["owner"], ()), **row, **known.get(name, {})}, Argument)
         for name, row in rows.items()
     }
-
-
-def _argument(name: str, row: Row) -> Argument:
-    limits = tuple(_limit(limit) for limit in row.get("limits", ()))
-    choices = tuple(row["choices"]) if row["choices"] else None
-    return Argument(
-        name,
-        **{
-            **row,
-            "kinds": tuple(row["kinds"]),
-            "choices": choices,
-            "limits": limits,
-            "read_with": tuple(row["read_with"]),
-            "elsewhere": tuple(row.get("elsewhere", ())),
-        },
-    )
-
-
-def _limit(row: Row) -> Limit:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    return Limit(**fields)

@@ -12,7 +12,7 @@ from ..recipe import KIT_KEYS, Entry, Recipe
 from ..tables import read
 from .llamafactory import LLAMAFACTORY, Argument, Limit, Table, frozen_table, version_of
 from .llamafactory import table as table_of
-from .values import NOT_GIVEN, Refused, convert
+from .values import NOT_GIVEN, Refused, convert, plain
 
 LONGEST_KEY = 80
 CLOSE = 0.8  # below it a guess misleads: lvm_gamma is no simpo_gamma
@@ -41,16 +41,17 @@ def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[
     foreign: list[Problem] = []
     of_values: list[tuple[Argument, Problem]] = []
     for entry in own:
-        if entry.key in table:
+        block = _block(entry, table)
+        if entry.key in table and not block:
             said = _take(entry, table, arguments)
             of_values += [(table[entry.key], each) for each in said if entry.written is None]
-        elif entry.key in frozen_table():
+        elif entry.key in frozen_table() and not block:
             foreign.append(_of_another_version(entry, own))
         else:
             # What the command line says replaces the recipe's line of the same name.
-            written = (each for each in own if each.written is None)
+            written = (each for each in own if each.written is None and each is not entry)
             beside = {each.key for each in written if each.source == "override" or entry.source == "recipe"}
-            foreign.append(_unknown(entry, table.keys(), beside))
+            foreign.append(_unknown(entry, table, beside))
     for entry in own:
         if entry.key in arguments:
             argument = table[entry.key]
@@ -132,9 +133,9 @@ def _wanted(limit: Limit) -> str:
     return words + "".join(f", or {value:g}" for value in limit.also)
 
 
-def _unknown(entry: Entry, known: Collection[str], stated: Collection[str]) -> Problem:
-    """The Problem for a key that is not in the table."""
-    what, words, answers = _recognised(entry.key, known)
+def _unknown(entry: Entry, known: Table, stated: Collection[str]) -> Problem:
+    """The Problem for a key that is not in the table, or that holds a block of another tool's."""
+    what, words, answers = _recognised(entry, known)
     fixes = dict.fromkeys(_fix(answer, words, entry, stated) for answer in answers)
     return Problem(what, ", or ".join(fixes), entry.place)
 
@@ -147,18 +148,50 @@ def as_meant(recipe: Recipe) -> Recipe:
     known = table_of(recipe.value("stage"))
     meant = {}
     for key, entry in recipe.entries.items():
-        names = set() if key in known else {str(answer) for answer in _recognised(key, known)[2]}
-        for name in names & known.keys() if len(names) == 1 else ():
-            if entry.stands_above(recipe.entries.get(name)):
-                meant[name] = replace(entry, key=name, written=key)
+        answers = [] if key in known and not _block(entry, known) else _recognised(entry, known)[2]
+        lines, *others = [_lines(answer, entry.value) for answer in answers] or [{}]
+        for name, value in lines.items() if all(each == lines for each in others) else ():
+            if name in known and entry.stands_above(recipe.entries.get(name)):
+                text = entry.text if value is entry.value else None
+                meant[name] = replace(entry, key=name, value=value, text=text, written=key)
     return replace(recipe, entries={**recipe.entries, **meant})
 
 
-def _recognised(key: str, known: Collection[str]) -> tuple[str, str, Sequence[Answer]]:
+def _of_tools(name: str) -> dict[str, Answer]:
+    """What a name is answered, by the tools that have it."""
+    return {tool["name"]: tool["names"][name] for tool in read("aliases.toml")["tool"] if name in tool["names"]}
+
+
+def _lines(answer: Answer, value: object) -> Mapping[str, Any]:
+    """Our lines for a value below a name that has this answer; none where the answer is a sentence."""
+    if not isinstance(answer, str):
+        answer = answer.get(str(bool(value) if value in (0, 1) else value).lower(), answer.get("always", {}))
+    if isinstance(answer, str):
+        return {} if " " in answer or value in (None, "") or isinstance(value, dict) else {answer: value}
+    return answer
+
+
+def _block(entry: Entry, known: Table) -> dict[str, Any]:
+    """Our lines for a block of another tool's, or several such as Axolotl's data sets."""
+    lines: dict[str, Any] = {}
+    blocks = entry.value if isinstance(entry.value, list) else [entry.value]
+    if not all(isinstance(each, dict) for each in blocks) or (entry.key in known and "dict" in known[entry.key].kinds):
+        return lines
+    for name, value in [pair for block in blocks for pair in block.items()]:
+        tools = _of_tools(f"{entry.key}.{name}") or ({"": name} if name in known else _of_tools(name))
+        for key, ours in _lines(next(iter(tools.values()), {}), value).items():
+            lines[key] = f"{lines[key]},{ours}" if key in lines and len(blocks) > 1 else ours
+    return lines
+
+
+def _recognised(entry: Entry, known: Table) -> tuple[str, str, Sequence[Answer]]:
     """What is said of a key that is not in the table, how its answers are worded, and the answers.
 
     It is another spelling, a key of the kit, an old name, one of other tools (an answer each), or a typing error.
     """
+    if lines := _block(entry, known):
+        return f"'{entry.key}' holds a block; here each argument is a line of its own", "", [{"always": lines}]
+    key = entry.key
     name = key.strip().lstrip("-").replace("-", "_").lower()[:LONGEST_KEY]
     what = f"unknown argument '{key[:LONGEST_KEY]}'"
     if name in known:
@@ -170,9 +203,8 @@ def _recognised(key: str, known: Collection[str]) -> tuple[str, str, Sequence[An
             if name in names:
                 last = f"LLaMA-Factory removed the argument '{{}}' after version {version}"
                 return GONE.get(version, last).format(name), "write '{}'", [names[name]]
-    if tools := [tool for tool in read("aliases.toml")["tool"] if name in tool["names"]]:
-        callers = " and ".join(tool["name"] for tool in tools[:3])
-        return f"{what}: a name from {callers}", "write '{}'", [tool["names"][name] for tool in tools]
+    if tools := _of_tools(name):
+        return f"{what}: a name from {' and '.join([*tools][:3])}", "write '{}'", [*tools.values()]
     near = difflib.get_close_matches(name, sorted({*known, *KIT_KEYS, "kit"}), n=1, cutoff=CLOSE)
     return what, "did you mean '{}'?", near or ["remove the line; `iis-finetune schema` lists every argument"]
 
@@ -180,6 +212,8 @@ def _recognised(key: str, known: Collection[str]) -> tuple[str, str, Sequence[An
 def _fix(answer: Answer, words: str, entry: Entry, stated: Collection[str]) -> str:
     """What to write in place of a key: a name, a sentence, the lines for its value, or a number of pixels."""
     if isinstance(answer, str):
+        if words == "write '{}'" and (isinstance(entry.value, dict) or entry.value in (None, "")):
+            return "remove the line: it says nothing here"
         if answer in stated:
             return f"remove the line: '{answer}' is there as well"
         kit_key = answer.removeprefix("kit.")
@@ -189,6 +223,6 @@ def _fix(answer: Answer, words: str, entry: Entry, stated: Collection[str]) -> s
     if "pixels" in answer:
         value = entry.value if isinstance(entry.value, int) else 0
         return f"write '{answer['pixels']}: {value * value if value <= LONGEST_SIDE else value}', which counts pixels"
-    lines = answer.get(str(entry.value).lower(), {})
-    missing = [f"'{key}: {str(value).lower()}'" for key, value in lines.items() if key not in stated]
+    lines = _lines(answer, entry.value)
+    missing = [f"'{key}: {plain(value)}'" for key, value in lines.items() if key not in stated]
     return f"write {' and '.join(missing)} in its place" if missing else "remove the line"

@@ -46,11 +46,11 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
     if value is False and _false_is_null(argument):
         warn(f"false is read as null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
         return None
+    _refuse_former(value, entry, argument)
     if argument.separator and not isinstance(value, bool | dict):
         return _several(value, argument, warn)
     if str(value).strip().lower().replace("-", "_") in argument.elsewhere:
         return NOT_GIVEN
-    _refuse_former(value, entry, argument)
     if argument.choices and not _native_bool(value, argument):
         return _choice(value, entry, argument, warn)
     return _typed(value, entry, argument, warn)
@@ -62,7 +62,7 @@ def _as_text(entry: Entry) -> str:
 
 def _said(value: object) -> str:
     """A value as it may be shown: short, on one line, text in quotes."""
-    flat = " ".join((f"'{value}'" if isinstance(value, str) else _plain(value)).split())
+    flat = " ".join((f"'{value}'" if isinstance(value, str) else plain(value)).split())
     return flat if len(flat) <= 60 else f"{flat[:57]}..."
 
 
@@ -104,7 +104,7 @@ def _null(entry: Entry, argument: Argument, warn: Warn) -> Any:
 def _several(value: object, argument: Argument, warn: Warn) -> Any:
     """Several values, as the one text that LLaMA-Factory splits, or as a list where it wants a list."""
     wants_list = "list" in argument.kinds
-    items = value if isinstance(value, list) else _split(str(value), argument)
+    items = value if isinstance(value, list) else str(value).split((argument.separator or "").strip() or None)
     for item in items:
         if isinstance(item, bool | list | dict) or item is None:
             raise Refused(f"'{argument.name}' lists names, not {_said(item)}", "write names with commas between them")
@@ -126,24 +126,16 @@ def _several(value: object, argument: Argument, warn: Warn) -> Any:
     return value if isinstance(value, str) else names
 
 
-def _split(text: str, argument: Argument) -> list[str]:
-    return text.split() if argument.separator == " " else text.split(argument.separator)
-
-
 def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
     if not argument.former or isinstance(value, list | dict) or value in (argument.choices or ()):
         return
     spellings = [str(text).strip().lower() for text in (value, entry.text) if text is not None]
     for spelling in (*spellings, *(text.replace("-", "_") for text in spellings)):
         if new := argument.former.get(spelling):
-            lines = dict(_lines(new, argument))
-            wanted = " and ".join(f"'{key}: {_plain(item)}'" for key, item in lines.items())
+            lines = {argument.name: new} if isinstance(new, str) else new
+            wanted = " and ".join(f"'{key}: {plain(item)}'" for key, item in lines.items())
             wanted += "" if argument.name in lines else " in its place"
             raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
-
-
-def _lines(new: str | Mapping[str, Any], argument: Argument) -> Mapping[str, Any]:
-    return {argument.name: new} if isinstance(new, str) else new
 
 
 def _native_bool(value: object, argument: Argument) -> bool:
@@ -166,7 +158,7 @@ def _one_of(value: object, argument: Argument) -> Any:
         return value
     listed = ", ".join(str(choice) for choice in choices[:LONGEST_LIST])
     rest = f" and {len(choices) - LONGEST_LIST} more" if len(choices) > LONGEST_LIST else ""
-    fix = did_you_mean(str(value).strip()[:80], map(str, choices), f"write one of: {listed}{rest}", 0.6)
+    fix = did_you_mean(str(value).strip()[:80], map(str, choices), f"write one of: {listed}{rest}")
     raise Refused(f"'{argument.name}' cannot be {_said(value)}", fix)
 
 
@@ -188,8 +180,8 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
             warn(
-                f"'{argument.name}' is a text in quotes, {_said(value)}; it is read as {_plain(taken)}",
-                f"write '{argument.name}: {_plain(taken)}'",
+                f"'{argument.name}' is a text in quotes, {_said(value)}; it is read as {plain(taken)}",
+                f"write '{argument.name}: {plain(taken)}'",
             )
         return _finite(taken, argument)
     raise _wrong_type(value, entry, argument)
@@ -203,7 +195,8 @@ def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
         return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
         return Refused(what, f"write {math.floor(value)} or {math.ceil(value)}")
-    return Refused(what, f"correct the value, or remove the line: the default is {json.dumps(argument.default)}")
+    usual = f"correct the value, or remove the line: the default is {json.dumps(argument.default)}"
+    return Refused(what, did_you_mean(str(value), TRUE + FALSE if "bool" in argument.kinds else (), usual))
 
 
 def _finite(value: Any, argument: Argument) -> Any:
@@ -216,8 +209,10 @@ def _finite(value: Any, argument: Argument) -> Any:
     return value
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """A value as YAML writes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from ..errors import BUG, COMMAND_LINE, FINE, INPUT, INTERRUPTED, KitError, Place, Problem, ProblemsFound
+from ..errors import BUG, COMMAND_LINE, FINE, INPUT, INTERRUPTED, KitError, Misused, Place, Problem, ProblemsFound
 from . import show, streams
 
 VERBS = {
@@ -27,7 +27,7 @@ VERBS = {
     "doctor": ("doctor.doctor", "This machine: what is wrong with it, and the fix."),
     "download": ("download.download", "Fetch a base model, resumable and verified."),
     "models": ("download.models", "The base models on disk."),
-    "data": ("data.app", "Register and check your own data sets."),
+    "data": ("rows.app", "Register, look at and check your own data sets."),
     "tune": ("tune.tune", "Measure a recipe's settings on this machine; the plan uses the best."),
     "train": ("train.train", "Check, fetch what is missing, train, watch."),
     "slurm": ("plan.slurm", "A Slurm job of a recipe, over one machine or several."),
@@ -128,6 +128,8 @@ def _asked() -> list[str]:
 def _words() -> list[str]:
     """What is typed, from below a project in the project's folder."""
     words = sys.argv[1:]
+    if wide := next((word for word in words if re.match("[—–−－]+[a-z]", word)), None):
+        raise Misused(f"'{wide}' begins with a full-width dash", f"type '--{wide.lstrip('—–−－')}'")
     if words[:1] and words[0] in VERBS and "--help" not in words:
         from .words import in_project
 
@@ -148,6 +150,8 @@ def _misused(said: str) -> int:
     verb = f" {sys.argv[1]}" if sys.argv[1:] and sys.argv[1] in VERBS else ""
     known = name in table() if option else False
     fix = f"without dashes: {name}=VALUE" if known else f"see `iis-finetune{verb} --help`"
+    if name == "on":  # nothing is trained on another machine from here
+        fix = "iis-finetune plan RECIPE --on MACHINE, or check; train takes this machine as it is"
     return _report(ProblemsFound([Problem(said, fix, Place(COMMAND_LINE))]))
 
 

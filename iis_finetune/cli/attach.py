@@ -19,18 +19,19 @@ from .words import typed, workspace
 POLL_SECONDS = 0.3
 
 
-def to_request(request: Request, supervisor: Identity) -> int:
-    """Follow a detached process until it ends; Ctrl-C asks it to stop and waits for that."""
-    follower = _Follower(request)
+def to_request(request: Request, supervisor: Identity, looks: bool = False) -> int:
+    """Follow a detached process until it ends; Ctrl-C asks it to stop and waits for that, unless one only looks."""
+    follower = Follower(request)
     asked = False
     while True:
         try:
-            while follower.code is None and process.alive(supervisor):
-                follower.step()
-                time.sleep(POLL_SECONDS)
-            follower.step()
+            follower.follow(supervisor)
             break
         except KeyboardInterrupt:
+            if looks:
+                follower.close()
+                show.line("\nit goes on; next: iis-finetune status last")
+                return FINE
             if asked:
                 process.send([supervisor], signal.SIGQUIT)
                 continue
@@ -55,15 +56,21 @@ def waiting_for(run: Run) -> str:
     return f"waiting for the step under way and its checkpoint{usual}"
 
 
-class _Follower:
+class Follower:
     """Prints what a request tells; knows the exit code once it is told."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.position = 0
+        self.position, self.began = 0, time.time()
         self.code: int | None = None
         self.meter: StepMeter | None = None
         self.download: DownloadMeter | None = None
+
+    def follow(self, supervisor: Identity) -> None:
+        while self.code is None and process.alive(supervisor):
+            self.step()
+            time.sleep(POLL_SECONDS)
+        self.step()
 
     def step(self) -> None:
         for text, position in follow(self.request.progress, self.position):
@@ -74,6 +81,8 @@ class _Follower:
 
     def _tell(self, told: dict[str, Any]) -> None:
         if "download" in told:
+            if told["time"] < self.began:
+                return  # the rate is that of what one has seen
             self.download = self.download or DownloadMeter(show.line)
             self.download(Progress(**told["download"]))
             return
@@ -122,13 +131,14 @@ def _tell_ending(told: dict[str, Any], request: Request) -> None:
     if "finished" in told:
         _finished(Run(folder / told["finished"]))
     elif "evaluated" in told:
-        tell_evaluation(Run(folder / told["evaluated"]))
+        tell_evaluation(Run(folder / told["evaluated"]), told.get("data", ()))
     elif "smoked" in told:
         asked = runs.read_json(request.asked) or {}
         words = typed(asked["recipe"], asked["overrides"])
-        show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: base, data, training and export work")
+        show.line(f"{Run(folder / told['smoked']).recipe_name}: smoke run passed: data, training and export work")
+        show.line("  the base model itself was not loaded: a very small one of its kind stood in for it")
         refused = told.get("refused")  # the training itself, on this machine
-        show.line(f"next: iis-finetune {'recipes' if refused else f'train {words}'}")
+        show.line(f"next: iis-finetune {'check' if refused else 'train'} {words}")
     elif "stopped" in told:
         show.line(f"{told['stopped']}: stopped" + (f": {told['why']}" if told.get("why") else ""))
         show.line(f"next: iis-finetune resume {Run(folder / told['stopped']).number:04d}")
@@ -152,7 +162,7 @@ def _finished(run: Run) -> None:
     if picture.is_file():
         show.line(f"  loss:   {picture}")
     text = run.recipe.read_text(encoding="utf-8")
-    if "evaluate_after:" not in text and not run.smoke:
+    if "evaluate_after:" not in text and "guard:" not in text and not run.smoke:
         merges = (run.output / "adapter_config.json").is_file()
         verb = "evaluate" if "eval_dataset:" in text else "export" if merges else "report"
         show.line(f"next: iis-finetune {verb} {run.number:04d}")

@@ -14,6 +14,7 @@ from ..errors import INTERRUPTED, Misused, ProblemsFound
 from . import show
 from .words import AsJson, On, workspace
 
+NO_CARD = "no card was found: if there is one, its driver is missing, see doctor --install-plan --on CARD"
 OwnRecipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Look at this recipe's kit.env as well.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Leave out whether LLaMA-Factory starts (about 10 s).")]
 InstallPlan = Annotated[bool, typer.Option("--install-plan", help="The pip lines for this card, or for --on MACHINE.")]
@@ -67,7 +68,8 @@ def _look(subject: Subject, quick: bool, as_json: bool) -> None:
     if not as_json:
         show.table(("check", "state", "found"), [(check.name, check.state, check.found) for check in checks])
         if not problems:
-            show.line("nothing to mend")
+            cards = "" if subject.machine.devices else f"; {NO_CARD}"
+            show.line(f"nothing to mend; the hubs were not asked: iis-finetune download RECIPE tells{cards}")
     document = {"machine": subject.machine.as_json(), "checks": [check.as_json() for check in checks]}
     following = "doctor" if quick else "doctor --probe"
     show.verdict(problems, document if as_json else None, f"next: iis-finetune {following}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,13 +43,26 @@ def download(
         document = {"folder": str(folder)} if as_json else None
         show.verdict(hub.verify(folder), document, f"{folder}: every file is as it was fetched")
     say = show.aside if as_json else show.line
-    with contextlib.closing(DownloadMeter(say)) as meter:
-        fetched = hub.fetch(request, dict(os.environ), meter)
+    fetched = fetch(request, say)
     if as_json:
         show.document(fetched.as_json())
         return
     show.line(f"{fetched.manifest.model}: {fetched.folder} ({decimal(fetched.manifest.size_bytes)}), {fetched.reason}")
     show.line("next: iis-finetune models")
+
+
+def fetch(order: hub.ModelOrder, say: Callable[[str], None] = show.line) -> hub.Fetched:
+    """Fetch what is ordered, and show how far that is."""
+    with contextlib.closing(DownloadMeter(say)) as meter:
+        return hub.fetch(order, dict(os.environ), meter)
+
+
+def fetch_rows(hub_id: str, source: Any) -> Path:
+    """The folder of the data folder in which a hub's data set lies; fetched, unless it is there."""
+    order = hub.ModelOrder(hub_id, workspace().data, source=source or "auto", noun="data set")
+    fetched = fetch(order)
+    show.line(f"{hub_id}: {fetched.folder} ({decimal(fetched.manifest.size_bytes)}), {fetched.reason}")
+    return fetched.folder
 
 
 def _request(asked: str, source: Any, to: Path | None, revision: str | None, offline: bool) -> hub.ModelOrder:

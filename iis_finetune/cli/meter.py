@@ -1,6 +1,5 @@
 """Show the progress of a training or a download: drawn on a terminal, lines otherwise."""
 
-import math
 import sys
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ..hub import Progress
-from ..observe import Signs, evaluating, follow, last_lines, number, signs
+from ..observe import HeldOut, Signs, evaluating, follow, held_out, last_lines, signs, take
 from ..runs import Run, json_object
 from . import show
 
@@ -29,8 +28,10 @@ class StepMeter:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.now = Signs()
-        self.losses: dict[int, float] = {}  # by step: after a resume some come a second time
+        self.losses: dict[int, float] = {}  # by step
+        self.held: dict[int, float] = {}
         self.read = 0
+        self.held_out: HeldOut | None = None
         self.evaluating: str | None = None
         self.printed = time.monotonic()
         self.live: Any = None
@@ -44,16 +45,21 @@ class StepMeter:
 
     def _tell_step(self, final: bool = False) -> None:
         now, told = signs(self.run), self.now.step
+        fresh = self._read_log()
         if now.step is None:
             self._before_the_first_step()
-        if now.step is None or now.step == told:
+        if now.step is None or (now.step == told and not fresh):
             return
         if sys.stdout.isatty():
             self.now = now
             self._draw()
-        elif told is None or final or now.step == now.total_steps or time.monotonic() - self.printed >= STEP_SECONDS:
+            return
+        due = told is None or final or now.step == now.total_steps or time.monotonic() - self.printed >= STEP_SECONDS
+        if due and now.step != told:
             self.now, self.printed = now, time.monotonic()
             show.line(sentence(now))
+        if fresh:
+            show.line(fresh.told)
 
     def _before_the_first_step(self) -> None:
         """Loading a large model takes minutes: what LLaMA-Factory said last shows that it is at work."""
@@ -61,12 +67,15 @@ class StepMeter:
             self.printed = time.monotonic()
             show.line(f"no step yet; last line of the log: {' '.join(last_lines(self.run.log, 1))[:LONGEST_LINE]}")
 
-    def _draw(self) -> None:
+    def _read_log(self) -> HeldOut | None:
+        """Read on in the trainer's log; what it says of the held-out rows, when that is new."""
         for text, position in follow(self.run.trainer_log, self.read):
-            self.read, line = position, json_object(text)
-            step, loss = number(line.get("current_steps")), number(line.get("loss"))
-            if step is not None and loss is not None and math.isfinite(loss):
-                self.losses[int(step)] = loss
+            self.read = position
+            take(json_object(text), self.losses, self.held)
+        before, self.held_out = self.held_out, held_out(self.losses, self.held)
+        return self.held_out if self.held_out and (before is None or self.held_out.step != before.step) else None
+
+    def _draw(self) -> None:
         if self.live is None:
             from rich.live import Live
 
@@ -80,6 +89,8 @@ class StepMeter:
         losses = [loss for _, loss in sorted(self.losses.items())]
         if len(losses) >= FEWEST_LOSSES and options.size.height >= 3 * CURVE_ROWS:
             yield Text("\n".join(curve(losses, options.max_width)), style="cyan")
+        if self.held_out:
+            yield Text(self.held_out.told)
         yield Text(bar(show.shown(self.run.name), self.now, options.max_width))
 
     def _tell_evaluating(self, text: str) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from .. import dataset, machine, preflight
 from ..errors import Problem, exit_code
-from ..plan import UNNAMED
+from ..plan import NO_TRAINING, UNNAMED
 from ..runs import write
 from . import show
 from .words import AsJson, Full, Master, Number, On, Overrides, RecipeName, nodes_of, question, typed
@@ -35,7 +35,8 @@ def check(
     if deep:
         found += preflight.ask_llamafactory(examined, asked)
     ready = f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}"
-    following = f"{'plan' if on else 'train'} {typed(recipe, overrides)}{f' --on {on}' if on else ''}"
+    verb = "plan" if on else "export" if examined.plan.memory.not_counted == (NO_TRAINING,) else "train"
+    following = f"{verb} {typed(recipe, overrides)}{f' --on {examined.machine.name}' if on else ''}"
     document = {"recipe": examined.recipe.name, "machine": examined.machine.name}
     show.verdict(found, document if as_json else None, f"{ready}\nnext: iis-finetune {following}", nothing_started=True)
 
@@ -49,8 +50,9 @@ def plan(
     master: Master = f"{UNNAMED}:29500",
 ) -> None:
     """What would run: arguments, environment, command, memory, and every decision with its reason."""
-    asked = replace(question(recipe, overrides, on, rows=False), nodes=nodes_of(nodes, 0, master))
-    examined = preflight.examine(asked)
+    with show.meter("reading rows") as progress:
+        asked = replace(question(recipe, overrides, on), nodes=nodes_of(nodes, 0, master), progress=progress)
+        examined = preflight.examine(asked)
     commands: list[dict[str, str]] = []
     if nodes > 1:
         from .. import launch  # 12 ms that the other plans need not wait for
@@ -58,10 +60,11 @@ def plan(
         commands = launch.node_commands(examined.plan, typed(recipe, overrides))
     if not as_json:
         show.line(f"{examined.recipe.name} on {examined.machine.title}")
-        _plan_text(examined, machine.advice(examined.machine, examined.plan.processes))
+        chosen = (examined.plan.precision, examined.plan.attention)
+        _plan_text(examined, machine.advice(examined.machine, examined.plan.processes, chosen))
         for rank, told in enumerate(commands):
             show.line(f"{'' if rank else chr(10)}node {rank}\n  {told['train']}\n  {told['plain']}")
-    document = {**examined.plan.as_json(), **({"nodes": commands} if commands else {})}
+    document = {**examined.plan.as_json(), "steps": examined.steps, **({"nodes": commands} if commands else {})}
     show.verdict(examined.problems, document if as_json else None, nothing_started=True)
 
 
@@ -72,10 +75,13 @@ def _plan_text(examined: preflight.Examined, advice: Sequence[str]) -> None:
     show.line("environment")
     show.line("".join(f"  {name}={value}\n" for name, value in made.environment.items()))
     show.line(f"command\n  {' '.join(made.command)}\n")
+    show.line(f"steps in the whole run: {examined.steps or 'not known before the rows are read'}\n")
     show.line(f"memory of each device of {examined.machine.title}, GiB")
     for item, gib in made.memory.items.items():
         show.line(f"  {item:28} {gib:8.2f}")
     show.line(f"  {'sum':28} {_gib(made.memory.per_device_gib)} of {_gib(made.memory.limit_gib).strip()}")
+    if made.memory.host_gib:
+        show.line(f"  {'the computer itself, at least':28}{_gib(made.memory.host_gib)}, all processes together")
     says = "at least so much; not counted:" if made.memory.items else "unknown:"
     show.line(f"  {says} {'; '.join(made.memory.not_counted)}\n" if made.memory.not_counted else "")
     if advice:

@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
 from .. import process, runs
 from ..errors import Misused
-from ..observe import devices, evaluating, follow, last_lines, signs
-from ..runs import Run
+from ..observe import devices, evaluating, follow, held_out, last_lines, losses_of, signs
+from ..runs import Detached, Run
 from . import attach, show, streams
-from .words import AsJson, RunName, workspace
+from .words import AsJson, RunName, newest_start, run_named, workspace
 
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on printing as the log grows.")]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last lines.")]
@@ -27,13 +28,13 @@ DEVICE_UNITS = {"memory_used_gib": "GiB", "temperature_celsius": "°C", "power_w
 def runs_(as_json: AsJson = False, delete: Delete = None, yes: Yes = False) -> None:
     """List the runs with state and progress, or delete one."""
     if delete:
-        _delete(runs.find(workspace(), delete), yes)
+        _delete(run_named(delete), yes)
         return
-    rows = [_row(run) for run in runs.listed(workspace())]
+    rows, without = [_row(run) for run in runs.listed(workspace())], list(runs.starts(workspace()))
     if as_json:
-        show.document({"runs": rows})
+        show.document({"runs": rows, "starts": [_of_start(each) for each in without]})
         return
-    if not rows:
+    if not rows and not without:
         show.line("no runs yet\nnext: iis-finetune recipes")
         return
     for row in rows:
@@ -42,10 +43,26 @@ def runs_(as_json: AsJson = False, delete: Delete = None, yes: Yes = False) -> N
         row |= {"state": "evaluating" if row["evaluating"] else row["state"], "started": _when(row["started"])}
     columns = {"total_steps": "of"}
     keys = ("run", "state", "step", "total_steps", "loss", "started")
-    show.table([columns.get(key, key) for key in keys], [[row[key] for key in keys] for row in rows])
+    if rows:
+        show.table([columns.get(key, key) for key in keys], [[row[key] for key in keys] for row in rows])
+    for start in without:
+        _tell_start(start)
 
 
 runs_.__name__ = "runs"
+
+
+def _of_start(start: Detached) -> dict[str, Any]:
+    """What `status` says of a start: its folder has none of a run's files, so that all else is unknown."""
+    state, pid = ("failed", None) if start.fix else ("starting", start.process.pid)
+    told = {"run": None, "recipe": start.name, "state": state, "supervisor_pid": pid}
+    return {**_status(Run(start.request.folder)), **told, "doing": start.doing, "fix": start.fix}
+
+
+def _tell_start(start: Detached) -> None:
+    became = "failed before it had a run" if start.fix else "is being prepared"
+    show.line(f"{start.name}, started {_when(start.began)}, {became}: {start.doing}")
+    show.line(f"  fix: {start.fix}" if start.fix else "next: iis-finetune watch last")
 
 
 def _delete(run: Run, sure: bool) -> None:
@@ -85,8 +102,12 @@ def _when(seconds: float | None) -> str | None:
     return None if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def status(run: RunName, as_json: AsJson = False) -> None:
+def status(run: RunName = "last", as_json: AsJson = False) -> None:
     """One run: state, step, loss, rates, processes, attempts, events."""
+    start = newest_start(run)
+    if start:
+        show.document(_of_start(start)) if as_json else _tell_start(start)
+        return
     found = runs.find(workspace(), run)
     content = _status(found)
     if as_json:
@@ -94,6 +115,8 @@ def status(run: RunName, as_json: AsJson = False) -> None:
         return
     for key in ("run", "state", "step", "total_steps", "loss", "grad_norm", "tokens_per_second"):
         show.line(f"{key:18} {show.cell(content[key])}")
+    if content["held_out"]:
+        show.line(content["held_out"]["told"])
     if content["evaluating"]:
         show.line(f"{'now':18} {content['evaluating']}")
     show.line(f"{'time left':18} {show.duration(content['eta_seconds'])}")
@@ -119,6 +142,7 @@ def _status(run: Run) -> dict[str, Any]:
         "total_steps": now.total_steps,
         "loss": _finite(now.loss),
         "grad_norm": _finite(now.grad_norm),
+        "held_out": to_builtins(held_out(*losses_of(run))),
         "eta_seconds": now.eta_seconds if active else None,
         "tokens_per_second": now.tokens_per_second,
         "pids": [who.pid for who in runs.living(run)],
@@ -135,14 +159,17 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def watch(run: RunName) -> None:
+def watch(run: RunName = "last") -> None:
     """Follow a run; Ctrl-C leaves it running."""
+    start = newest_start(run)
+    if start:
+        raise typer.Exit(attach.to_request(start.request, start.process, looks=True))
     raise typer.Exit(attach.to_run(runs.find(workspace(), run)))
 
 
-def logs(run: RunName, following: Follow = False, lines: Lines = 40) -> None:
+def logs(run: RunName = "last", following: Follow = False, lines: Lines = 40) -> None:
     """What LLaMA-Factory printed."""
-    found = runs.find(workspace(), run)
+    found = run_named(run)
     for text in last_lines(found.log, lines):
         show.line(text)
     position = found.log.stat().st_size if found.log.is_file() else 0
@@ -155,7 +182,7 @@ def logs(run: RunName, following: Follow = False, lines: Lines = 40) -> None:
 
 def stop(run: RunName, now: Now = False) -> None:
     """Ask a run for a checkpoint and an end, and wait for both; Ctrl-C stops the waiting, not the run."""
-    found = runs.find(workspace(), run)
+    found = run_named(run)
     held = runs.holder(found)
     if held is None or held.work in ("stopped", "deleted"):
         with runs.claimed(found, "stopped") if runs.living(found) else nullcontext():  # a resume may come meanwhile

@@ -22,6 +22,11 @@ def line(text: str = "") -> None:
     print(shown(text), flush=True)  # noqa: T201
 
 
+def page(text: str) -> None:
+    """Lines that were made from text which went through `shown`, with the kit's own colours in them."""
+    print(text.rstrip(), flush=True)  # noqa: T201
+
+
 def aside(text: str, mark: str = "") -> None:
     """A line beside it, to stderr, behind a mark that is the kit's own."""
     print(mark + shown(text), file=sys.stderr, flush=True)  # noqa: T201
@@ -140,7 +145,7 @@ def meter(what: str) -> Iterator[Callable[[float], None]]:
     def move(share: float) -> None:
         nonlocal told
         now = time.monotonic()
-        if now - began <= METER_AFTER_SECONDS:
+        if now - began <= METER_AFTER_SECONDS or share <= 0:
             return
         if sys.stderr.isatty():
             if not bars:

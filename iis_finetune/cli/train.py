@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import to_builtins
 from msgspec.structs import replace
 
-from .. import notify, preflight, process, runs, session
-from ..dataset import Readings
+from .. import dataset, notify, preflight, process, runs, session
 from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, errors_of, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
 from . import attach, show
-from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, workspace
+from .download import fetch_rows
+from .words import Master, Number, Overrides, Rank, RecipeName, RunName, nodes_of, question, run_named, workspace
 
 Background = Annotated[bool, typer.Option("--background", help="Return at once; the run goes on by itself.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Try everything in a minute or two, on a very small model.")]
@@ -39,6 +40,9 @@ def train(
         asking = replace(question(recipe, overrides), nodes=placed, smoke=smoke, progress=progress)
         examined = preflight.examine(asking)
     _tell_problems(examined.problems, smoke)
+    if _register(asking, examined):  # what was fetched has not been read yet
+        train(recipe, overrides, background, smoke, nodes, node_rank, master)
+        return
     if smoke:
         alone = "; --nodes is not tried" if nodes > 1 else ""
         show.line(f"smoke run of {examined.recipe.name}: a very small model, five steps, on the CPU{alone}")
@@ -49,6 +53,18 @@ def train(
                 show.line(f"{decision.name}: {decision.value} ({decision.reason})")
     order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
     _start(order, asking.readings, background)
+
+
+def _register(asking: preflight.Question, examined: preflight.Examined) -> bool:
+    """Register data sets named by their files or hub ids, now that all else is right; whether some were fetched."""
+    data = workspace().data
+    dataset.register(asking.also, data)
+    fetched = [each for each in asking.also if each.hub_id]
+    for each in fetched:
+        dataset.add(dataset.OwnFile(path=fetch_rows(each.word, examined.recipe.kit.source), name=each.name), data)
+    for each in asking.also:
+        show.line(f"registered {each.word} as '{each.name}'")
+    return bool(fetched)
 
 
 def _tell_problems(found: Sequence[Problem], smoke: bool) -> None:
@@ -72,7 +88,7 @@ def resume(
 ) -> None:
     """Go on with a run from its newest good checkpoint, a finished one as a longer run (max_steps=N); refused when its
     data or arguments have changed."""
-    found = runs.find(workspace(), run)
+    found = run_named(run)
     finished = runs.state(found) == "finished"
     if runs.holder(found):
         raise runs.held(found)
@@ -82,6 +98,7 @@ def resume(
     show.problems(examined.problems)
     session.refuse_changes(found, examined, asking, accept_changes)
     session.check_devices(examined, workspace(), found)
+    _register(asking, examined)
     if finished:
         schedule = examined.plan.settings["lr_scheduler_type"]
         show.line(f"{found.name} goes on from {found.checkpoints()[-1].name} as a longer run")
@@ -97,13 +114,15 @@ def _nodes_of(run: Run, master: str) -> Nodes | None:
     return nodes_of(nodes.number, nodes.rank, master) if nodes and master else nodes
 
 
-def _start(order: Order, readings: Readings, background: bool) -> None:
+def _start(order: Order, readings: dataset.Readings, background: bool) -> None:
     """Start the detached process; attach to it, or say where it is."""
     request = session.place(order, workspace(), readings)
     words = [sys.executable, "-m", "iis_finetune", "_train", str(request.folder)]
     child = process.start(process.Launch(words, dict(os.environ), Path.cwd(), request.log))
     supervisor = process.identity(child.pid)
-    if supervisor is None:
+    if supervisor:
+        request.tell(process=to_builtins(supervisor))
+    else:
         what = f"the supervisor ended at once; see {request.log}"
         raise ProblemsFound([Problem(what, "run it again", Place(COMMAND_LINE), kind="machine")])
     if not background:
@@ -112,7 +131,7 @@ def _start(order: Order, readings: Readings, background: bool) -> None:
     if run is None and not process.alive(supervisor):
         raise typer.Exit(attach.to_request(request, supervisor))  # refused: another start was first
     show.line(f"started in the background, process {supervisor.pid}; log: {run.log if run else request.log}")
-    show.line(f"next: iis-finetune watch {run.number:04d}" if run else "next: iis-finetune runs")
+    show.line(f"next: iis-finetune watch {f'{run.number:04d}' if run else 'last'}")
 
 
 def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
@@ -130,7 +149,10 @@ def _run_of(request: runs.Request, supervisor: process.Identity) -> Run | None:
 
 def detached(folder: Path) -> None:
     """The detached process itself; its user is `train`, not a person."""
-    raise typer.Exit(session.carry_out(folder, workspace(), dict(os.environ)))
+    code = session.carry_out(folder, workspace(), dict(os.environ))
+    if code:
+        attach.Follower(runs.Request(folder)).step()  # its output is the log that `train` names
+    raise typer.Exit(code)
 
 
 def notice(target: str, body: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec import Struct
 
-from .. import evaluate, launch, machine, process, runs, session
+from .. import evaluate, launch, machine, models, process, runs, session
 from .. import export as exporting
 from .. import recipe as recipes
 from ..errors import RUN_FAILED, Misused, Place, Problem, ProblemsFound, errors_of
@@ -20,11 +21,14 @@ from ..plan import after
 from ..plan.after import Trained
 from ..runs import Run
 from . import show
-from .words import A_RUN, AsJson, run_names, workspace
+from .words import A_RUN, AsJson, run_named, run_names, workspace
 
 RunOrRecipe = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}; or a YAML file.", autocompletion=run_names)]
 Checkpoint = Annotated[int | None, typer.Option("--checkpoint", metavar="STEP", help="A checkpoint, not the result.")]
 Dtype = Annotated[Literal["auto", "fp16", "bf16", "fp32"], typer.Option("--dtype", help="auto: that of the training.")]
+Gguf = Annotated[
+    str | None, typer.Option("--gguf", metavar="KIND,..", help="GGUF files too: f16, q8_0, q4_k_m, ... for Ollama.")
+]
 To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A new folder; else the run's own export/.")]
 Host = Annotated[str, typer.Option("--host", help="The address to listen at; another than this machine needs a key.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen at.")]
@@ -45,7 +49,7 @@ class Tuned(Struct, frozen=True):
 
 def run_of(name: str, checkpoint: int | None) -> Run:
     """A finished run; for a checkpoint the run need not have finished."""
-    return runs.find(workspace(), name) if checkpoint is not None else runs.finished_run(workspace(), name)
+    return run_named(name) if checkpoint is not None else run_named(name, runs.finished_run)
 
 
 def environment_of(run: Run | None) -> dict[str, str]:
@@ -76,16 +80,23 @@ def _named_in(file: str) -> Trained:
         place = Place(str(recipe.path))
         raise ProblemsFound([Problem("no model_name_or_path", "name the model to load", place)])
     weights = after.base_weights(values)
-    named = (weights.model, *weights.adapters)
+    folder = models.find_folder(weights.model, workspace().models)
+    named = (str(folder or weights.model), *weights.adapters)
     model, *adapters = (str(Path(each).absolute()) if Path(each).exists() else each for each in named)
     return Trained(recipe.name, values, after.Weights(model, tuple(adapters)))
 
 
 def export(
-    run: RunOrRecipe, dtype: Dtype = "auto", to: To = None, checkpoint: Checkpoint = None, as_json: AsJson = False
+    run: RunOrRecipe,
+    dtype: Dtype = "auto",
+    to: To = None,
+    gguf: Gguf = None,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
 ) -> None:
     """Merge the adapter into its base, and prove that the result is the same model."""
     process.ends_alike()
+    wish = exporting.wish_of(gguf, os.environ) if gguf else None
     subject = tuned(run, checkpoint)
     own = subject.run.export if subject.run else subject.trained.arguments.get("export_dir")
     if to is None and own is None:
@@ -93,17 +104,38 @@ def export(
     target, replaced = (to or Path(str(own))).absolute(), to is None and subject.run is not None
     show.aside(f"merging {subject.trained.name}, then comparing it with base and adapter ...")
     with runs.claimed(subject.run, "exported") if subject.run else nullcontext():
-        wanted = exporting.Export(target, subject.environment, dtype, subject.run, replaced)
+        wanted = exporting.Export(target, subject.environment, dtype, subject.run, replaced, wish)
         made = exporting.export(subject.trained, wanted)
     show.problems(made.problems, nothing_started=False)
     if as_json:
-        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found})
+        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found, "gguf": made.gguf})
         return
+    _say(made, subject.trained.name)
+    if subject.run:
+        show.line(f"next: iis-finetune report {subject.run.number:04d}")
+
+
+def _say(made: exporting.Exported, name: str) -> None:
+    """The folder with its proof, and the same of the GGUF files."""
     show.line(f"{made.folder}: {made.dtype}{', in place of the earlier export' if made.replaced else ''}")
     rounded = (f"rounding to {made.dtype}, against float32",) if made.found["rounding"] else ()
     show.table(("", "against base and adapter", *rounded), _proof(made.found))
-    if subject.run:
-        show.line(f"next: iis-finetune report {subject.run.number:04d}")
+    if made.gguf:
+        _say_files(made.folder / "gguf", made.gguf, name)
+
+
+def _say_files(folder: Path, found: Mapping[str, Any], name: str) -> None:
+    """A row for each file: what it weighs, and what its quantisation costs."""
+    rows = []
+    for kind, told in found["files"].items():
+        ties = f", {told['near_ties']} part at a near tie" if told["near_ties"] else ""
+        size = f"{told['bytes'] / 2**30:.2f}"
+        rows.append((f"  {kind}", size, f"{_equal(told)}{ties}", exporting.cost(found["loss"], told["loss"])))
+    exact = "unknown: evaluate the run first" if found["loss"] is None else f"{found['loss']:.4f}"
+    loss = f"loss on {found['rows']} held-out rows, exported: {exact}"
+    show.table((f"{folder}:", "GiB", "equal greedy answers", loss), rows, numbers=(1,))
+    for kind in found["files"]:
+        show.line(f"Ollama: ollama create {name.lower()}-{kind} -f {shlex.quote(str(folder / f'Modelfile.{kind}'))}")
 
 
 def _proof(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 import os
 import shlex
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ import typer
 
 from .. import dataset, preflight, recipe, runs
 from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound
-from ..runs import Nodes, Workspace
+from ..runs import Detached, Nodes, Run, Workspace
 from . import show
 
 
@@ -44,7 +44,7 @@ Master = Annotated[str, typer.Option("--master", metavar="HOST:PORT", help="Wher
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Full = Annotated[bool, typer.Option("--full", help="Read every row of the data, not the first 200,000 only.")]
 
-NAMING_DATA = ("dataset", "eval_dataset", "kit.evaluate_after")
+NAMING_DATA = ("dataset", "eval_dataset", "kit.evaluate_after", "kit.guard")
 
 
 def workspace() -> Workspace:
@@ -56,6 +56,26 @@ def workspace() -> Workspace:
     models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
     ppo, measured = _folder("IIS_PPO", runs.PPO), _folder("IIS_MEASURED", root / "measured")
     return Workspace(root, models, ran, ppo, measured_in=measured)
+
+
+def newest_start(name: str) -> Detached | None:
+    """The start that `last` means while it has no run; smoke runs are left out."""
+    return next((each for each in runs.starts(workspace()) if not each.smoke), None) if name == "last" else None
+
+
+def run_named(name: str, find: Callable[[Workspace, str], Run] = runs.find) -> Run:
+    """A run; `last` is refused while a newer start prepares its own, and is told of when a newer one failed."""
+    start = newest_start(name)
+    if start and start.fix is None:
+        fix = "iis-finetune watch last, and this again when it is done; or give an older run's number"
+        raise Misused(f"the newest start, {start.name}, has no run yet: {start.doing}", fix)
+    if start:
+        show.aside(f"warning: the newest start, {start.name}, failed before it had a run: {start.doing}")
+        show.aside(f"  fix:   {start.fix}")
+    found = find(workspace(), name)
+    if start:
+        show.aside(f"`last` is taken for the run before it, {found.name}")
+    return found
 
 
 def in_project(words: list[str]) -> list[str]:
@@ -76,7 +96,7 @@ def _whole(word: str, before: str, here: Path) -> str:
     """A word, or an override's value, that is a path as it is typed here, written out."""
     key, equals, value = word.rpartition("=")
     there = (here / value).is_file() or ("/" in value and (here / value).exists())
-    return f"{key}{equals}{here / value}" if there or "--to" in (before, key) else word
+    return f"{key}{equals}{here / value}" if there or {"--to", "--html"} & {before, key} else word
 
 
 def _folder(variable: str, usual: Path) -> Path:
@@ -98,19 +118,25 @@ def _folder(variable: str, usual: Path) -> Path:
 
 
 def question(asked: str, overrides: list[str] | None, on: str | None = None, rows: bool = True) -> preflight.Question:
-    """What a verb before training asks; data sets that are given as paths or hub ids are registered on the way."""
-    return preflight.Question(asked, tuple(map(_by_name, overrides or ())), workspace(), dict(os.environ), on, rows)
+    """What a verb before training asks; data sets given as paths or hub ids are looked at as if they had a name."""
+    new: list[dataset.Unregistered] = []
+    named = tuple(_by_name(each, new) for each in overrides or ())
+    for each in new:
+        show.aside(f"{each.word} is not registered; it is looked at as '{each.name}'")
+    return preflight.Question(asked, named, workspace(), dict(os.environ), on, rows, also=tuple(new))
 
 
-def _by_name(override: str) -> str:
-    """An override that names data sets, with each path or hub id in it replaced by the name it is registered by."""
+def _by_name(override: str, new: list[dataset.Unregistered]) -> str:
+    """An override that names data sets, with the name that each path or hub id in it has, or gets: those are `new`."""
     key, sign, value = override.partition("=")
     if key not in NAMING_DATA or value.startswith("["):
         return override
-    found = [dataset.register_named(word.strip(), workspace().data) for word in value.split(",")]
-    for said in (sentence for _, sentence in found if sentence):
-        show.aside(said)
-    return f"{key}{sign}{','.join(name for name, _ in found)}"
+    names = []
+    for word in value.split(","):
+        name, unregistered = dataset.unregistered(word.strip(), workspace().data, new)
+        names.append(name)
+        new += [unregistered] if unregistered else []
+    return f"{key}{sign}{','.join(names)}"
 
 
 def typed(asked: str, overrides: Sequence[str] | None) -> str:

@@ -1,7 +1,12 @@
 """Data sets: dataset_info.json, what the rows would do to LLaMA-Factory, what cutoff_len cuts, one's own files."""
 
-from .add import Added, OwnFile, add, register_named
+from .add import HUB_ID, Added, OwnFile, Unregistered, add, entries_of, register, unregistered
+from .clean import Cleaned, Wash, clean
+from .leaks import Leaks, Read, leaks_of
+from .near import NEAR
 from .readings import Readings, kept
 from .registry import Registry, check_registered, read_registry
 from .rows import Progress, Reading, check_rows, count_rows
-from .sources import LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
+from .sources import COLUMNS, FIELDS, LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
+from .split import Cut, split
+from .stats import COUNTED, Stats, figures, measure, mixed

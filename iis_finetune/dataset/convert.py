@@ -33,6 +33,10 @@ class Sample(NamedTuple):
     label: bool | None = None
     unread: Any = None  # what stands where the answer should, when it is no text
 
+    @property
+    def text(self) -> str:
+        return "".join(turn.text for turn in (*self.prompt, *self.answers))
+
     def trained(self, processing: str) -> list[Turn]:
         """The turns that the stage gives to the template."""
         if processing == "kto":

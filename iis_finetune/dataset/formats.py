@@ -1,10 +1,12 @@
 """Recognise the format of a file's rows, and the entry of dataset_info.json that reads it."""
 
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..tables import read
-from .sources import TAGS
+from .sources import COLUMNS, TAGS
 
 NEEDED = (
     "instruction and output (Alpaca), conversations or messages (ShareGPT, ChatML), chosen and rejected beside "
@@ -24,10 +26,10 @@ class Format(NamedTuple):
     entry: dict[str, Any]
 
 
-def recognise(rows: Rows, seen: Collection[str]) -> Format | None:
-    """The format of these rows, whose columns are `seen`; None when nothing fits."""
+def recognise(rows: Rows, seen: Collection[str], given: Mapping[str, str] | None = None) -> Format | None:
+    """The format of these rows, whose columns are `seen`, or `given` by LLaMA-Factory's keys; None: nothing fits."""
     known = read("row_formats.toml")
-    columns = _found(known["columns"], seen)
+    columns = dict(given or _found(known["columns"], seen))
     labelled = any(isinstance(row.get(columns.get("kto_tag")), bool) for row in rows)
     stage = "rm" if {"chosen", "rejected"} <= columns.keys() else "kto" if labelled else "sft"
     talks = [row.get(columns.get("messages")) for row in rows]
@@ -46,6 +48,26 @@ def _found(known: Mapping[str, Iterable[str]], there: Collection[Any]) -> dict[s
     spelled = {word.strip().lower(): word for word in reversed(words)} | {word: word for word in words}
     found = {key: next((spelled[name] for name in names if name in spelled), None) for key, names in known.items()}
     return {key: word for key, word in found.items() if word is not None}
+
+
+def doubt(seen: Collection[str], path: Path) -> tuple[str, str] | None:
+    """What to ask when several columns may hold the question or the answer, and none has LLaMA-Factory's own name."""
+    known = read("row_formats.toml")["columns"]
+    for key in ("prompt", "response"):
+        names = [name for name in seen if name in known[key] and name not in (*known["query"], *known["text"])]
+        if len(names) > 1 and COLUMNS[key] not in names and not set(known["messages"]) & set(seen):
+            what = f"it is not certain which column is the {COLUMNS[key]}: {', '.join(names)}"
+            return what, f"say which is which: {guess(seen, path)}"
+    return None
+
+
+def guess(seen: Collection[str], path: Path) -> str:
+    """The command that says what may be meant: known names, else the first columns."""
+    found = _found(read("row_formats.toml")["columns"], seen)
+    left = iter([name for name in seen if name not in found.values()])
+    keys = ("prompt", "response")
+    said = ",".join(f"{COLUMNS[key]}={found.get(key) or next(left, 'COLUMN')}" for key in keys)
+    return f"iis-finetune data add {shlex.quote(str(path))} --columns {shlex.quote(said)}"
 
 
 def _single(columns: dict[str, str], stage: str) -> Format | None:

@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from ..tables import read
 from .faults import Fault, Row
 
 Reader = Callable[[BinaryIO], Iterator[Row]]
@@ -22,6 +23,7 @@ LONGEST_ROW_CHARACTERS = 64 << 20
 JSON = json.JSONDecoder()
 BOM = b"\xef\xbb\xbf"
 SPACE = re.compile(r"\s*")
+LABELS = {word: word.lower() == "true" for each in ("true", "false") for word in (each, each.title(), each.upper())}
 DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}  # that CSV files in the wild use, as they are written in a command
 
 
@@ -33,28 +35,37 @@ def read_rows(file: BinaryIO, file_type: str) -> Iterator[Row]:
         if file_type in {"parquet", "arrow"}:
             yield from _table_rows(file, file_type)
         elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
-            yield Row(1, 1, Fault("encoding", "UTF-16"))
+            yield Row(1, 1, Fault("encoding"))
         else:
             reader = _json_reader(head) if file_type == "json" else csv_rows if file_type == "csv" else text_rows
             yield from reader(file)
     except UnicodeDecodeError:
-        yield _encoding_fault(Path(file.name), file_type)
+        yield _encoding_fault(Path(file.name))
     except ModuleNotFoundError as error:
         yield Row(1, None, Fault("package", str(error.name)))
 
 
 def _json_reader(head: bytes) -> Reader:
     """Lines when the first line is a value of its own; else one array, or values one after another."""
-    text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
+    text = _begin(head)
     if text.startswith("["):
         return (lambda _: iter([Row(1, 1, Fault("bom"))])) if head.startswith(BOM) else json_text
     with suppress(ValueError, RecursionError):
-        json.loads(text.split("\n", 1)[0])
-        return json_lines
-    with suppress(ValueError, RecursionError):
         JSON.raw_decode(text)
-        return json_text
+        return json_lines if is_lines(head) else json_text
     return json_lines
+
+
+def is_lines(head: bytes) -> bool:
+    """Whether the first line of a JSON text is a value of its own."""
+    with suppress(ValueError, RecursionError):
+        json.loads(_begin(head).split("\n", 1)[0])
+        return True
+    return False
+
+
+def _begin(head: bytes) -> str:
+    return head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
 
 
 def json_lines(file: BinaryIO) -> Iterator[Row]:
@@ -79,7 +90,7 @@ def _second_look(line: bytes) -> Any:
     try:
         value = json.loads(line.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError:
-        return Fault("encoding", _guess_encoding(line))
+        return Fault("encoding")
     except json.JSONDecodeError as error:
         return Fault("json", f"{error.msg} at column {error.colno}")
     except RecursionError:
@@ -198,21 +209,25 @@ def _typed(tables: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
             yield values, texts <= first
 
 
-def _records(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, the header's first, with its last line; blank lines are no rows, as in pandas."""
-    reader = csv.reader(lines)
-    return ((reader.line_num, cells) for cells in reader if len(cells) > 1 or "".join(cells).strip())
+def texts(file: BinaryIO, delimiter: str = ",") -> Iterator[Row]:
+    """The rows of a table with every cell as text, but the labels of KTO; with the line that each ends on."""
+    csv.field_size_limit(LONGEST_ROW_CHARACTERS)
+    labels = read("row_formats.toml")["columns"]["kto_tag"]
+    with TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        table = csv.DictReader(text, delimiter=delimiter)
+        for number, cells in enumerate(table, 1):
+            value: Any = {name: LABELS.get(cell, cell) if name in labels else cell for name, cell in cells.items()}
+            if surplus := cells.get(None):
+                columns = len(table.fieldnames or ())
+                value = Fault("csv_cells", f"{columns + len(surplus)} cells for {columns} columns")
+            yield Row(number, table.line_num, value)
 
 
 def _long_row(file: BinaryIO) -> Row | None:
     """The first row with more cells than the header."""
     file.seek(0)
-    with TextIOWrapper(file, "utf-8-sig", newline="") as text, suppress(csv.Error):
-        columns = 0
-        for number, (line, cells) in enumerate(_records(text)):
-            columns = columns or len(cells)
-            if len(cells) > columns:
-                return Row(number, line, Fault("csv_cells", f"{len(cells)} cells for {columns} columns"))
+    with suppress(csv.Error):
+        return next((row for row in texts(file) if isinstance(row.value, Fault)), None)
     return None
 
 
@@ -245,25 +260,12 @@ def _unreadable(error: Exception) -> Fault:
     return Fault("unreadable", str(error).splitlines()[0][:120])
 
 
-def _encoding_fault(path: Path, file_type: str) -> Row:
-    """The first line that is not UTF-8, and its row where lines tell rows apart; a quoted cell has several lines."""
-    rows, quoted = 0, False
+def _encoding_fault(path: Path) -> Row:
+    """The first line that is not UTF-8."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                text = line.decode("utf-8")
+                line.decode("utf-8")
             except UnicodeDecodeError:
-                row = {"csv": rows, "text": number}.get(file_type, 0)
-                return Row(row, number, Fault("encoding", _guess_encoding(line)))
-            quoted ^= bool(text.count('"') % 2)
-            rows += not quoted and not text.isspace()
-    return Row(0, 1, Fault("encoding", "LATIN1"))
-
-
-def _guess_encoding(line: bytes) -> str:
-    """GBK when the bytes make Chinese in it, else LATIN1, which takes any bytes."""
-    try:
-        text = line.decode("gb18030")
-    except UnicodeDecodeError:
-        return "LATIN1"
-    return "GBK" if sum("\u4e00" <= letter <= "\u9fff" for letter in text) >= 2 else "LATIN1"
+                return Row(0, number, Fault("encoding"))
+    return Row(0, 1, Fault("encoding"))

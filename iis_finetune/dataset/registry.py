@@ -60,11 +60,20 @@ class Registry(Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
 
 
-def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
-    """Every entry with its lines; `encoding` is what LLaMA-Factory will open the file with (the locale's)."""
+def with_entries(text: str, entries: Mapping[str, Any]) -> str:
+    """The registry's text with more entries behind the last; the rest stays as it is. ASCII: any locale can read it."""
+    before = (text.rstrip() or "{}")[:-1].rstrip()
+    return f"{before}{'' if before.endswith('{') else ','}{json.dumps(entries, indent=2)[1:-2]}\n}}\n"
+
+
+def read_registry(data_dir: Path, encoding: str | None = None, also: Mapping[str, Any] | None = None) -> Registry:
+    """Every entry with its lines, those of `also` as if they stood there.
+
+    `encoding` is what LLaMA-Factory will open the file with (the locale's).
+    """
     file = data_dir / REGISTRY_FILE
     try:
-        raw = file.read_bytes()
+        raw = file.read_bytes() if file.exists() or not also else b"{}"
         text = raw.decode("utf-8")
     except OSError:
         what, fix = f"{file} is not there", "run: iis-finetune data add FILE"
@@ -74,6 +83,7 @@ def read_registry(data_dir: Path, encoding: str | None = None) -> Registry:
         return Registry(file, "", {}, (Problem(f"{file.name} is not UTF-8", "save it as UTF-8", place),))
     problems = _encoding_problems(file, raw, encoding or locale.getpreferredencoding(False))
     try:
+        text = with_entries(text, also) if also else text
         entries = list(_entries(file, text))
     except json.JSONDecodeError as error:
         place = Place(str(file), error.lineno)
@@ -115,7 +125,7 @@ def _skipped(text: str, at: int) -> int:
 
 
 def check_registered(
-    names: str | list[str], data_dir: Path | str, stage: str, place: Place
+    names: str | list[str], data_dir: Path | str | Registry, stage: str, place: Place
 ) -> tuple[list[Source], list[Problem]]:
     """The named data sets as sources to read, and what is wrong with their registration.
 
@@ -124,14 +134,14 @@ def check_registered(
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if str(data_dir) == "ONLINE" or str(data_dir).startswith("REMOTE:"):
         return [], [_not_checked(", ".join(wanted), f"dataset_dir: {data_dir}", place)]
-    registry = read_registry(Path(data_dir))
+    registry = data_dir if isinstance(data_dir, Registry) else read_registry(Path(data_dir))
     problems = list(registry.problems)
     if not registry.text:
         return [], problems
     found = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:
-            source, of_entry = _registered(registry.entries[name], stage)
+            source, of_entry = _registered(registry.entries[name], stage, place)
             found += [source] if source else []
             problems += of_entry
         elif not errors_of(registry.problems):  # an entry may stand in the part that cannot be read
@@ -142,14 +152,15 @@ def check_registered(
     return found, problems
 
 
-def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Problem]]:
+def _registered(entry: Registered, stage: str, place: Place) -> tuple[Source | None, list[Problem]]:
     """The files of an entry, unless it lies on a hub or in a cloud or there is something wrong with it."""
     value = entry.value
     problems = list(_entry_problems(entry, "rm" if stage == "dpo" else stage))
     if errors_of(problems):
         return None, problems
     if key := next((key for key in ELSEWHERE if key in value), None):
-        return None, [*problems, _not_checked(entry.name, f"{key}: {value[key]}", entry.place(key))]
+        where, hub_id = (f"{key}: {value[key]}", "ID") if key not in HUB_KEYS else (value[key], value[key])
+        return None, [*problems, _not_checked(entry.name, where, place, hub_id)]
     path = entry.file.parent / value["file_name"]
     files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
     if wrong := _file_problem(path, files):
@@ -157,15 +168,18 @@ def _registered(entry: Registered, stage: str) -> tuple[Source | None, list[Prob
     return Source(entry.name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(value)), problems
 
 
-def _not_checked(names: str, where: str, place: Place) -> Problem:
+def _not_checked(names: str, where: str, place: Place, hub_id: str = "ID") -> Problem:
     what = f"not checked: the rows of '{names}' are not on this disk ({where})"
-    fix = "training fetches them; to have them checked, download a file of them and run: iis-finetune data add FILE"
+    fix = f"training fetches them; to have them here and checked before: iis-finetune data add {hub_id}"
     return Problem(what, fix, place, "warning")
 
 
 def _unknown(name: str, registry: Registry, place: Place) -> Problem:
     known = list(registry.entries)
-    if EXAMPLE.fullmatch(name):
+    head, _, number = name.partition("#")
+    if head in known and number.isdecimal():
+        fix = f"write 'dataset: {head}' and 'max_samples: {number}', which counts for each data set"
+    elif EXAMPLE.fullmatch(name):
         fix = f"it is an example of LLaMA-Factory's, not in its package: get {EXAMPLES}{name}.json, and "
         fix += "iis-finetune data add FILE"
     elif Path(name).suffix[1:].lower() in FILE_TYPES:
@@ -173,7 +187,8 @@ def _unknown(name: str, registry: Registry, place: Place) -> Problem:
         fix = f"register it: iis-finetune data add '{name}'" if file else sources.correction(Path(name))
     else:
         listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-        usual = f"registered are: {listed or 'none'}; register your own with: iis-finetune data add FILE"
+        usual = f"registered are: {listed or 'none'}; register your own with: iis-finetune data add "
+        usual += name if "/" in name else "FILE"
         fix = did_you_mean(name, known, usual)
     return Problem(f"data set '{name}' is not in {registry.file}", fix, place, kind="missing", code=2)
 

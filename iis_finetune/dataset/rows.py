@@ -11,12 +11,14 @@ from msgspec import Struct
 from ..errors import Place, Problem
 from .convert import Sample, convert, hold
 from .faults import Column, Fault, Findings, Row, note
+from .near import row_key
 from .readers import read_rows
 from .sources import Layout, Options, Source
 from .truncation import BATCH, Truncation, count_cuts
 
 GROUPS = 40  # different findings kept apart; a file that is broken in more ways needs no longer list
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+UNFILLED = ("{{name}}", "{{author}}")  # LLaMA-Factory's identity.json, as it is shipped
 NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
 TOLD_ROWS = 2000
 
@@ -32,6 +34,7 @@ class Reading(Struct, frozen=True):
     complete: bool
     problems: tuple[Problem, ...]
     truncation: Truncation = Truncation()
+    keys: bytes = b""  # where they were asked for: eight bytes a row, zeros for one that is not used
 
 
 @dataclass
@@ -48,6 +51,7 @@ class _Tally:
     labels: set[bool | None] = field(default_factory=set)
     batch: set[str] = field(default_factory=set)
     complete: bool = False
+    keys: bytearray = field(default_factory=bytearray)
 
     @property
     def used(self) -> int:
@@ -69,6 +73,7 @@ def check_rows(
     template = options.template
     words = dict.fromkeys(template.tokens if template else (), "special_word")
     words |= dict.fromkeys(() if template and template.multimodal else PLACEHOLDERS, "placeholder")
+    words |= dict.fromkeys(UNFILLED, "unfilled")
     tally = _Tally(source, options, words)
     samples = _usable(tally, progress)
     cuts = count_cuts(source, samples, options, tokenizer_json) if tokenizer_json else Truncation()
@@ -76,12 +81,30 @@ def check_rows(
     _check_columns(tally, source.layout)
     if options.processing == "kto" and tally.kept and len(tally.labels) == 1:
         tally.add(Fault("one_label", str(next(iter(tally.labels))).lower()), NOWHERE)
-    return Reading(tally.rows, tally.kept, tally.used - tally.kept, tally.complete, tuple(_problems(tally)), cuts)
+    dropped, keys = tally.used - tally.kept, bytes(tally.keys)
+    return Reading(tally.rows, tally.kept, dropped, tally.complete, tuple(_problems(tally)), cuts, keys)
 
 
 def count_rows(source: Source, progress: Progress | None = None) -> int:
     """How many rows there are, the unusable ones included: read, not checked."""
     return sum(1 for _ in _rows(source, None, progress))
+
+
+def samples(source: Source, options: Options, progress: Progress | None = None) -> Iterator[tuple[Row, Sample | Fault]]:
+    """Every row with the sample that LLaMA-Factory makes of it, or why it makes none."""
+    for row in islice(_rows(source, options.limit, progress), options.limit):
+        yield row, held(row, source.layout, options.processing)
+
+
+def held(row: Row, layout: Layout, processing: str) -> Sample | Fault:
+    if not isinstance(row.value, dict):
+        return row.value if isinstance(row.value, Fault) else Fault("not_object")
+    try:
+        sample = convert(row.value, layout)
+        hold(sample, processing)
+    except Fault as fault:
+        return fault
+    return sample
 
 
 def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sample]]:
@@ -90,6 +113,8 @@ def _usable(tally: _Tally, progress: Progress | None) -> Iterator[tuple[Row, Sam
     rows = _rows(tally.source, limit, progress)
     for row in islice(rows, limit):
         sample = _checked(tally, row)
+        if tally.options.keyed:
+            tally.keys += row_key(sample) if sample else bytes(8)
         if sample is not None:
             yield row, sample
     tally.complete = next(rows, None) is None

@@ -21,6 +21,8 @@ COLUMN_KEYS = (
     *("images", "videos", "audios", "chosen", "rejected", "kto_tag"),
 )
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}  # by default
+# The words for --columns, a field by LLaMA-Factory's key or by the column that it reads by default.
+FIELDS = {**{usual: key for key, usual in COLUMNS.items()}, "text": "text", **{key: key for key in COLUMN_KEYS}}
 TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -74,6 +76,7 @@ class Options(Struct, frozen=True):
     enable_thinking: bool = True
     mask_history: bool = False
     packing: bool = False
+    keyed: bool = False  # whether the reading keeps a key of each row, by which equal rows are found
 
     @property
     def processing(self) -> str:

@@ -97,6 +97,31 @@ def count_cuts(
     return Truncation(tokenised, longest, dict(found.counts), problems, answer)
 
 
+def row_lengths(samples: Iterator[tuple[Row, Sample]], options: Options, tokenizer_json: Path | None) -> Iterator[int]:
+    """The length of each sample with nothing cut: in tokens with a template and a tokenizer, else in characters."""
+    if options.template is None or tokenizer_json is None or not tokenizer_json.is_file():
+        yield from (len(sample.text) for _, sample in samples)
+        return
+    encoder = _encoder(tokenizer_json, options, options.template, 0)
+    while batch := list(islice(samples, BATCH)):
+        for _, tokens in _lengths([(row, _render(sample, encoder)) for row, sample in batch], encoder):
+            yield _what_is_cut(tokens, encoder)[1]
+
+
+def cut_rows(
+    samples: Iterator[tuple[Any, Sample]], options: Options, tokenizer_json: Path
+) -> Iterator[tuple[Any, str]]:
+    """Of each sample that loses something what that is, by whatever it is numbered; nothing without a template."""
+    if options.template is None or options.cutoff_len is None:
+        return
+    encoder = _encoder(tokenizer_json, options, options.template, options.cutoff_len)
+    while batch := list(islice(samples, BATCH)):
+        for number, tokens in _lengths([(number, _render(sample, encoder)) for number, sample in batch], encoder):
+            kind, length = _what_is_cut(tokens, encoder)
+            if kind:
+                yield number, f"{length} tokens: {KINDS[kind]}"
+
+
 def _longest(batch: list[tuple[Row, Sample]], encoder: _Encoder, known: int) -> int:
     """The longest answer in tokens; a byte-level tokenizer makes no more tokens than bytes, so short ones are left."""
     answers = [sample.answers[0].text for _, sample in batch if sample.answers]

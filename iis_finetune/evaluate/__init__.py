@@ -1,7 +1,7 @@
 """Base against tuned on the same rows: answers through LLaMA-Factory, metrics, intervals, a few lines to read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ from ..plan.after import Trained
 from ..runs import Run, note, step_of, write
 from ..supervise import Stop
 from .answers import BASE, PART_ROWS, Evaluation, Material, answers, losses, material
-from .compare import Comparison, compare, compare_losses, macro_f1
+from .compare import Comparison, compare, compare_losses, forgotten, macro_f1
 from .metrics import Declared, confusion, kind_of, name_of, parse, row_values, score
 
 TUNED = "tuned"
+Sides = tuple[Trained | None, Trained]
 
 
-def after_training(run: Run, data: str, environment: Mapping[str, str], stop: Stop) -> None:
+def after_training(asked: Evaluation) -> None:
     """Answer the data set's rows with base and tuned and keep the scores; a failure is noted, never raised."""
-    asked = Evaluation(run, data, environment, stop, with_losses=False)
+    run, data = asked.run, asked.data
     note(run, "evaluating", data=data)
     try:
-        evaluate(asked)
+        evaluate(replace(asked, with_losses=asked.guards))
     except (KitError, OSError) as error:
         asked.folder.mkdir(parents=True, exist_ok=True)
         write(asked.folder / "scores.json", _json({"data": data, "problem": str(error)}))
@@ -42,16 +43,22 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     """
     base, tuned = _sides(asked)
     stage = trained_with(tuned.arguments)["stage"]
-    if stage == "rm":
-        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
-        raise Misused(what, "evaluate a run of another stage")
     given = material(asked, tuned)
     scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
-    scores |= {"cut": list(given.cut), "metrics": []}
+    scores |= {"cut": list(given.cut), "leaks": to_builtins(given.leaks), "metrics": [], "without_leaks": []}
     if stage != "pt":  # whose data has no answers
         scores |= _judged(asked, (base, tuned), given)
+        if 0 < len(given.seen) < scores["rows"]:
+            scores["without_leaks"] += _judged(asked, (base, tuned), given, given.seen)["metrics"]
     if asked.with_losses or stage == "pt":
-        scores["metrics"] += _told(_losses(asked, (base, tuned), given))
+        first, second = (losses(asked, side, given) if side else None for side in (base, tuned))
+        rows = list(given.slices.values())
+        scores["metrics"] += _told(compare_losses(first, second or [], rows))
+        if clean := given.clean:
+            theirs, ours = ([side[at] for at in clean] if side else None for side in (first, second))
+            scores["without_leaks"] += _told(compare_losses(theirs, ours or [], [rows[at] for at in clean]))
+        if asked.guards and first and second:
+            scores["guard"] = forgotten(first, second, rows)
     write(_path(asked, base, tuned), _json(scores))
     return scores
 
@@ -67,7 +74,7 @@ def _path(asked: Evaluation, base: Trained | None, tuned: Trained) -> Path:
     return asked.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
 
 
-def _sides(asked: Evaluation) -> tuple[Trained | None, Trained]:
+def _sides(asked: Evaluation) -> Sides:
     name = TUNED if asked.checkpoint is None else f"checkpoint-{asked.checkpoint}"
     tuned = replace(result_of(asked.run, asked.checkpoint), name=name)
     if isinstance(asked.baseline, Run):
@@ -89,9 +96,10 @@ def result_of(run: Run, checkpoint: int | None = None) -> Trained:
         raise Misused(what, "see `iis-finetune runs`") from None
 
 
-def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> dict[str, Any]:
+def _judged(asked: Evaluation, sides: Sides, given: Material, but: Collection[int] = ()) -> dict[str, Any]:
     """The answers of both sides and what they are worth; rows that stand out are numbered from 0."""
-    base, tuned = (answers(asked, side, given) if side else None for side in sides)
+    every = (answers(asked, side, given) if side else None for side in sides)
+    base, tuned = ([row for at, row in enumerate(side) if at not in but] if side else None for side in every)
     if not tuned:
         raise RunFailed(f"the data set '{asked.data}' has no row that can be answered")
     references, declared = [row["label"] for row in tuned], asked.declared
@@ -120,9 +128,3 @@ def _judged(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Mat
 
 def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **to_builtins(each)} for each in found]
-
-
-def _losses(asked: Evaluation, sides: tuple[Trained | None, Trained], given: Material) -> list[Comparison]:
-    """The loss of slices of the rows, and the perplexity that belongs to it."""
-    base, tuned = (losses(asked, side, given) if side else None for side in sides)
-    return compare_losses(base, tuned or [], list(given.slices.values()))

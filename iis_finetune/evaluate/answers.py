@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .. import dataset, launch, process
-from ..arguments import trained_with
-from ..errors import COMMAND_LINE, Place, ProblemsFound, RunFailed, errors_of
+from ..arguments import Settings, trained_with
+from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
 from ..plan.after import Trained
@@ -25,6 +26,8 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
 PART_ROWS = 200
 LOSS_SLICES = 20
+NEAR_ROWS = 20_000  # training rows among which nearly equal ones are looked for: 0.3 ms each
+Seen = tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
@@ -39,6 +42,7 @@ class Evaluation(Struct, frozen=True):
     baseline: Run | str | None = BASE  # BASE, another run, or None for the tuned model alone
     declared: Declared = field(default_factory=Declared)
     with_losses: bool = True
+    guards: bool = False  # rows of something else: did it forget them?
     part_rows: int = PART_ROWS
 
     @property
@@ -55,36 +59,46 @@ class Material(Struct, frozen=True):
     max_new_tokens: int | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     cut: tuple[str, ...] = ()
+    leaks: dataset.Leaks | None = None
+    seen: tuple[int, ...] = ()  # the places of the rows that leak among the answers, where those are known
+
+    @property
+    def clean(self) -> list[int]:
+        """The places of the slices without a row that leaks, where some leak."""
+        starts = [int(name.rpartition("-")[2]) for name in self.slices] if self.leaks and self.seen else []
+        touched = {bisect_left(starts, leak.row) - 1 for leak in (self.leaks.found if self.leaks else ())}
+        return [at for at in range(len(starts)) if at not in touched]
 
 
 def material(asked: Evaluation, trained: Trained) -> Material:
     """Register slices of the data set in the evaluation's own folder; raises ProblemsFound when it cannot be read."""
     settings = trained_with(trained.arguments)
-    plain = settings["stage"] == "pt"  # text without answers
+    if settings["stage"] == "rm":
+        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
+        raise Misused(what, "evaluate a run of another stage")
+    stage = "pt" if settings["stage"] == "pt" else "sft"  # text without answers, or with
     data_dir = Path(settings["dataset_dir"])
-    place = Place(COMMAND_LINE, key="--data")
-    sources, problems = dataset.check_registered(asked.data, str(data_dir), "pt" if plain else "sft", place)
+    sources, problems = dataset.check_registered(asked.data, str(data_dir), stage, Place(COMMAND_LINE, key="--data"))
     if errors_of(problems):
         raise ProblemsFound(problems)
     folder = asked.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     if not sources:  # on a hub: nothing to slice or to count here
         return Material(str(data_dir), {asked.data: None}, {asked.data: None})
-    source = sources[0]
     entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
     entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
-    reading = _look(source, trained)
+    reading = (read := _look(sources[0], trained)).reading
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)
     parts = slices_of("part", count, count if whole else asked.part_rows, reading.dropped)
-    taught = dataset.check_rows(source, dataset.options_of(settings, "pt" if plain else "sft", settings["max_samples"]))
+    taught = dataset.check_rows(sources[0], dataset.options_of(settings, stage, settings["max_samples"]))
     slices = slices_of("slice", count, count if whole else -(-count // LOSS_SLICES), taught.dropped)
     registry = {name: entry if whole else _slice(entry, name, length) for name, length in (parts | slices).items()}
     write(folder / dataset.REGISTRY_FILE, json.dumps(registry, indent=1, ensure_ascii=True) + "\n")
-    longest, cut = reading.truncation.longest_answer, tuple(each.what for each in reading.truncation.problems)
+    longest, sha256 = reading.truncation.longest_answer, dataset.Readings().sha256(sources[0])
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
-    return Material(str(folder.resolve()), parts, slices, tokens, dataset.Readings().sha256(source), cut)
+    return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, settings, whole))
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
@@ -101,13 +115,27 @@ def _slice(entry: Mapping[str, Any], name: str, length: int) -> dict[str, Any]:
     return {**entry, "split": f"train[{start}:{start + length}]"}
 
 
-def _look(source: dataset.Source, trained: Trained) -> dataset.Reading:
+def _look(source: dataset.Source, trained: Trained) -> dataset.Read:
     """How many rows there are; of answers, how long the longest expected one is and what cutoff_len would cut."""
     settings = trained_with(trained.arguments)
-    if settings["stage"] == "pt":
-        return dataset.check_rows(source, dataset.options_of(settings, "pt", settings["max_samples"]))
-    options = replace(dataset.options_of(settings, "sft", settings["max_samples"]), generate=True)
-    return dataset.check_rows(source, options, Path(trained.arguments["model_name_or_path"]) / "tokenizer.json")
+    stage = "pt" if settings["stage"] == "pt" else "sft"
+    options = replace(dataset.options_of(settings, stage, settings["max_samples"]), generate=stage != "pt", keyed=True)
+    tokenizer_json = None if stage == "pt" else Path(trained.arguments["model_name_or_path"]) / "tokenizer.json"
+    return dataset.Read(source, options, dataset.check_rows(source, options, tokenizer_json))
+
+
+def _seen(read: dataset.Read, settings: Settings, whole: bool) -> Seen:
+    """What to know of the rows, which of them the training saw as far as its data are here, and their places."""
+    options, names = replace(dataset.options_of(settings, settings["stage"]), keyed=True), settings.names("dataset")
+    sources, _ = dataset.check_registered(names, settings["dataset_dir"], settings["stage"], Place())
+    learnt = [dataset.Read(each, options, dataset.check_rows(each, options)) for each in sources]
+    cut = tuple(each.what for each in read.reading.truncation.problems)
+    leaks = dataset.leaks_of(read, learnt, sum(each.reading.kept for each in learnt) <= NEAR_ROWS)
+    if not leaks.found:
+        return cut, leaks if learnt else None, ()
+    rows = set() if whole else {leak.row for leak in leaks.found}
+    seen = tuple(at for at, (row, _) in enumerate(read.keyed()) if row in rows)
+    return (*cut, f"{leaks.sentence}: these figures are too good"), leaks, seen
 
 
 def answers(asked: Evaluation, side: Trained, given: Material) -> list[dict[str, Any]]:
@@ -149,6 +177,9 @@ def _part(asked: Evaluation, side: Trained, given: Material, output: Path) -> st
     if not done.is_file():
         rows = after.Rows(given.dataset_dir, (output.name,), str(output.resolve()), given.max_new_tokens)
         run_llamafactory(asked, side.name, after.predict(side.arguments, side.weights, rows), output)
+        if not (output / after.PREDICTIONS).is_file():
+            what = f"{side.name} could not be evaluated: LLaMA-Factory ended without an error and without an answer"
+            raise RunFailed(f"{what}; see {asked.folder / f'{side.name}.log'}")
         (output / after.PREDICTIONS).replace(done)
     return done.read_text(encoding="utf-8")
 

@@ -15,6 +15,7 @@ LABEL_RESAMPLES = 400  # scikit-learn's F1 takes a millisecond each
 SEED = 20260101
 FEWEST_ROWS = 10  # below, resampling says little about rows that were not seen
 CONFIDENCE = 0.95
+MARGIN = 0.02  # of the base's loss
 
 
 class Comparison(Struct, frozen=True):
@@ -133,6 +134,28 @@ def compare_losses(
         name: math.exp(min(value, 700.0)) for name, value in logarithms.items() if value is not None
     }
     return [loss, replace(loss, name="perplexity", change="ratio", **powers)]
+
+
+def forgotten(
+    base: Sequence[float | None], tuned: Sequence[float | None], rows: Sequence[int | None], margin: float = MARGIN
+) -> dict[str, Any]:
+    """Whether the loss grew by more than a share of the base's, over slices as above: with its interval, in words."""
+    import numpy as np
+
+    triples = zip(base, tuned, rows, strict=True)
+    known = [(one, other, count or 1) for one, other, count in triples if one is not None and other is not None]
+    first, second, weights = np.array(known, dtype=float).reshape(-1, 3).T
+
+    def change(at: Any) -> float:
+        return float(np.average(second[at], weights=weights[at]) / np.average(first[at], weights=weights[at]) - 1)
+
+    low, high = _bootstrap(len(known), change, RESAMPLES)
+    decided, told = "cannot tell", "too few rows"
+    if low is not None and high is not None and len(known) >= FEWEST_ROWS:
+        decided = "worse" if low > margin else "not worse" if high <= margin else decided
+        told = f"the loss changes by {low:+.1%} to {high:+.1%} of the base's (95 %), {margin:.0%} is allowed"
+    told = f"did it forget? {decided}: {told}"
+    return {"margin": margin, "low": low, "high": high, "verdict": decided, "told": told}
 
 
 def weighted(losses: Sequence[float | None], rows: Sequence[int | None]) -> float | None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import stat
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -22,13 +21,13 @@ from ..plan.after import Trained
 from ..runs import Provenance, Run, provenance_of, read_json, read_lines, write
 from ..tensors import TORCH_NAMES
 from .checks import DTYPES, TOLERANCE, check_files, check_sources, check_target, judge
+from .gguf import LONGEST_SECONDS, Asked, Wish, convert, cost, printed, wish_of
 
 TABLES = launch.KIT / "tables"
 CARD_ALWAYS = ("stage", "finetuning_type")  # what else a YAML file does not state may have been otherwise
 CARD_TOLD = (*CARD_ALWAYS, "lora_rank", "dataset", "template", "cutoff_len", "quantization_bit")
 NEW_TOKENS = 32
 ANSWERED, HELD_OUT_ROWS = "*/tuned.jsonl", 20  # what an evaluation leaves; the rows that rounding's loss is told of
-LONGEST_SECONDS = 12 * 3600.0
 
 
 class Export(Struct, frozen=True):
@@ -39,6 +38,7 @@ class Export(Struct, frozen=True):
     precision: str = "auto"
     run: Run | None = None
     replace: bool = False  # the run's own export folder, which is swapped only once the new one is proven
+    gguf: Wish | None = None
 
 
 class Exported(Struct, frozen=True):
@@ -49,6 +49,7 @@ class Exported(Struct, frozen=True):
     found: Mapping[str, Any]
     problems: tuple[Problem, ...]
     replaced: bool = False  # an earlier export of the run
+    gguf: Mapping[str, Any] | None = None  # what the proof of the GGUF files found
 
 
 def export(trained: Trained, wanted: Export) -> Exported:
@@ -75,7 +76,9 @@ def export(trained: Trained, wanted: Export) -> Exported:
         (making / "model").replace(wanted.target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return Exported(wanted.target, dtype, found, (*before, *problems), replaced and wanted.replace)
+    asked = Asked(environment=wanted.environment, **_questions(wanted.run))
+    files = convert(wanted.target, trained.name, wanted.gguf, asked) if wanted.gguf else None
+    return Exported(wanted.target, dtype, found, (*before, *problems), replaced and wanted.replace, files)
 
 
 def _checked(trained: Trained, wanted: Export) -> list[Problem]:
@@ -128,14 +131,8 @@ def prove(trained: Trained, merged: Path, wanted: Export) -> tuple[dict[str, Any
     file = merged.with_name("parity.json")
     asked = comparison(trained, merged, _dtype(trained, wanted.precision), wanted.run)
     write(file, json.dumps(asked, ensure_ascii=False))
-    child = after.one_process(wanted.environment)
-    child["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [child["PYTHONPATH"]])])
-    words = [sys.executable, "-m", "iis_finetune.probe.parity", str(file)]
-    done = process.capture(process.bound(words), LONGEST_SECONDS, child)
-    if done is None or done.returncode != 0:
-        why = done.stderr.strip().splitlines()[-1:] if done else []
-        raise RunFailed(f"the merged folder could not be compared and is not kept: {' '.join(why)}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    failure = "the merged folder could not be compared and is not kept"
+    found = json.loads(printed("parity", [str(file)], wanted.environment, failure))
     return found, judge(found, merged)
 
 
@@ -147,10 +144,14 @@ def comparison(trained: Trained, merged: Path, dtype: str, run: Run | None = Non
         "merged": str(merged.resolve()),
         "dtype": dtype,
         "tolerance": TOLERANCE,
-        "rows": held_out(run) if run else [],
-        "prompts": json.loads((TABLES / "prompts.json").read_text(encoding="utf-8"))["prompts"],
-        "new_tokens": NEW_TOKENS,
+        **_questions(run),
     }
+
+
+def _questions(run: Run | None) -> dict[str, Any]:
+    """What both models are asked, and how many tokens they may answer with."""
+    prompts = json.loads((TABLES / "prompts.json").read_text(encoding="utf-8"))["prompts"]
+    return {"rows": held_out(run) if run else [], "prompts": prompts, "new_tokens": NEW_TOKENS}
 
 
 def held_out(run: Run) -> list[list[str]]:

@@ -22,7 +22,7 @@ from ..tables import read
 from .file_lists import read_list
 from .order import Hub, Listing, ModelOrder, first_set, hubs
 from .refusals import HubFailure, no_answer, problem_of, refusal
-from .selection import needed
+from .selection import needed, of_rows
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response, Session
@@ -124,7 +124,8 @@ def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seco
     if len(body) > LONGEST_LIST:
         raise HubFailure("malformed", f"its list of files is longer than {LONGEST_LIST >> 20} MB")
     commit, files = read_list(body)
-    return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(needed(files)))
+    wanted = needed(files) if order.noun == "model" else of_rows(files)
+    return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(wanted))
 
 
 def choose_source(order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:

@@ -91,11 +91,13 @@ def _disk_problems(folder: Path) -> Iterator[None]:
 
 
 def _fetch(order: ModelOrder, environment: Mapping[str, str], report: Report) -> Fetched:
-    caches = [each for each in folders.cached(environment) if each.source and each.model == order.id_on(each.source)]
+    models = folders.cached(environment) if order.noun == "model" else ()
+    caches = [each for each in models if each.source and each.model == order.id_on(each.source)]
     listing, from_cache = _choose(order, environment, caches, report)
     hub, staging = listing.hub, order.folder.with_name(order.folder.name + INCOMPLETE)
     if not listing.files:
-        fix = "check the name: this may be a data set, or a model in another format"
+        others = {"model": "a data set, or a model in another format", "data set": "a model, or data in another format"}
+        fix = f"check the name: this may be {others[order.noun]}"
         raise ProblemsFound([Problem(f"{listing.model} on {hub.name} has no files to train on", fix, code=3)])
     staging.mkdir(exist_ok=True)
     _link(listing, staging, [order.folder, *(entry.folder for entry in caches)])
@@ -121,7 +123,7 @@ def _choose(
         if from_cache:
             return from_cache, True
         what = f"{order.model} is not on this disk, and the network is switched off"
-        fix = f"go online (--offline, HF_HUB_OFFLINE), or use a model that is here{on_disk(order)}"
+        fix = f"go online (--offline, HF_HUB_OFFLINE), or use a {order.noun} that is here{on_disk(order)}"
         raise ProblemsFound([Problem(what, fix, kind="missing", code=3)])
     try:
         return choose_source(order, environment, lambda note: report(Progress(note=note))), False

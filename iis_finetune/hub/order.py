@@ -6,12 +6,14 @@ from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..arguments import find_model
 from ..tables import read
 from .refusals import HubFailure
 
 HubName = Literal["huggingface", "modelscope"]
+Noun = Literal["model", "data set"]
 LONGEST_PAUSE_SECONDS = 120.0
 
 
@@ -42,9 +44,9 @@ class Patience(Struct, frozen=True):
 
 
 class ModelOrder(Struct, frozen=True):
-    """Which model, from where, to where; `model` is a hub's id or one of LLaMA-Factory's display names.
+    """Which model or data set, from where, to where; `model` is a hub's id or one of LLaMA-Factory's display names.
 
-    `to` is the models folder, in which the model gets `<org>--<name>`, unless `exact` says that it is the model's own.
+    `to` is the models or data folder, in which it gets `<org>--<name>`, unless `exact` says that it is the model's own.
     """
 
     model: str
@@ -55,6 +57,7 @@ class ModelOrder(Struct, frozen=True):
     offline: bool = False
     patience: Patience = Patience()
     chosen_by: str = "--source "  # what a person types before a hub's name, in the verb that asks
+    noun: Noun = "model"
 
     @property
     def folder(self) -> Path:
@@ -63,7 +66,7 @@ class ModelOrder(Struct, frozen=True):
 
     def id_on(self, source: HubName) -> str:
         """Return the id that this hub knows the model by; LLaMA-Factory's table has those that differ."""
-        known = find_model(self.model)
+        known = find_model(self.model) if self.noun == "model" else None
         return (known and getattr(known, source)) or self.model
 
 
@@ -73,6 +76,7 @@ class Hub(Struct, frozen=True):
     source: HubName
     endpoint: str
     token: str | None = None
+    noun: Noun = "model"
 
     def __repr__(self) -> str:
         return f"Hub({self.source}, {self.site})"
@@ -85,7 +89,8 @@ class Hub(Struct, frozen=True):
     @property
     def words(self) -> dict[str, str]:
         """Its row in the table of the hubs."""
-        return dict(read("hubs.toml")["hubs"][self.source])
+        row = read("hubs.toml")["hubs"][self.source]
+        return {"noun": self.noun, **row, **row.get(self.noun, {})}
 
     @property
     def name(self) -> str:
@@ -131,7 +136,11 @@ def hubs(order: ModelOrder, environment: Mapping[str, str]) -> list[Hub]:
     sources: list[HubName] = ["huggingface", "modelscope"]
     if environment.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true", "y"}:  # LLaMA-Factory's switch
         sources.reverse()
-    return [_configured(source, environment) for source in sources if order.source in ("auto", source)]
+    return [
+        replace(_configured(source, environment), noun=order.noun)
+        for source in sources
+        if order.source in ("auto", source)
+    ]
 
 
 def _configured(source: HubName, environment: Mapping[str, str]) -> Hub:

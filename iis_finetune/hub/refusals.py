@@ -38,6 +38,7 @@ def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
     model, rows = order.id_on(hub.source), frozen("models")["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}
+    known = known if order.noun == "model" else set()
     near = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.8)
     fields = hub.words | {
         "hub": hub.name,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..tables import read
 from ..tensors import read_header
 from .order import RemoteFile
 
@@ -16,6 +17,7 @@ SUBFOLDERS = ("additional_chat_templates/*.jinja",)
 SAFETENSORS = re.compile(r"(adapter_)?model([-.][\w.-]*)?\.safetensors")
 PYTORCH = re.compile(r"pytorch_model([-.][\w.-]*)?\.bin|adapter_model\.bin")
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema|int8|int4)[.-]")
+HELD_OUT = re.compile(r"(^|[/._-])(test|valid|validation|dev|eval)[/._-]")
 TOKENIZER = re.compile(r"tokenizer.*|vocab\..*|.*\.(model|tiktoken)|spiece.*")
 
 
@@ -35,6 +37,16 @@ def needed(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     ]
     nested = [file for file in seen if any(fnmatch(file.path, pattern) for pattern in SUBFOLDERS)]
     return sorted(texts + nested + weights, key=lambda file: file.path)
+
+
+def of_rows(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Return the data files of the likeliest ending: those to train on where the names tell, else all."""
+    seen = [file for file in files if not re.search(r"(^|/)(\.|dataset_infos?\.json$)", file.path)]
+    for ending in read("hubs.toml")["data_endings"]:
+        if found := [file for file in seen if file.path.lower().endswith(ending)]:
+            train = [file for file in found if "train" in file.path.lower()]
+            return train or [file for file in found if not HELD_OUT.search(file.path.lower())] or found
+    return []
 
 
 def _weights(top: list[RemoteFile]) -> list[RemoteFile]:

@@ -84,9 +84,10 @@ def _flash_problems(machine: Machine, precision: str, fix: str) -> list[Problem]
         return [trouble(f"the flash-attn package does not support {machine.device}", fix, "error", key)]
     if precision == "fp32":
         return [Problem("flash-attn computes in fp16 and bf16 only, not in fp32", fix, Place(key=key))]
-    if machine.here and package_version("flash_attn") is None:
-        what = "attention fa2 needs the flash-attn package; LLaMA-Factory would silently use sdpa"
-        return [Problem(what, f"pip install flash-attn --no-build-isolation, or {fix}", Place(key=key), kind="missing")]
+    if not machine.here or package_version("flash_attn") is None:
+        what = "attention fa2 needs the flash-attn package; without it LLaMA-Factory would silently use sdpa"
+        install = f"pip install flash-attn --no-build-isolation, or {fix}"
+        return [Problem(what, install, Place(key=key), "error" if machine.here else "warning", "missing")]
     return []
 
 
@@ -97,10 +98,10 @@ def fused_attention(machine: Machine, environment: Mapping[str, Any]) -> bool:
     return kernels == "flash" or (kernels == "experimental" and wanted == "1")
 
 
-def quantization_problems(machine: Machine) -> list[Problem]:
-    """What speaks against bitsandbytes quantisation; an error of kind `machine` where it is impossible."""
-    cell, key = _cell(machine, "bitsandbytes"), "quantization_bit"
-    other = "remove quantization_bit, or use quantization_method: hqq"
+def quantization_problems(machine: Machine, key: str = "quantization_bit") -> list[Problem]:
+    """What speaks against bitsandbytes quantisation, asked for at `key`; of kind `machine` where it is impossible."""
+    cell, remove = _cell(machine, "bitsandbytes"), "remove quantization_bit, or use quantization_method: hqq"
+    other = remove if key == "quantization_bit" else "name the model that is not quantised"
     note = cell.get("note", f"{cell.get('version', '')} or later")
     if cell["value"] == "none":
         return [trouble(f"bitsandbytes does not support {machine.device}", other, "error", key)]
@@ -168,8 +169,9 @@ def build_problems(machine: Machine) -> list[Problem]:
     return []
 
 
-def advice(machine: Machine, processes: int = 1) -> list[str]:
-    """Sentences that are advice and not decisions, such as what might be faster but is unconfirmed."""
+def advice(machine: Machine, processes: int = 1, chosen: tuple[str, str] | None = None) -> list[str]:
+    """Sentences that are advice and not decisions, but for what precision and attention are `chosen` already."""
     columns = ("advice", "several") if processes > 1 else ("advice",)
-    cells = [_cell(machine, column) for column in columns]
-    return [cell["value"] + ("" if cell["confirmed"] else " (unconfirmed)") for cell in cells if cell]
+    cells = [cell for column in columns if (cell := _cell(machine, column))]
+    left = [cell for cell in cells if chosen is None or cell.get("unless") != [*chosen]]
+    return [cell["value"] + ("" if cell["confirmed"] else " (unconfirmed)") for cell in left]

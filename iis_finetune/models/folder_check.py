@@ -26,8 +26,8 @@ HEAD_BYTES = 1 << 16
 def check_folder(folder: Path, place: Place) -> list[Problem]:
     """Every reason why a model folder would fail to load, or would load as something else than meant."""
     if not folder.is_dir():
-        what, fix = f"the folder {folder} is not there", "give the path of a model folder"
-        return [Problem(what, fix, place, kind="missing")]
+        fix = "give the path of a model folder, or download it first; a run is merged by: iis-finetune export last"
+        return [Problem(f"the folder {folder} is not there", fix, place, kind="missing")]
     if not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file():
         base = (read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
         fix = f"model_name_or_path: {base or 'the model it was trained on'} and adapter_name_or_path: {folder}"

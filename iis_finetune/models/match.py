@@ -85,7 +85,7 @@ def check_adapter(folder: Path, base: ModelFacts, place: Place) -> list[Problem]
     if config is None:
         whole = read_json(folder / CONFIG) is not None
         what = f"{folder} is a whole model, not an adapter" if whole else f"{folder} holds no {ADAPTER_CONFIG}"
-        given = "give the folder that training wrote, or one checkpoint of it"
+        given = "give the folder that training wrote, such as runs/NAME/output, or one checkpoint of it"
         fix = f"model_name_or_path: {folder} in its place" if whole else given
         return [Problem(what, fix, place, kind="invalid" if whole else "missing", code=2)]
     problems = list(_other_base(folder, config, base, place))

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from ..arguments import settings_of
 from ..errors import in_file_order
 from .choices import accumulation, attention, environment, micro_batch, output, precision
-from .fit import fit, machine_problems
+from .fit import NO_TRAINING, fit, machine_problems
 from .measured import global_batch, key_of, now_of, stated, tuned
 from .processes import UNNAMED, launcher, several_nodes, several_processes
 from .record import Inputs, Plan

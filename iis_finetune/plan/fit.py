@@ -23,6 +23,8 @@ from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
 from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
+NO_TRAINING = "nothing is trained or evaluated: this estimate is for a training"
+COMMON_GIB = 32.0  # what the computer around a named card has as a rule
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # each of them switches it on
 Lines = tuple[str, ...]
 Planner = Callable[[Inputs], Plan]  # every step but the fit
@@ -60,7 +62,9 @@ def limit_gib(machine: Machine) -> float | None:
 
 def needed(plan: Plan, launcher: Launcher) -> MemoryEstimate:
     """What a device needs when the training is launched so; nothing is known where the model's shapes are not."""
-    return estimate(plan.inputs.model, workload(plan, launcher), limit_gib(plan.machine))
+    work = workload(plan, launcher)
+    host_gib = offloaded_gib(plan.inputs.model, work) * launcher.here or None
+    return replace(estimate(plan.inputs.model, work, limit_gib(plan.machine)), host_gib=host_gib)
 
 
 def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
@@ -69,16 +73,21 @@ def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
     slow = offload_problems(plan.machine) if work.sharing.offloads and work.sharing.zero_stage else []
     place = plan.recipe.place(next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher"))
     found = [dataclasses.replace(each, where=place) for each in slow]
-    need = offloaded_gib(plan.inputs.model, work) * launcher.here
-    if there is None or need <= there:
+    need = needed(plan, launcher).host_gib or 0.0
+    if need <= (COMMON_GIB if there is None else there):
         return found
-    what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory, {there:.1f} are there"
+    what = f"{launcher.name} keeps at least {need:.1f} GiB in the computer's own memory"
+    if there is None:
+        return [*found, Problem(what, "make sure that it has more than that", place, "warning", "machine")]
+    what = f"{what}, {there:.1f} are there"
     fix = "a smaller model, a method that trains fewer parameters, or zero3 without offload on more devices"
     return [*found, Problem(what, fix, place, kind="machine")]
 
 
 def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
+    if not (plan.settings["do_train"] or plan.settings["dataset"] or plan.settings["eval_dataset"]):
+        return replace(plan, memory=MemoryEstimate(limit_gib=limit_gib(plan.machine), not_counted=(NO_TRAINING,)))
     memory = corrected(needed(plan, plan.launch), plan)
     plan = replace(plan, memory=memory).complain(*problems_of_offload(plan, plan.launch))
     if memory.ready:
@@ -125,7 +134,9 @@ def _problems(plan: Plan) -> list[Problem]:
 def machine_problems(case: Case) -> list[Problem]:
     """What the machine, a named one too, cannot do or does badly: bitsandbytes' quantisation, compiling."""
     ours = case["quantization_bit"] and case["quantization_method"] == "bnb" and not case.model.quantization
-    found = [("quantization_bit", each) for each in quantization_problems(case.machine) if ours]
+    saved = case.model.quantization == "bitsandbytes" or "-bnb-" in case.model.name
+    key = "quantization_bit" if ours else "model_name_or_path"
+    found = [(key, each) for each in quantization_problems(case.machine, key) if ours or saved]
     compiling = next((key for key in COMPILING if case[key]), None)
     found += [(compiling, each) for each in compile_problems(case.machine) if compiling]
     return [dataclasses.replace(each, where=case.recipe.place(key)) for key, each in found]

@@ -78,13 +78,15 @@ class MemoryEstimate(Struct, frozen=True):
     """Peak of one device in GiB and what it is made of; None and empty when it cannot be known.
 
     `not_counted` makes the peak a lower bound, or says why there is none. Up to `ready_gib` it fits; from there to
-    `limit_gib` it may not, as the estimate is not that exact, unless it was measured.
+    `limit_gib` it may not, as the estimate is not that exact, unless it was measured. `host_gib` is what offload keeps
+    at least in the memory of the computer, all its processes together; None without offload.
     """
 
     per_device_gib: float | None = None
     limit_gib: float | None = None
     items: Mapping[str, float] = field(default_factory=dict)
     not_counted: tuple[str, ...] = ()
+    host_gib: float | None = None
 
     @property
     def ready_gib(self) -> float | None:
@@ -161,7 +163,8 @@ def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None)
     """Estimate the peak of one device: what is always held, and the moment of a step that holds most beside it."""
     sizes = _sizes_of(facts, work)
     if sizes is None:
-        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=_unknown(facts, work) or (NO_SHAPES,))
+        nothing = f"{NO_SHAPES}{'' if facts.known else f': {facts.name} is neither on disk nor in the built-in table'}"
+        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=_unknown(facts, work) or (nothing,))
     moment = max(_moments(sizes), key=lambda items: sum(items.values()))
     held = {**_weights(sizes), **_optimizer(sizes), **_exchange(sizes)}
     items = {name: size / GIB for name, size in {**held, **moment}.items() if size > 0}

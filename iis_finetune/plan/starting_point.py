@@ -29,7 +29,8 @@ def starting_point(plan: Plan) -> Plan:
         plan = _adapters(plan, inputs.base)
     if not view:
         return plan
-    reason = f"the checkpoint holds {inputs.model.dtype}; LLaMA-Factory trains in what the model folder says"
+    held = inputs.model.dtype or "a precision that is not known here"
+    reason = f"the checkpoint holds {held}; LLaMA-Factory trains in what the model folder says"
     # The adapter is to name the original, not the view.
     plan = plan.export({"IIS_BASE": _placed(folder, inputs.workspace)})
     return replace(plan.note(Decision("precision view", placed, "kit default", reason)), view_of=folder)

@@ -1,7 +1,7 @@
 """Look at a recipe and the world together: every problem, before anything starts."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from .. import dataset, machine, models, plan, rules, runs
 from .. import recipe as recipes
-from ..arguments import as_meant
+from ..arguments import Settings, as_meant
 from ..errors import Place, Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
@@ -23,6 +23,7 @@ from .model import looks_local, model_problems, reward_problems
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
 
 TRAINED_ON = "dataset"
+LEAST_SHARE = 1e-6  # LLaMA-Factory's: a val_size up to it holds nothing out
 # LLaMA-Factory's arguments that may name a file or folder, beside those that the plan sets itself.
 PATHS = (
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model", "reward_model_adapters"),
@@ -34,7 +35,7 @@ class Question(Struct, frozen=True):
     """What a verb before training asks about: a recipe with overrides, here or on a named machine.
 
     `rows`: whether the data are read; `limit` rows at most (None: all), `progress` is told how far that is, and
-    `readings` has what was read before.
+    `readings` has what was read before. `also`: data sets that are looked at as if they were registered.
     """
 
     recipe: str
@@ -49,6 +50,14 @@ class Question(Struct, frozen=True):
     readings: dataset.Readings = field(default_factory=dataset.Readings)  # those made already, and those to come
     nodes: Nodes | None = None
     machine: Machine | None = None  # found already: it is not looked for again
+    also: tuple[dataset.Unregistered, ...] = ()
+
+    def registry(self, settings: Settings) -> dataset.Registry | str:
+        """Where data sets are looked up: dataset_dir, and in the data folder what would be registered."""
+        folder = str(settings["dataset_dir"]).replace("{data}", str(self.workspace.data))
+        if not self.also or Path(folder) != self.workspace.data:
+            return folder
+        return dataset.read_registry(self.workspace.data, None, dataset.entries_of(self.also))
 
 
 class Examined(Struct, frozen=True):
@@ -62,6 +71,7 @@ class Examined(Struct, frozen=True):
     problems: tuple[Problem, ...]
     reward: Base | None = None
     data: DataFound | None = None  # None where the data were not looked at
+    steps: int | None = None  # of the optimizer, in the whole run, where the rows were counted
 
 
 def look(question: Question) -> Examined:
@@ -111,48 +121,67 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
         problems = [fitting(each, Path(sys.prefix)) for each in problems]
-    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data)
+    else:
+        problems += rules.check_elsewhere(case)
+    steps = case.steps if case.trains else None
+    return replace(seen, problems=tuple(in_file_order(dict.fromkeys(problems))), data=data, steps=steps)
 
 
 def _data(seen: Examined, question: Question) -> DataFound:
     """Every problem of the data sets, and how many usable rows there are to train on, where that was counted."""
     settings, kit = seen.plan.settings, seen.recipe.kit
-    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
-    stage = str(settings["stage"])
+    stage, registry = str(settings["stage"]), question.registry(settings)
     # An evaluation after training asks for answers, so pairs and labels are not for it.
     answers = "sft" if stage != "pt" else stage
     named = (
         (TRAINED_ON, settings.names(TRAINED_ON), stage),
         ("eval_dataset", settings.names("eval_dataset"), stage),
         ("kit.evaluate_after", kit.evaluate_after, answers),
+        ("kit.guard", kit.guard, answers),
     )
     problems: list[Problem] = []
-    counts: list[int | None] = []
+    read: dict[str, list[dataset.Read]] = {key: [] for key, _, _ in named}
     for key, names, read_as in named:
         if not names:
             continue
-        found, wrong = dataset.check_registered(names, folder, read_as, seen.recipe.place(key))
-        problems += wrong
+        found, wrong = dataset.check_registered(names, registry, read_as, seen.recipe.place(key))
+        without = [Problem(f"no guard: {each.what}", each.fix, each.where, "warning") for each in wrong]
+        problems += without if key == "kit.guard" else wrong  # a recipe is taken along to projects that have no guard
         for source in found if question.rows else ():
-            reading = _rows(seen, question, source, read_as)
-            problems += [*reading.problems, *reading.truncation.problems]
-            counts += [reading.kept if reading.complete else None] if key == TRAINED_ON else []
+            read[key].append(_rows(seen, question, source, read_as))
+            problems += [*read[key][-1].reading.problems, *read[key][-1].reading.truncation.problems]
+    problems += _leaks(seen, question, read)
+    counts = [each.reading.kept if each.reading.complete else None for each in read[TRAINED_ON]]
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
     """The training's data sets, as far as they are on disk."""
     settings = examined.plan.settings
-    folder = str(settings["dataset_dir"]).replace("{data}", str(question.workspace.data))
-    return dataset.check_registered(settings.names("dataset"), folder, settings["stage"], Place())[0]
+    registry = question.registry(settings)
+    return dataset.check_registered(settings.names("dataset"), registry, settings["stage"], Place())[0]
 
 
-def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Reading:
+def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:
+    """A warning for each data set that holds out rows which the training sees."""
+    trained, near = read[TRAINED_ON], question.limit is None
+    by_chance = trained if seen.plan.settings["val_size"] > LEAST_SHARE else []
+    for key, sets in {**read, TRAINED_ON: [], "val_size": by_chance}.items() if trained else ():
+        for each in sets:
+            leaks = dataset.leaks_of(each, trained, near, question.progress)
+            if leaks.found:
+                yield leaks.problem(seen.recipe.place(key))
+
+
+def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Read:
     """The rows of a data set, and what would be cut off them as far as that is known here."""
+    settings, kit = seen.plan.settings, seen.recipe.kit
     limit = dataset.SAMPLE if question.smoke else question.limit
-    options = dataset.options_of(seen.plan.settings, stage, limit)
+    compared = kit.evaluate_after or kit.guard or settings.names("eval_dataset") or settings["val_size"] > LEAST_SHARE
+    options = replace(dataset.options_of(settings, stage, limit), keyed=bool(compared))
     tokenizer_json = seen.model.folder / "tokenizer.json" if seen.model.folder else None
-    return question.readings.check_rows(source, options, tokenizer_json, question.progress)
+    reading = question.readings.check_rows(source, options, tokenizer_json, question.progress)
+    return dataset.Read(source, options, reading)
 
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:

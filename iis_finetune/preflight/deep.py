@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .. import arguments, process, rules
 from ..errors import Place, Problem
@@ -22,18 +23,26 @@ ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.
 
 def ask(case: Case, plan: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What LLaMA-Factory itself says to the plan's arguments; about 10 s, nearly all of it its imports."""
-    verb = COMMANDS.get(case.purpose, "train")
-    given = arguments.for_verb(plan.arguments, verb, case.settings.table)
+    given = arguments.for_verb(plan.arguments, COMMANDS.get(case.purpose, "train"), case.settings.table)
+    command = "infer" if case.purpose in COMMANDS else "train"
+    return heard(plan, (workspace, environment), "parser", {"command": command, "arguments": given})[0]
+
+
+def heard(
+    plan: Plan, around: tuple[Workspace, Mapping[str, str]], program: str, asked: Mapping[str, Any]
+) -> tuple[list[Problem], dict[str, Any]]:
+    """The problems that a program of probe/ met when it asked LLaMA-Factory, and what it found."""
+    workspace, environment = around
     with process.scratch_folder() as folder:
         for name, content in plan.files.items():
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
         run = Run(folder)
-        asked = fill({"command": "train" if verb == "train" else "infer", "arguments": given}, run, workspace)
-        around = _child_environment(case.machine, environment, fill(plan.environment, run, workspace))
-        own = around.get("VIRTUAL_ENV") if "VIRTUAL_ENV" in plan.environment else None
+        chosen = _child_environment(plan.machine, environment, fill(plan.environment, run, workspace))
+        own = chosen.get("VIRTUAL_ENV") if "VIRTUAL_ENV" in plan.environment else None
         python = str(Path(own) / "bin" / "python") if own else sys.executable
-        done = process.capture([python, "-m", "iis_finetune.probe.parser", json.dumps(asked)], SECONDS, around)
-    return _problems(case.recipe, done)
+        words = [python, "-m", f"iis_finetune.probe.{program}", json.dumps(fill(asked, run, workspace))]
+        done = process.capture(words, SECONDS, chosen)
+    return _problems(plan.recipe, done)
 
 
 def _child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
@@ -45,7 +54,7 @@ def _child_environment(machine: Machine, environment: Mapping[str, str], chosen:
     return {**kept, **chosen, **alone, "PYTHONPATH": ":".join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
 
 
-def _problems(recipe: Recipe, done: process.Completed | None) -> list[Problem]:
+def _problems(recipe: Recipe, done: process.Completed | None) -> tuple[list[Problem], dict[str, Any]]:
     lines = done.stdout.strip().splitlines() if done else []
     try:
         answer = json.loads(lines[-1]) if lines else {}
@@ -54,15 +63,15 @@ def _problems(recipe: Recipe, done: process.Completed | None) -> list[Problem]:
     if not answer:
         said = done.stderr.strip().splitlines()[-1:] if done else []
         what = f"LLaMA-Factory could not be asked: {said[0] if said else 'it did not answer'}"
-        return [Problem(what, "see `iis-finetune doctor`", Place(str(recipe.path)), kind="machine")]
+        return [Problem(what, "see `iis-finetune doctor`", Place(str(recipe.path)), kind="machine")], {}
     if answer["error"] is None:
-        return []
+        return [], answer["found"]
     message = " ".join(str(answer["message"]).split())
     known = rules.explain(message, Place(str(recipe.path)))
     what = f"LLaMA-Factory ends with {answer['error']} while {answer['stage']}: {message or 'no message'}"
     missing = answer["error"] in {"ImportError", "ModuleNotFoundError", "PackageNotFoundError"}
     fix = known.fix if known else "change what it names"
-    return [Problem(what, fix, _place(recipe, message), kind="missing" if missing else "invalid")]
+    return [Problem(what, fix, _place(recipe, message), kind="missing" if missing else "invalid")], {}
 
 
 def _place(recipe: Recipe, message: str) -> Place:

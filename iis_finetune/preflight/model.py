@@ -1,16 +1,18 @@
 """What is wrong with the model and the reward model that a recipe names, and with what it says of them."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from .. import models
-from ..arguments import Settings, settings_of
+from ..arguments import Settings, find_model, settings_of
 from ..errors import Problem
 from ..models import Base, ModelFacts
 from ..plan import Inputs
 from ..recipe import Recipe
 from ..runs import Run, read_decided
+from ..tables import read
 
 LONGEST_HUB_ID = 200  # two names of 96 letters and a slash; what is longer may be too long for a path as well
 
@@ -48,8 +50,22 @@ def _folder(recipe: Recipe, model: ModelFacts) -> list[Problem]:
     if looks_local(model.name):
         what = f"the model folder '{model.name}' does not exist"
         return [Problem(what, "give the path of a model folder, or a hub id", place, kind="missing", code=2)]
-    what = f"'{model.name}' is not on disk yet"
-    return [Problem(what, "train downloads it first", place, severity="warning", kind="missing")]
+    length = f", so what cutoff_len {recipe.value('cutoff_len')} cuts off the rows is not counted"
+    what = f"'{model.name}' is not on disk yet{length if recipe.states('cutoff_len') else ''}"
+    fetch = "train downloads it first" if recipe.value("do_train") else f"iis-finetune download {model.name}"
+    return [_gate(recipe, model.name, fetch) or Problem(what, fetch, place, "warning", "missing")]
+
+
+def _gate(recipe: Recipe, name: str, fetch: str) -> Problem | None:
+    """What has to be done by hand before a model can be downloaded."""
+    if recipe.kit.source == "modelscope" or not any(fnmatchcase(name, each) for each in read("models.toml")["gated"]):
+        return None
+    known = find_model(name) or find_model(name.replace("/Llama", "/Meta-Llama"))
+    what = f"'{name}' is not on disk yet, and Hugging Face gives it only to those who accepted its licence"
+    fix = f"accept it at https://huggingface.co/{name}, then hf auth login, or export HF_TOKEN=...; {fetch}"
+    if known and known.modelscope:
+        fix += f"; or model_name_or_path={known.modelscope} kit.source=modelscope, which asks for neither"
+    return Problem(what, fix, recipe.place("model_name_or_path"), "warning", "missing")
 
 
 def looks_local(name: str) -> bool:

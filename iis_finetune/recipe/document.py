@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from ..errors import Place, Problem, ProblemsFound
+from ..errors import Place, Problem, ProblemsFound, full_width
 
 MOST_NODES = 10_000  # keys and values, each alias counted as all that it stands for
 DEEPEST = 50
@@ -104,9 +104,11 @@ def compose(text: str, file: str) -> Node | None:
     except NoRecipe as error:
         raise _found(error.problem, error.fix, file, error) from None
     except MarkedYAMLError as error:
-        what = f"not YAML: {error.problem or error.context}"
-        tab = "\\t" in what or "\t" in _line(text, error)
-        fix = "replace the tab by spaces" if tab else "YAML wants `key: value`, one a line, indented by spaces"
+        if error.context == "while scanning a simple key":
+            error.problem_mark = error.context_mark  # a missing colon is noticed on the line below
+        what, line = f"not YAML: {error.problem or error.context}", _line(text, error)
+        fix = full_width(line.partition(":")[0]) or "YAML wants `key: value`, one a line, a space behind the colon"
+        fix = "replace the tab by spaces" if "\\t" in what or "\t" in line else fix
         raise _found(what, fix, file, error) from None
     except (YAMLError, ValueError, LookupError, NotImplementedError, AttributeError, TypeError) as error:
         # ruamel raises bare errors for odd directives and characters

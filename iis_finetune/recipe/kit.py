@@ -64,6 +64,7 @@ class Kit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str | None, Meta(description="recipe of stage rm that stage ppo learns from; run first when missing")
     ] = None
     evaluate_after: Annotated[str | None, Meta(description="data set that base and tuned answer after training")] = None
+    guard: Annotated[str | None, Meta(description="data set of something else: did the training forget it?")] = None
     devices: Annotated[int | list[int] | None, Meta(description="how many devices, or which: 2, or [0, 1]")] = None
     env: Annotated[dict[Variable, Value], Meta(description="environment variables of the training processes")] = {}
     notify: Annotated[

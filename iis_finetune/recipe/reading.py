@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, did_you_mean
+from .. import tables
+from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, did_you_mean, full_width
 from .entry import Entry, without_secrets
 from .kit import Kit, as_meant, build
 
@@ -89,6 +90,9 @@ def read(name: str, overrides: Sequence[str] = (), registry: Path = REGISTRY) ->
     Raises ProblemsFound when there is nothing to go on with: no file, no YAML, no mapping.
     """
     path = _short(find(name, registry))
+    others = {} if path.suffix in SUFFIXES else tables.read("aliases.toml")["files"]
+    if said := others.get(path.suffix[1:].lower()):
+        raise ProblemsFound([Problem(said[0], said[1], Place(str(path)))])
     stated, problems = _entries(_parse(_text(path), path), str(path))
     own = stated.get("dataset")
     for given in _joined(overrides):
@@ -136,18 +140,15 @@ def _parse(text: str, path: Path) -> Any:
     """The node of the mapping that a recipe is."""
     from .document import compose, plain
 
-    if path.suffix == ".json":
-        what = "LLaMA-Factory cannot read a JSON recipe (it fails with an AttributeError)"
-        raise ProblemsFound([Problem(what, "write it as YAML", Place(str(path)))])
     node = compose(text, str(path))
     document = plain(node)
     if not isinstance(document, dict):
         kinds: dict[type, str] = {list: "a list", str: "one piece of text"}
         found = "empty" if document is None else kinds.get(type(document), "a single value")
         what = f"a recipe is a list of `key: value` lines, this file is {found}"
-        raise ProblemsFound(
-            [Problem(what, "start from one: iis-finetune recipes --copy NAME FILE", Place(str(path), 1))]
-        )
+        fix = full_width("：") if re.match(r"\w+\s*：", text) else None
+        fix = fix or "start from one: iis-finetune recipes --copy NAME FILE"
+        raise ProblemsFound([Problem(what, fix, Place(str(path), 1))])
     if len(document) > MOST_KEYS:
         what = f"a recipe has at most {MOST_KEYS} keys, this file has {len(document)}"
         raise ProblemsFound([Problem(what, "give the path of a recipe", Place(str(path)))])
@@ -203,7 +204,9 @@ def _override(text: str) -> tuple[Entry | None, Problem | None]:
     key, separator, written = text.partition("=")
     place = Place(COMMAND_LINE, key=key if separator else None)
     if not separator or not key or key.startswith("-"):
-        fix = f"write {key.lstrip('-') or 'key'}=value"
+        key, *rest = re.split(r"\s*[:：＝]\s*", text.lstrip("-"), maxsplit=1)
+        fix = f"write {key or 'key'}={''.join(rest) or 'value'}"
+        fix += f": {said.partition(';')[0]} is no '='" if (said := full_width(text)) else ""
         return None, Problem(f"'{text}' is not an override of the form key=value", fix, place)
     if not written.strip():
         return None, Problem(f"'{text}' gives no value", f"write {key}=value; {key}=null unsets it", place)

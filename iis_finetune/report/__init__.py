@@ -29,21 +29,28 @@ MOST_POINTS = 2000
 Points = Sequence[tuple[float, float]]
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole HTML text; what a run does not have is left out of it."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
-    environment.filters["shown"] = shown
-    views = [view(run) for run in runs]
-    return environment.get_template(TEMPLATE).render(
+def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> str:
+    """The whole HTML text without what a run does not have; `lengths`: (tokens, share of the rows) by data set."""
+    pictures = [svg(title, lines) for title, lines in curves(runs).items()]
+    pictures.append(svg("share of the training rows by length", lengths or {}, "tokens"))
+    return filled(
+        TEMPLATE,
         title=", ".join(run.name for run in runs),
-        runs=views,
-        pictures=[text for text in (svg(title, lines) for title, lines in curves(runs).items()) if text],
+        runs=[view(run) for run in runs],
+        pictures=list(filter(None, pictures)),
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         most_rows=MOST_ROWS,
     )
+
+
+def filled(template: str, **values: Any) -> str:
+    """The text of a page."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
+    environment.filters["shown"] = shown
+    return str(environment.get_template(template).render(**values))
 
 
 def shown(value: Any) -> str:
@@ -65,6 +72,7 @@ def view(run: Run) -> dict[str, Any]:
         "decisions": decided.decisions if decided else (),
         "events": [_event(each) for each in events(run)],
         "data": provenance_of(run).data_sha256,
+        "checkpoints": [read_json(path) for path in sorted(run.evaluation.glob("*/checkpoints.json"))],
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
 
@@ -136,6 +144,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
     scores = read_json(path) or {}
     if scores.get("problem") or not scores.get("metrics"):
         return None
+    scores["votes"] = read_json(path.with_name(path.name.replace("scores", "votes", 1)))
     rows = list(_rows(path.parent, scores))
     counts = {flag: sum(flag in row["flags"] for row in rows) for flag in ("changed", "worse", "invalid")}
     return {**scores, "table": rows[:MOST_ROWS], "counts": counts, "all": len(rows)}
@@ -144,6 +153,7 @@ def evaluation(path: Path) -> dict[str, Any] | None:
 def _rows(folder: Path, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     tuned = list(read_lines(folder / f"{scores['tuned']}.jsonl"))
     base = list(read_lines(folder / f"{scores['base']}.jsonl")) if scores.get("base") else []
+    voted = (scores["votes"] or {}).get("rows", {})
     worse, invalid = set(scores.get("worse_rows", ())), set(scores.get("invalid_rows", ()))
     for at, row in enumerate(tuned):
         before = base[at]["predict"] if at < len(base) else None
@@ -158,6 +168,7 @@ def _rows(folder: Path, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "tuned": marked(row["predict"].strip(), expected),
             "expected": expected,
             "flags": flags,
+            "voted": voted.get(str(at + 1)),
         }
 
 
@@ -177,8 +188,8 @@ def marked(text: str, expected: str) -> list[tuple[str, bool]]:
     return [piece for piece in pieces if piece[0]]
 
 
-def svg(title: str, runs: Mapping[str, Points]) -> str:
-    """A quantity over steps, a line a run, as an SVG element without fixed size; empty where there is nothing."""
+def svg(title: str, runs: Mapping[str, Points], across: str = "step") -> str:
+    """A quantity over steps (else in stairs), a line a run, as an SVG element without fixed size; empty for nothing."""
     lines = {name: _thinned(points) for name, points in runs.items() if points}
     if not lines:
         return ""
@@ -192,9 +203,10 @@ def svg(title: str, runs: Mapping[str, Points]) -> str:
         axes = figure.add_subplot()
         for number, (name, points) in enumerate(lines.items()):
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.4, label=name)
+            style = "default" if across == "step" else "steps-pre"
+            axes.plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.4, label=name, drawstyle=style)
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("step")
+        axes.set_xlabel(across)
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:

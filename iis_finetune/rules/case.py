@@ -16,6 +16,8 @@ from .sharing import Sharing
 Purpose = Literal["train", "evaluate", "export", "inference", "nothing"]
 TRAINING: tuple[Purpose, ...] = ("train", "evaluate", "nothing")  # what `llamafactory-cli train` does
 
+FEW_STEPS = 20  # fewer move a LoRA at an ordinary learning rate hardly at all
+
 
 class Case(Struct, frozen=True, dict=True):
     """A recipe with what the plan decided for it; `case[name]` is what an argument will be.
@@ -143,6 +145,15 @@ class Case(Struct, frozen=True, dict=True):
             return None
         each = max(1, math.ceil(self.batches / self.accumulation))
         return math.ceil(each * float(self["num_train_epochs"]))
+
+    @property
+    def more_steps(self) -> str:
+        """The line after which the whole run has FEW_STEPS: a smaller batch where one is enough, else more epochs."""
+        batches, epochs = self.batches or 1, float(self["num_train_epochs"])
+        smaller = [2**power for power in range((self.accumulation - 1).bit_length()) if 2**power <= batches]
+        if enough := [each for each in smaller if math.ceil(batches / each) * epochs >= FEW_STEPS]:
+            return f"kit.global_batch_size: {enough[-1] * self.micro_batch * self.processes}"
+        return f"num_train_epochs: {math.ceil(FEW_STEPS / math.ceil(batches / self.accumulation))}"
 
     @property
     def warmup(self) -> int:

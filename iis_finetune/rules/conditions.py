@@ -8,7 +8,7 @@ from pathlib import Path
 from ..arguments import find_model, find_template
 from ..machine import package_version, quantization_problems
 from ..tables import read
-from .case import TRAINING, Case, is_there, names_in, same
+from .case import FEW_STEPS, TRAINING, Case, is_there, names_in, same
 from .sizes import needs_reference
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -108,6 +108,10 @@ def lowest_rates(case: Case) -> int:
 
 def never_warm(case: Case) -> bool:
     return case.steps is not None and case.warmup >= max(1, case.steps)
+
+
+def few_steps(case: Case) -> bool:
+    return case["max_steps"] < 1 and case.steps is not None and case.steps < FEW_STEPS
 
 
 def saves_between(case: Case) -> bool:

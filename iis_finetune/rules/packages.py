@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from msgspec import Struct
 
@@ -56,11 +57,18 @@ def check_needs(case: Case, versions: Versions) -> list[Problem]:
         found = versions.get(need.package)
         if found is None or (need.at_least and _release(found) < _release(need.at_least)):
             key = next((key for key in need.keys.split() if case.recipe.states(key)), need.keys.split()[0])
-            state = "is not installed" if found is None else f"is {found}"
+            missing = "is not installed" if case.machine.here else "set-up does not bring"
+            state = missing if found is None else f"is {found}"
             wanted = f"'{need.package}>={need.at_least}'" if need.at_least else need.package
             what = f"'{key}' needs the package {need.package}, which {state}"
             problems.append(Problem(what, f"pip install {wanted}", case.recipe.place(key), kind="missing"))
     return problems
+
+
+def check_elsewhere(case: Case) -> list[Problem]:
+    """What this recipe needs on a machine that is not looked at, beside what set-up brings there."""
+    brought = dict.fromkeys(read("packages.json")["of_setup"], "1000.0")
+    return [replace(each, severity="warning") for each in check_needs(case, brought)]
 
 
 def check_always(versions: Versions, placeholder: bool | None) -> list[Problem]:

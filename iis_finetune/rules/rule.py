@@ -14,6 +14,7 @@ from . import conditions
 from .case import TRAINING, Case, Purpose
 
 TWICE = {
+    "kit.global_batch_size": ("gradient_accumulation_steps",),
     "kit.launcher": ("deepspeed", "fsdp"),
     "kit.attention": ("flash_attn",),
     "kit.precision": ("fp16", "bf16", "pure_bf16"),

@@ -22,3 +22,4 @@ from .listing import (
 )
 from .measured import REPORTED, Key, Measured, Value, load, matching, save, share
 from .run import KIT, PPO, Request, Run, Workspace, fill, step_of
+from .starts import Detached, starts

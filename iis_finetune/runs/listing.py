@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from ..errors import Misused, Problem, ProblemsFound
 from .attempts import attempts
-from .claim import holder
+from .claim import held, holder
 from .decided import read_decided
 from .documents import read_json, typed, write, write_json
 from .run import NAME, SMOKE, Request, Run, Workspace, step_of
@@ -83,7 +83,7 @@ def listed(workspace: Workspace) -> list[Run]:
 
 
 def find(workspace: Workspace, text: str) -> Run:
-    """A run by its number, its name, a unique prefix, or `last` (smoke runs left out)."""
+    """A run by its number, its name, a unique prefix, its recipe, or `last` (smoke runs left out)."""
     runs = listed(workspace)
     if text == "last":
         real = [run for run in runs if not run.smoke]
@@ -95,7 +95,7 @@ def find(workspace: Workspace, text: str) -> Run:
     matches = [run for run in runs if run.name == text]
     if not matches and text.isdecimal():
         matches = [run for run in runs if str(run.number) == (text.lstrip("0") or "0")]
-    matches = matches or [run for run in runs if run.name.startswith(text)]
+    matches = matches or [run for run in runs if run.name.startswith(text) or run.name.partition("-")[2] == text]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -112,6 +112,9 @@ def finished_run(workspace: Workspace, text: str) -> Run:
     run = find(workspace, text)
     if state(run) == "finished":
         return run
+    who = holder(run)
+    if who and who.work == "evaluated":
+        raise held(run)
     now = state(run)
     verb = "watch" if now in ("starting", "running") else "resume"
     ways = [f"iis-finetune {verb} {run.number:04d}, then this again"]
@@ -124,8 +127,8 @@ def finished_run(workspace: Workspace, text: str) -> Run:
 
 def state(run: Run) -> State:
     """Derived from the files and the process that has the folder, so it is right after a reboot, and of a copy, too."""
-    held = holder(run)
-    if held and (held.work in ("prepared", "trained") or held.process in [each.supervisor for each in attempts(run)]):
+    who = holder(run)
+    if who and (who.work in ("prepared", "trained") or who.process in [each.supervisor for each in attempts(run)]):
         return "running" if run.trainer_log.is_file() else "starting"
     return state_after_end(run)
 

@@ -85,13 +85,15 @@ def brought_up(session: Session) -> Iterator[tuple[Claim, Examined]]:
 def _finish(session: Session, claim: Claim, examined: Examined) -> int:
     made = claim.run
     code = tell_ending(session.request, made, session.stop)
-    data, nodes = examined.recipe.kit.evaluate_after, session.question.nodes
-    if code == FINE and data and (nodes is None or nodes.rank == 0):
+    kit, nodes = examined.recipe.kit, session.question.nodes
+    asked = {data: guards for data, guards in ((kit.evaluate_after, False), (kit.guard, True)) if data}
+    if code == FINE and asked and (nodes is None or nodes.rank == 0):
         claim.tell("evaluated")
-        session.tell(phase="evaluating base and tuned on the held-out rows", run=made.name)
         environment = environment_of(made, examined.machine, session.question.environment)
-        evaluate.after_training(made, data, environment, session.stop)
-        session.tell(evaluated=made.name)
+        for data, guards in reversed(asked.items()):  # the task's rows are what other verbs take next
+            session.tell(phase=f"evaluating base and tuned on {data}", run=made.name)
+            evaluate.after_training(evaluate.Evaluation(made, data, environment, session.stop, guards=guards))
+        session.tell(evaluated=made.name, data=list(asked))
     return code
 
 

@@ -26,7 +26,7 @@ SET = {  # what makes it short, whatever the recipe says
 # What the recipe may say that a CPU, or a model of random weights, has no use for.
 UNSET = (
     *("kit.base", "kit.reward", "kit.from_scratch", "kit.global_batch_size", "kit.devices", "kit.env"),
-    *("kit.precision", "kit.attention", "kit.launcher", "kit.evaluate_after", "kit.notify"),
+    *("kit.precision", "kit.attention", "kit.launcher", "kit.evaluate_after", "kit.guard", "kit.notify"),
     *("bf16", "fp16", "pure_bf16", "tf32", "flash_attn", "deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
     *("adapter_name_or_path", "ref_model", "ref_model_adapters", "tokenized_path", "warmup_steps", "report_to"),
     *("model_revision", "use_unsloth", "enable_liger_kernel", "eval_steps", "save_total_limit"),

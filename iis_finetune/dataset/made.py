@@ -1,0 +1,74 @@
+"""New data sets made of a registered one: their files and their entries, all of them or none."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, errors_of
+from ..runs import write
+from .registry import check_registered, read_registry, with_entries
+from .rows import Progress
+from .sources import Options, Source, stage_of
+
+JSON = json.JSONEncoder(ensure_ascii=False, default=str)
+KEPT = ("formatting", "ranking", "columns", "tags")  # of an entry: how the rows are read, not where they lie
+Meter = Callable[[str], AbstractContextManager[Progress]]  # shows how far a part of the work is
+
+
+class Making(NamedTuple):
+    """A registered data set, what its rows are read for, and a stream to each file that is made of it."""
+
+    source: Source
+    options: Options
+    streams: list[IO[bytes]]
+
+
+@contextmanager
+def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
+    """Make data sets of a registered one, and a file beside them (the last name), when the block ends well.
+
+    Raises ProblemsFound when the data set is not here or a name is taken.
+    """
+    source, value = _registered(name, folder, names)
+    files = [folder / f"{each}.jsonl" for each in names]
+    parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
+    entry = {key: value[key] for key in KEPT if key in value}
+    try:
+        with ExitStack() as opened:
+            streams: list[IO[bytes]] = [opened.enter_context(part.open("wb")) for part in parts]
+            yield Making(source, Options(stage_of(value), None), streams)
+        for part, file in zip(parts, files, strict=True):
+            with part.open("rb") as whole:
+                os.fsync(whole.fileno())
+            part.rename(file)
+        if entries := {file.stem: {"file_name": file.name, **entry} for file in files[:-1]}:
+            registry = read_registry(folder)
+            write(registry.file, with_entries(registry.text, entries))
+    except BaseException:
+        for path in (*files, *parts):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
+    """The data set of a name and its entry, when it is here and what is to be made of it can have these names."""
+    entries = read_registry(folder).entries
+    value = entries[name].value if name in entries else {}
+    sources, problems = check_registered([name], folder, stage_of(value), Place(COMMAND_LINE))
+    if not sources or errors_of(problems):
+        raise ProblemsFound(problems)
+    for each in names:
+        if not re.fullmatch(r"[\w.-]+", each):
+            raise Misused(f"'{each}' cannot name a data set", "use letters, digits, _ and -", "--name")
+        if each in entries or (folder / f"{each}.jsonl").exists():
+            raise Misused(f"{each} is there already", "give another name: --name NAME", "--name")
+    return sources[0], value
+
+
+def line_of(row: Any) -> bytes:
+    """A row as a line of JSON; half a surrogate pair is left out, as LLaMA-Factory's reader does."""
+    return (JSON.encode(row) + "\n").encode("utf-8", "ignore")

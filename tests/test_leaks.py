@@ -1,0 +1,186 @@
+"""The leak gate: held-out rows that the training sees are named, and nothing is said where there are none."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Command
+
+from iis_finetune import dataset, recipe
+from iis_finetune.arguments import settings_of
+from iis_finetune.errors import Place
+from iis_finetune.preflight import TRAINED_ON
+
+Rows = list[dict[str, Any]]
+EXACT, NEAR = (3, 21, 40, 77, 100), (5, 22, 41, 78, 99)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = [a + b + c for a in "bdfglmnprt" for b in "aeiou" for c in LETTERS]
+
+
+def sentence(of: random.Random, words: int = 30) -> str:
+    return " ".join(of.choice(WORDS) for _ in range(words))
+
+
+def made(seed: int, count: int) -> Rows:
+    of = random.Random(seed)
+    chinese = ["".join(chr(0x4E00 + of.randrange(2000)) for _ in range(40)) for _ in range(count)]
+    return [{"instruction": chinese[n] if n % 2 else sentence(of), "output": sentence(of, 12)} for n in range(count)]
+
+
+def planted(held: Rows, trained: Rows) -> None:
+    """Five held-out rows in other spelling, and five with one word or letter changed, among the training rows."""
+    for at, number in enumerate(EXACT):
+        row = held[number - 1]
+        levelled = row["instruction"].upper().replace(" ", "  ") + " ！"
+        trained.insert(7 * at, {"instruction": levelled, "output": f" {row['output'].title()}.\n"})
+    for number in NEAR:
+        row = held[number - 1]
+        trained.append({"instruction": row["instruction"], "output": row["output"].rpartition(" ")[0] + " other"})
+
+
+def written(project: Path, **data: Rows) -> None:
+    columns = {"prompt": "instruction", "response": "output"}
+    for name, rows in data.items():
+        (project / "data" / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    registry = {name: {"file_name": f"{name}.json", "columns": columns} for name in data}
+    (project / "data" / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+
+
+Told = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def leaks(quick: Command) -> Told:
+    """The leaks that `check` finds in data sets of the project."""
+
+    def call(*words: str) -> list[dict[str, Any]]:
+        done = quick("check", "tiny", "--json", "dataset=trained", *words)
+        assert done.returncode == 0, done.stdout
+        return [each for each in json.loads(done.stdout)["problems"] if each["kind"] == "leak"]
+
+    return call
+
+
+@pytest.mark.parametrize("key", ["eval_dataset", "kit.evaluate_after"])
+def test_planted_leaks_are_named_exact_ones_always_near_ones_with_full(key: str, project: Path, leaks: Told) -> None:
+    held, trained = made(1, 100), made(2, 300)
+    planted(held, trained)
+    written(project, held=held, trained=trained)
+    (quickly,) = leaks(f"{key}=held")
+    assert (quickly["severity"], quickly["key"], quickly["leak"]["near"]) == ("warning", key, False)
+    exact = {row: {"row": row, "trained": "trained", "trained_row": 1 + 7 * at} for at, row in enumerate(EXACT)}
+    near = {row: {"row": row, "trained": "trained", "trained_row": 306 + at} for at, row in enumerate(NEAR)}
+    assert quickly["leak"]["found"] == [{**leak, "exact": True} for leak in exact.values()]
+    (fully,) = leaks(f"{key}=held", "--full")
+    found = [{**leak, "exact": row in exact} for row, leak in sorted({**exact, **near}.items())]
+    whole = {"data": "held", "held_out": True, "rows": 100, "compared": 310, "complete": True, "near": True}
+    assert fully["leak"] == {**whole, "found": found}
+    assert fully["what"] == (
+        "10 of the 100 held-out rows of 'held' are training rows, 5 of them with small changes "
+        "(row 3, 5, 21, 22, 40, 41, 77, 78, 99, 100): these figures would be too good"
+    )
+    assert fully["fix"].endswith("iis-finetune data split trained --test 0.1")
+
+
+@pytest.mark.parametrize("word", ["--full", "max_samples=290"])
+def test_without_a_leak_nothing_is_said(word: str, project: Path, leaks: Told) -> None:
+    written(project, held=made(1, 100), trained=made(2, 300))
+    assert leaks("kit.evaluate_after=held", word) == []
+    assert leaks("val_size=0.5", "eval_strategy=epoch", word) == []
+
+
+def test_rows_that_are_not_trained_on_are_no_leak(project: Path, leaks: Told) -> None:
+    held, trained = made(1, 100), made(2, 300)
+    written(project, held=held, trained=[*trained, *held[:4], {"instruction": "x", "output": None}])
+    (found,) = leaks("kit.evaluate_after=held")
+    assert [each["trained_row"] for each in found["leak"]["found"]] == [301, 302, 303, 304]
+    for full in ((), ("--full",)):
+        assert leaks("kit.evaluate_after=held", "max_samples=300", *full) == []
+
+
+def test_what_was_not_read_is_said_not_to_be_compared(
+    project: Path, leaks: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, trained = made(1, 100), made(2, 300)
+    written(project, held=held, trained=[*held[:1], *trained, *held[1:3]])
+    monkeypatch.setattr(dataset, "LIMIT", 300)
+    (found,) = leaks("kit.evaluate_after=held")
+    assert (len(found["leak"]["found"]), found["leak"]["complete"]) == (1, False)
+    assert "(row 1; 300 training rows were compared)" in found["what"]
+
+
+def test_rows_that_stand_twice_leak_out_of_the_part_that_val_size_holds_out(project: Path, leaks: Told) -> None:
+    rows = made(2, 300)
+    written(project, trained=[*rows[:200], *rows[:3], rows[0]], more=[*rows[200:], rows[1]])
+    first, second = leaks("dataset=trained,more", "val_size=0.1", "eval_strategy=epoch")
+    assert (first["key"], first["leak"]["held_out"], first["leak"]["rows"]) == ("val_size", False, 204)
+    pairs = [
+        (leak["row"], leak["trained"], leak["trained_row"])
+        for each in (first, second)
+        for leak in each["leak"]["found"]
+    ]
+    assert pairs == [
+        (201, "trained", 1),
+        (202, "trained", 2),
+        (203, "trained", 3),
+        (204, "trained", 1),
+        (101, "trained", 2),
+    ]
+    assert first["what"] == (
+        "4 of the 204 rows of 'trained' repeat others, and of these val_size holds out rows that are trained on "
+        "(row 201, 202, 203, 204): these figures would be too good"
+    )
+
+
+def test_no_key_is_made_where_nothing_is_held_out(project: Path, leaks: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[int] = []
+    real = dataset.rows.row_key
+
+    def counting(sample: Any) -> bytes:
+        keys.append(1)
+        return real(sample)
+
+    monkeypatch.setattr(dataset.rows, "row_key", counting)
+    written(project, held=made(1, 100), trained=made(2, 300))
+    assert (leaks(), len(keys)) == ([], 0)
+    assert (leaks("kit.evaluate_after=held"), len(keys)) == ([], 400)
+
+
+def test_each_file_is_read_once(project: Path, leaks: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: Counter[str] = Counter()
+    real = dataset.rows.read_rows
+
+    def counting(file: Any, kind: str) -> Any:
+        opened[Path(file.name).name] += 1
+        return real(file, kind)
+
+    monkeypatch.setattr(dataset.rows, "read_rows", counting)
+    written(project, held=made(1, 100), trained=made(2, 300))
+    leaks("kit.evaluate_after=held")
+    assert opened == {"held.json": 1, "trained.json": 1}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: str(path.stem))
+def test_the_recipes_hold_out_rows_that_they_do_not_train_on(path: Path) -> None:
+    own, _ = recipe.read(str(path))
+    settings, _ = settings_of(own)
+    stage, answers = settings["stage"], "pt" if settings["stage"] == "pt" else "sft"
+    if not own.kit.evaluate_after:
+        return
+    trained = read(settings.names(TRAINED_ON), stage)
+    (held,) = read([own.kit.evaluate_after], answers)
+    found = dataset.leaks_of(held, trained, near=True)
+    assert (found.found, found.near, found.complete, found.rows) == ((), True, True, 100)
+
+
+def read(names: Sequence[str], stage: str) -> list[dataset.Read]:
+    sources, problems = dataset.check_registered(list(names), ROOT / "data", stage, Place())
+    assert sources and not problems
+    options = dataset.Options(stage, None, keyed=True)
+    return [dataset.Read(each, options, dataset.check_rows(each, options)) for each in sources]

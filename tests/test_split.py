@@ -1,0 +1,223 @@
+"""data split: near rows stay on one side, and no row of an earlier split changes its side."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Command
+
+Rows = list[dict[str, Any]]
+
+
+def sentence(source: random.Random, words: int = 40) -> str:
+    return " ".join(f"w{source.randrange(5000)}" for _ in range(words))
+
+
+def original(count: int, seed: int) -> Rows:
+    source = random.Random(seed)
+    return [{"instruction": sentence(source), "output": sentence(source, 20)} for _ in range(count)]
+
+
+def like(row: dict[str, Any], source: random.Random) -> dict[str, Any]:
+    """The row with one word of its question replaced: a Jaccard of about 0.9."""
+    words = row["instruction"].split()
+    words[source.randrange(len(words))] = f"new{source.randrange(10**6)}"
+    return {**row, "instruction": " ".join(words)}
+
+
+def register(data: Path, name: str, rows: Rows) -> None:
+    (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    registry = data / "dataset_info.json"
+    entries = json.loads(registry.read_text("utf-8")) if registry.exists() else {}
+    columns = {"prompt": "instruction", "response": "output"}
+    entries[name] = {"file_name": f"{name}.jsonl", "columns": columns}
+    registry.write_text(json.dumps(entries), "utf-8")
+
+
+def rows_in(file: Path) -> Rows:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def sides(quick: Command, project: Path) -> Any:
+    """Split rows under a new name; the instructions of both sides, and of what was left out."""
+    data = project / "data"
+    made = iter(range(100))
+
+    def split(rows: Rows, *words: str) -> tuple[set[str], set[str], set[str]]:
+        name = f"rows{next(made)}"
+        register(data, name, rows)
+        done = quick("data", "split", name, *words)
+        assert done.returncode == 0, done.stderr
+        parts = [{row["instruction"] for row in rows_in(data / f"{name}_{side}.jsonl")} for side in ("train", "test")]
+        left = {row["is"]["instruction"] for row in rows_in(data / f"{name}_left_out.jsonl")}
+        return parts[0], parts[1], left
+
+    return split
+
+
+def test_near_rows_planted_two_hundred_times_are_on_one_side(sides: Any) -> None:
+    source, rows = random.Random(1), original(600, 2)
+    twins = [(row, like(row, source)) for row in rows[:200]]
+    train, test, left = sides(rows + [twin for _, twin in twins], "--test", "0.3")
+    straddling = [
+        one
+        for one, other in twins
+        if {one["instruction"], other["instruction"]} & train and {one["instruction"], other["instruction"]} & test
+    ]
+    print(f"\n200 planted twins: {len(straddling)} straddle, {len(left)} rows left out")
+    assert straddling == [] and 0 < len(left) < 200
+    assert len(train) + len(test) + len(left) == 800
+    assert 0.2 < len(test) / (len(train) + len(test)) < 0.4
+
+
+def test_two_hundred_near_copies_of_one_row_are_on_one_side(sides: Any) -> None:
+    source, rows = random.Random(21), original(600, 22)
+    copies = [rows[0], *(like(rows[0], source) for _ in range(200))]
+    train, test, _ = sides(rows[1:] + copies)
+    there = {row["instruction"] for row in copies}
+    assert not (there & train and there & test) and there & (train | test)
+
+
+def test_rows_with_a_common_instruction_are_held_out_as_others_are(sides: Any) -> None:
+    rule = sentence(random.Random(23), 80)
+    rows = [{"instruction": f"{rule}\n{row['instruction'][:60]}", "output": "yes"} for row in original(400, 24)]
+    _, test, left = sides(rows, "--test", "0.2")
+    assert not left and 50 < len(test) < 110
+
+
+def test_the_order_of_the_rows_changes_nothing(sides: Any) -> None:
+    source, rows = random.Random(3), original(300, 4)
+    rows += [like(row, source) for row in rows[:60]]
+    mixed = random.Random(5).sample(rows, len(rows))
+    assert sides(rows) == sides(mixed)
+
+
+def test_no_row_changes_its_side_when_a_tenth_is_added_near_ones_among_them(sides: Any) -> None:
+    source, rows = random.Random(6), original(600, 7)
+    rows += [like(row, source) for row in rows[:100]]
+    added = original(35, 8) + [like(row, source) for row in rows[200:235]]
+    train, test, left = sides(rows)
+    new_train, new_test, new_left = sides(rows + added)
+    old = {row["instruction"] for row in rows}
+    print(f"\n{len(rows)} rows and {len(added)} more: {len(train & new_test) + len(test & new_train)} moved")
+    assert not train & new_test and not test & new_train
+    assert (new_left & old) - left <= {row["instruction"] for row in rows[200:235]}  # only what has a new twin
+
+
+def test_a_row_near_rows_of_both_sides_is_on_one_of_them_or_left_out(sides: Any) -> None:
+    """A row between two that are not near each other would join them: then one side goes."""
+    source = random.Random(9)
+    chains = []
+    for row in original(150, 10):
+        words = row["instruction"].split()
+        middle, end = list(words), list(words)
+        middle[5] = middle[6] = f"m{source.randrange(10**6)}"
+        end[5], end[6], end[30], end[31] = middle[5], middle[6], "q1", f"q{source.randrange(10**6)}"
+        chains.append([" ".join(each) for each in (words, middle, end)])
+    rows = [{"instruction": text, "output": "yes"} for chain in chains for text in chain]
+    train, test, left = sides(rows, "--test", "0.4")
+    assert all(not (set(chain) & train and set(chain) & test) for chain in chains)
+    assert left
+
+
+def test_rows_that_share_a_value_stay_together(sides: Any) -> None:
+    rows = [{**row, "user": f"u{number % 40}"} for number, row in enumerate(original(400, 11))]
+    train, test, left = sides(rows, "--by", "user", "--test", "0.25")
+    of_train, of_test = ({row["user"] for row in rows if row["instruction"] in side} for side in (train, test))
+    assert not of_train & of_test and not left
+    assert len(of_train | of_test) == 40
+
+
+def test_every_class_of_answers_is_held_out_at_about_its_share(sides: Any) -> None:
+    rows = [{**row, "output": "yes" if number % 4 else "no"} for number, row in enumerate(original(1200, 12))]
+    _, test, _ = sides(rows, "--test", "0.2")
+    held = [row["output"] for row in rows if row["instruction"] in test]
+    assert 0.15 < held.count("no") / 300 < 0.25 and 0.17 < held.count("yes") / 900 < 0.23
+
+
+def test_another_seed_holds_out_other_rows(sides: Any) -> None:
+    rows = original(200, 13)
+    assert sides(rows)[1] != sides(rows, "--seed", "7")[1]
+
+
+def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project: Path) -> None:
+    file = project / "data" / "intelligence_sharegpt.json"
+    shutil.copyfile(ROOT / "data" / file.name, file)
+    entry = json.loads((ROOT / "data" / "dataset_info.json").read_text("utf-8"))[file.stem]
+    (project / "data" / "dataset_info.json").write_text(json.dumps({file.stem: entry}), "utf-8")
+    before = file.read_bytes()
+    done = quick("data", "split", "intelligence_sharegpt", "--test", "0.2")
+    assert done.returncode == 0, done.stderr
+    next_ = done.stdout.splitlines()[-1].removeprefix("next: iis-finetune ").split()
+    checked = quick(*next_)
+    assert checked.returncode == 0, checked.stderr
+    assert "0 would be dropped" in checked.stdout
+    assert file.read_bytes() == before
+    again = quick("data", "split", "intelligence_sharegpt")
+    assert again.returncode == 2 and "is there already" in again.stderr and "--name NAME" in again.stderr
+    told = json.loads(quick("data", "split", "intelligence_sharegpt", "--name", "other", "--json").stdout)
+    assert sum(told["rows"].values()) == 60 and [*told["rows"]] == ["other_train", "other_test", "other_left_out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nothing",), "data set 'nothing' is not in"),
+        (("few", "--test", "1.5"), "1.5 is no share of the rows"),
+        (("few", "--by", "usr"), "row 1 has no column 'usr'"),
+        (("few", "--name", "../few"), "'../few_train' cannot name a data set"),
+        (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
+        (("broken",), "leave such rows out: iis-finetune data clean broken"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_nothing_is_written(
+    quick: Command, project: Path, words: tuple[str, ...], said: str
+) -> None:
+    data = project / "data"
+    register(data, "few", original(5, 14))
+    register(data, "broken", original(5, 15))
+    with (data / "broken.jsonl").open("a") as file:
+        file.write('{"instruction": "half')
+    before = sorted((each.name, each.stat().st_size) for each in data.iterdir())
+    done = quick("data", "split", *words)
+    assert done.returncode == 2 and said in done.stderr
+    assert sorted((each.name, each.stat().st_size) for each in data.iterdir()) == before
+
+
+def written(data: Path) -> int:
+    """The bytes of files that have no name yet."""
+    with suppress(FileNotFoundError):
+        return sum(each.stat().st_size for each in data.glob(".*many*"))
+    return 0
+
+
+@pytest.mark.parametrize("verb", ["split", "clean"])
+def test_ctrl_c_leaves_nothing_half_written(project: Path, verb: str) -> None:
+    data = project / "data"
+    base = original(300, 16)
+    register(data, "many", [{**row, "output": f"{row['output']} {number}"} for number in range(40) for row in base])
+    before = sorted((each.name, each.stat().st_size) for each in data.iterdir())
+    words = [sys.executable, "-m", "iis_finetune", "data", verb, "many"]
+    words += ["--drop", "exact"] if verb == "clean" else ["--by", "instruction"]
+    started = subprocess.Popen(words, cwd=project, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not written(data) and started.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        assert written(data), "it never began to write"
+        started.send_signal(signal.SIGINT)
+        assert started.wait(60) == 130
+    finally:
+        started.kill()
+    assert sorted((each.name, each.stat().st_size) for each in data.iterdir()) == before
