@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from iis_finetune.preflight import Question
 from iis_finetune.runs import Measured, Workspace, load
 from iis_finetune.tables import read
 from iis_finetune.tune import rows, search
-from iis_finetune.tune.trial import Figures, Trial, bench, try_out
+from iis_finetune.tune.trial import Bench, Figures, Trial, bench, try_out
 
 PLANTED = {"name": "planted", "changes": "nothing"}
 Tuner = Callable[..., tuple[Measured, list[dict[str, Any]]]]
@@ -187,7 +188,13 @@ def test_the_verb_shows_a_table_keeps_the_best_and_goes_on_where_it_was(
     assert done.returncode == 0, done.stderr
     assert "as it stands: the start" in done.stdout
     assert "next: iis-finetune plan tiny 'kit.env=" in done.stdout
+    assert re.search(r"the whole recipe, of 4 steps: \d+ s as it stands, \d+ s at best", done.stdout)
     kept = (project / "measured" / "trials.jsonl").read_text()
+    assert quick("report", *words[1:3], "--tuning").stdout.startswith(f"{project}/measured/tiny.html: ")
+    page = (project / "measured" / "tiny.html").read_text(encoding="utf-8")
+    assert "as it stands" in page and "the start" in page and 'class="bar"' in page and "per_device_train" in page
+    other = quick("report", *words[1:3], "cutoff_len=77", "--tuning")
+    assert other.returncode == 2 and "cutoff_len was 128 and is 77 now" in other.stderr
     again = quick(*words, "--json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["measured"]["global_batch_size"] == 4
@@ -220,6 +227,40 @@ def test_ctrl_c_keeps_what_finished_trials_gave_and_leaves_nothing_running(proje
 
 
 WIDE = {**TINY, "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 400}
+
+
+@pytest.fixture
+def deep(project: Path) -> None:
+    """The tiny model said to have eight layers, so that trials have two and four; staged trainings load nothing."""
+    folder = project / "models" / "tiny"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()  # a link
+    (folder / "config.json").write_text(
+        json.dumps(config | {"num_hidden_layers": 8, "layer_types": config["layer_types"] * 4})
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep")
+def test_the_start_and_the_best_are_confirmed_with_all_layers_and_a_best_that_fails_there_goes(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = search.try_out
+
+    def failing(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
+        if trial.layers == 8 and trial.settings.get("env.FAKE_STEP_SECONDS") == "0.001":
+            return Figures(trouble="out of memory", why="seven of eight")
+        return tried(at, trial, limit_seconds)
+
+    monkeypatch.setattr(search, "try_out", failing)
+    monkeypatch.setattr(search, "GAIN", 100.0)  # what is faster is not the question here
+    monkeypatch.setattr(search, "SLOWER", 100.0)
+    measured, told = tuner(FASTER, {"name": "fastest", "try": [{"env.FAKE_STEP_SECONDS": "0.001"}]})
+    verdicts = [(row["name"], re.split("[:0-9]", row["verdict"])[0].strip()) for row in told]
+    assert verdicts[:3] == [("as it stands", "the start"), ("faster", "kept"), ("fastest", "kept")]
+    foretold = ("all layers", "fewer layers foretold")
+    assert verdicts[3:] == [foretold, ("all layers", "out of memory"), foretold]
+    assert measured.settings == {"env.FAKE_STEP_SECONDS": "0.01"}
 
 
 @pytest.mark.extended

@@ -1,16 +1,17 @@
 """The verb tune: short real trainings on this machine, the table of what they gave, the best."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from .. import preflight, session
+from .. import preflight, report, session
 from .. import tune as tuning
 from ..errors import INPUT, INTERRUPTED, MACHINE, Misused, ProblemsFound, exit_code
-from ..plan.measured import key_of, stated
+from ..plan.measured import expected, key_of, stated
 from ..process import ends_alike
 from ..runs import Measured, matching, share
 from . import show, words
@@ -32,7 +33,7 @@ def tune(
     """Measure a recipe with short real trainings on this machine; `plan` and `train` then use the best."""
     asked = words.question(recipe, [*(overrides or ()), "kit.tuned=false"])
     if share_as:
-        _share(preflight.look(asked), share_as)
+        _share(asked, share_as)
     examined = _examined(asked)
     machine, named = examined.machine, levers.split(",") if levers else ()
     chosen = tuning.levers_for(machine, examined.plan.settings["stage"], named)
@@ -53,16 +54,28 @@ def tune(
         _tell(examined, measured, words.typed(recipe, overrides))
 
 
-def _share(seen: preflight.Examined, by: str) -> NoReturn:
+def page(recipe: str, overrides: Sequence[str]) -> tuple[str, str]:
+    """The recipe's name, and the page of what was measured of it."""
+    seen, row = _known(words.question(recipe, [*overrides, "kit.tuned=false"]), "--tuning")
+    return seen.recipe.name, report.tuning(seen.recipe.name, row, seen.plan.memory.limit_gib)
+
+
+def _share(asked: preflight.Question, by: str) -> NoReturn:
     """Print the row of this training as a file that others can use."""
+    show.document(share(_known(asked, "--share")[1], by))
+    show.aside("for iis_finetune/tables/measured/: read it, then see CONTRIBUTING.md")
+    raise typer.Exit
+
+
+def _known(asked: preflight.Question, word: str) -> tuple[preflight.Examined, Measured]:
+    """What was measured on this machine of this training. Raises Misused."""
+    seen = preflight.look(asked)
     match = matching((row for row in seen.plan.inputs.measured or () if not row.reported_by), key_of(seen.plan))
     if match is None or match[1]:
         why = f": {'; '.join(match[1])}" if match else ""
         what = f"nothing that fits was measured on this machine{why}"
-        raise Misused(what, "tune it first, without --share", "--share")
-    show.document(share(match[0], by))
-    show.aside("for iis_finetune/tables/measured/: read it, then see CONTRIBUTING.md")
-    raise typer.Exit
+        raise Misused(what, f"iis-finetune tune {shlex.quote(asked.recipe)}", word)
+    return seen, match[0]
 
 
 def _examined(asked: preflight.Question) -> preflight.Examined:
@@ -91,6 +104,10 @@ def _tell(examined: preflight.Examined, found: Measured, command: str) -> None:
     faster, rows = found.start_seconds_per_step / found.seconds_per_step, found.global_batch_size
     pair = f"{found.start_seconds_per_step:.3g} s as it stands, {found.seconds_per_step:.3g} s at best"
     show.line(f"a step of {rows} rows takes {pair}: {faster:.2f} times as fast")
+    costs = (found.start_seconds_per_step, found.seconds_per_step)
+    if lengths := [length for each in costs if (length := expected(examined.plan, found, each))]:
+        before, after = (show.duration(seconds) for _, seconds in lengths)
+        show.line(f"the whole recipe, of {lengths[0][0]} steps: {before} as it stands, {after} at best")
     by_hand = shlex.join(tuning.typed(found.settings, examined.recipe))
     show.line(f"by hand: {by_hand or 'nothing, it is best as it stands'}")
     for name in stated(examined.recipe, found.settings):

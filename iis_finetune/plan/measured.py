@@ -127,14 +127,22 @@ def _attributed(plain: Plan, again: Plan, row: Measured) -> Plan:
     return replace(again, decisions=tuple(found), problems=tuple(said))
 
 
+def expected(plan: Plan, row: Measured, seconds_per_step: float) -> tuple[int, int] | None:
+    """Steps and seconds of the whole recipe at such a step; None where its number of steps is not known."""
+    steps = Case(plan.recipe, plan.settings, plan.machine, plan.inputs.model, plan.processes, rows=row.rows).steps
+    if steps is None:
+        return None
+    return steps, round(row.start_up_seconds + steps * seconds_per_step * global_batch(plan) / row.global_batch_size)
+
+
 def _timed(plan: Plan, row: Measured) -> Plan:
     """Note how long it takes, where the best or the start was measured with this recipe's own data."""
     measured = ((row.settings, row.seconds_per_step), (row.start_settings, row.start_seconds_per_step))
     each = next((seconds for settings, seconds in measured if _is(plan, row, settings)), None)
-    steps = Case(plan.recipe, plan.settings, plan.machine, plan.inputs.model, plan.processes, rows=row.rows).steps
-    if each is None or steps is None:
+    found = each and expected(plan, row, each)
+    if not found:
         return plan
-    seconds = round(row.start_up_seconds + steps * each * global_batch(plan) / row.global_batch_size)
+    steps, seconds = found
     hours, minutes = divmod(round(seconds / 60), 60)
     length = f"{hours} h {minutes} min" if hours else f"{seconds // 60} min {seconds % 60} s"
     return plan.note(Decision("expected_seconds", seconds, row.source, f"{steps} steps, about {length}, {row.told}"))

@@ -29,6 +29,7 @@ def tune(asked: tuple[Question, Examined], levers: Sequence[Row], minutes: float
         search.start()
         for lever in levers:
             search.pull(lever)
+        search.confirm()
     found = _measured(examined, search, (time.monotonic() - began) / 60)
     save(folder, found)
     return found
