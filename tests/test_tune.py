@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import LONGEST, ROOT, TINY, Command, left_after
+from hub_server import Hub
 
 from iis_finetune import dataset, machine, preflight, tune
 from iis_finetune import recipe as recipes
@@ -110,7 +112,9 @@ def tuner(project: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> Tuner
         words = (f"kit.env={{VIRTUAL_ENV: {python.parent.parent}, FAKE: '[]'}}", "kit.tuned=false")
         question = Question("tiny", words, workspace, dict(os.environ))
         examined = preflight.examine(question)
-        return tune.tune((question, examined), [{**PLANTED, **row} for row in planted], minutes, told.append), told
+        return tune.tune(
+            (question, examined, None), [{**PLANTED, **row} for row in planted], minutes, told.append
+        ), told
 
     return call
 
@@ -199,6 +203,32 @@ def test_the_verb_shows_a_table_keeps_the_best_and_goes_on_where_it_was(
     assert again.returncode == 0
     assert json.loads(again.stdout)["measured"]["global_batch_size"] == 4
     assert (project / "measured" / "trials.jsonl").read_text() == kept
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_here_gives_its_tokenizer_and_shapes_and_no_weights(
+    quick: Command, project: Path, python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree((project / "models" / "tiny").resolve(), served / "own" / "small")
+    staged_here = f"kit.env={{VIRTUAL_ENV: {python.parent.parent}}}"
+    words = ("kit.source=huggingface", staged_here, "--levers", "micro-batch")
+    with Hub(served) as hub:
+        for name, value in hub.environment.items():
+            monkeypatch.setenv(name, value)
+        done = quick("tune", "tiny", "model_name_or_path=own/small", *words)
+    assert done.returncode == 0, done.stderr
+    folder = project / "measured" / "models" / "own--small"
+    assert (folder / "tokenizer.json").is_file() and not list(folder.glob("*.safetensors"))
+    assert not (project / "models" / "own--small").exists()
+    (row,), _ = load(project / "measured")
+    assert row.key.shape.startswith("qwen2 2x64x128 "), "as it will be once the model is here"
+    shutil.rmtree(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = quick("tune", "tiny", "model_name_or_path=own/small", *words)
+    assert offline.returncode == 3 and "the network is switched off" in offline.stderr
+    known = quick("tune", "tiny", "model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct", *words, "--minutes", "0.1")
+    assert "note: one made from the rows stands in for it" in known.stdout
 
 
 def test_a_lever_that_is_not_here_and_a_stage_without_steps_are_told(quick: Command) -> None:
@@ -321,7 +351,7 @@ def test_a_real_training_that_skips_updates_is_refused_and_a_larger_micro_batch_
         {**PLANTED, "name": "rows", "try": [{"per_device_train_batch_size": 4}]},
     ]
     told: list[dict[str, Any]] = []
-    measured = tune.tune((question, preflight.examine(question)), planted, LONGEST / 60, told.append)
+    measured = tune.tune((question, preflight.examine(question), None), planted, LONGEST / 60, told.append)
     assert "fast, and refused: the loss of held-out rows" in told[1]["verdict"]
     assert [row["verdict"] for row in told[::2]] == ["the start", "kept"]
     assert measured.settings == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}

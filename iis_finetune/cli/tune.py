@@ -1,7 +1,9 @@
 """The verb tune: short real trainings on this machine, the table of what they gave, the best."""
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,6 +17,7 @@ from ..plan.measured import expected, key_of, stated
 from ..process import ends_alike
 from ..runs import Measured, matching, share
 from . import show, words
+from .meter import DownloadMeter
 from .words import AsJson, Overrides, RecipeName
 
 Minutes = Annotated[float, typer.Option("--minutes", min=0.1, metavar="N", help="How long it may take.")]
@@ -41,7 +44,8 @@ def tune(
     tell(f"{examined.recipe.name} on {machine.title}: {', '.join(row['name'] for row in chosen)}")
     ends_alike()
     try:
-        measured = tuning.tune((asked, examined), chosen, minutes, lambda row: tell(_text(row)))
+        about = (asked, examined, _words(asked, examined, tell))
+        measured = tuning.tune(about, chosen, minutes, lambda row: tell(_text(row)))
     except KeyboardInterrupt:
         show.aside("ended; what the finished trials gave is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
@@ -88,6 +92,19 @@ def _examined(asked: preflight.Question) -> preflight.Examined:
         raise Misused("stage ppo cannot be tuned: its steps are not the trainer's", "tune the stages before it")
     session.check_devices(examined, asked.workspace)
     return examined
+
+
+def _words(asked: preflight.Question, examined: preflight.Examined, tell: Callable[[str], None]) -> Path | None:
+    """The folder of the model's tokenizer, if it can be had; raises ProblemsFound where nothing is known without it."""
+    try:
+        with contextlib.closing(DownloadMeter(tell)) as meter:
+            return tuning.words_of(asked, examined, meter)
+    except ProblemsFound as absent:
+        if not examined.model.shapes:
+            raise
+        tell(f"note: no tokenizer of {examined.model.name}: {absent.problems[0].what}")
+        tell("note: one made from the rows stands in for it, so tokens are counted only about right")
+        return None
 
 
 def _text(row: dict[str, Any]) -> str:

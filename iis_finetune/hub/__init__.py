@@ -9,4 +9,4 @@ from .fetching import Fetched, fetch
 from .folder import installed, is_whole, read_manifest, verify
 from .order import ModelOrder, Patience, RemoteFile, hubs
 from .selection import weights_faults
-from .transfer import Progress
+from .transfer import Progress, Report

@@ -124,7 +124,7 @@ def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seco
     if len(body) > LONGEST_LIST:
         raise HubFailure("malformed", f"its list of files is longer than {LONGEST_LIST >> 20} MB")
     commit, files = read_list(body)
-    wanted = needed(files) if order.noun == "model" else of_rows(files)
+    wanted = needed(files, order.texts) if order.noun == "model" else of_rows(files)
     return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(wanted))
 
 

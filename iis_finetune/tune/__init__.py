@@ -3,6 +3,7 @@
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..machine import Row
@@ -11,26 +12,26 @@ from ..preflight import Examined, Question
 from ..runs import Measured, save
 from .levers import levers_for, typed
 from .search import CardFault, Search
-from .trial import bench
+from .trial import bench, words_of
 
 TRIALS = "trials.jsonl"  # in the folder of what was measured: what each trial gave
 Tell = Callable[[dict[str, Any]], None]
 
 
-def tune(asked: tuple[Question, Examined], levers: Sequence[Row], minutes: float, tell: Tell) -> Measured:
-    """Search, and keep the best; `tell` is given each row of the table as it is known.
+def tune(asked: tuple[Question, Examined, Path | None], levers: Sequence[Row], minutes: float, tell: Tell) -> Measured:
+    """Search, and keep the best; the third asked is what `words_of` gives, `tell` gets each row of the table.
 
     Raises CardFault, RunFailed and ProblemsFound; what finished trials gave stays known.
     """
-    (question, examined), began = asked, time.monotonic()
+    (question, examined, words), began = asked, time.monotonic()
     folder = question.workspace.measured
-    with bench(question, examined) as at:
+    with bench(question, examined, words) as at:
         search = Search(at, folder / TRIALS, minutes, tell)
         search.start()
         for lever in levers:
             search.pull(lever)
         search.confirm()
-    found = _measured(examined, search, (time.monotonic() - began) / 60)
+    found = _measured(at.examined, search, (time.monotonic() - began) / 60)
     save(folder, found)
     return found
 

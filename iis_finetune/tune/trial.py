@@ -12,7 +12,7 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .. import arguments, launch, models, observe, preflight, process, runs
+from .. import arguments, hub, launch, models, observe, preflight, process, runs
 from ..errors import Problem, ProblemsFound, errors_of
 from ..plan.measured import MICRO_BATCH, global_batch
 from ..preflight import Examined, Question
@@ -63,6 +63,7 @@ class Bench(Struct, frozen=True):
     examined: Examined
     workspace: Workspace
     rows: int
+    words: Path | None  # the folder of the model's configuration and tokenizer
 
     @property
     def layers(self) -> int:
@@ -74,9 +75,35 @@ class Bench(Struct, frozen=True):
         return (self.layers,) if self.layers <= SHALLOW or self.examined.model.quantization else DEPTHS
 
 
+def words_of(question: Question, examined: Examined, report: hub.Report) -> Path | None:
+    """The folder of the model's configuration and tokenizer, fetched without the weights where it is not on disk.
+
+    Raises ProblemsFound where no hub gives them.
+    """
+    recipe, model = examined.recipe, examined.model
+    if model.folder or recipe.kit.from_scratch or recipe.kit.base:
+        return model.folder
+    to, revision = question.workspace.measured / "models", recipe.value("model_revision")
+    order = hub.ModelOrder(model.name, to, False, revision, recipe.kit.source, chosen_by="kit.source=", texts=True)
+    return hub.fetch(order, question.environment, report).folder
+
+
+def _described(examined: Examined, words: Path) -> Examined:
+    """What is known once the model's own configuration is here; its weights are not."""
+    model = replace(models.look(str(words), words.parent), name=examined.model.name, folder=None)
+    return replace(
+        examined, model=model, plan=replace(examined.plan, inputs=replace(examined.plan.inputs, model=model))
+    )
+
+
 @contextmanager
-def bench(question: Question, examined: Examined) -> Iterator[Bench]:
-    """A bench in a scratch folder, which goes with it. Raises ProblemsFound where no model can be made."""
+def bench(question: Question, examined: Examined, words: Path | None = None) -> Iterator[Bench]:
+    """A bench in a scratch folder, which goes with it. Raises ProblemsFound where no model can be made.
+
+    `words` is the folder of the model's tokenizer; without one trials have a tokenizer made from the rows.
+    """
+    if words and not examined.model.shapes:
+        examined = _described(examined, words)
     model, processes, steps = examined.model, examined.plan.processes, read("tune.toml")["trial"]
     if not model.shapes or (model.quantization and not model.folder):
         what = f"the shape of '{model.name}' is not known here, or its weights are quantised and not here"
@@ -91,7 +118,7 @@ def bench(question: Question, examined: Examined) -> Iterator[Bench]:
         workspace = replace(question.workspace, root=own, before=None, **places)
         sources = preflight.sources_of(examined, question)
         lay_out(sources, {**counts, HELD_OUT: HELD_OUT_ROWS}, rows, workspace.data)
-        yield Bench(question, examined, workspace, rows)
+        yield Bench(question, examined, workspace, rows, words or model.folder)
 
 
 def try_out(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
@@ -147,7 +174,7 @@ def _model(at: Bench, layers: int) -> Path:
     if not folder.is_dir():
         template = arguments.find_template(str(at.examined.plan.settings["template"]))
         texts = sorted(at.workspace.data.glob(f"{TIMED}_*.json"))
-        spec = models.smoke_spec(model, template.tokens if template else (), texts, folder)
+        spec = models.smoke_spec(replace(model, folder=at.words), template.tokens if template else (), texts, folder)
         spec["config"] = models.with_layers(model.config, layers)
         file = at.workspace.root / f"{folder.name}.json"
         launch.make_scratch(spec, file, at.examined.machine, at.question.environment)
