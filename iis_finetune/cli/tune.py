@@ -38,14 +38,13 @@ def tune(
     if share_as:
         _share(asked, share_as)
     examined = _examined(asked)
-    machine, named = examined.machine, levers.split(",") if levers else ()
-    chosen = tuning.levers_for(machine, examined.plan.settings["stage"], named)
-    tell = show.aside if as_json else show.line
-    tell(f"{examined.recipe.name} on {machine.title}: {', '.join(row['name'] for row in chosen)}")
+    named, tell = levers.split(",") if levers else (), show.aside if as_json else show.line
+    chosen = tuning.levers_for(examined.machine, examined.plan.settings["stage"], named)
+    tell(f"{examined.recipe.name} on {examined.machine.title}: {', '.join(row['name'] for row in chosen)}")
     ends_alike()
     try:
-        about = (asked, examined, _words(asked, examined, tell))
-        measured = tuning.tune(about, chosen, minutes, lambda row: tell(_text(row)))
+        words_of = _words(asked, examined, tell)
+        measured = tuning.tune((asked, examined, words_of), chosen, minutes, lambda row: tell(_text(row)))
     except KeyboardInterrupt:
         show.aside("ended; what the finished trials gave is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
