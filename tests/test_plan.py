@@ -302,11 +302,18 @@ def test_a_stated_deepspeed_file_shares_the_model_as_it_says(tmp_path: Path) -> 
     assert unread.memory.per_device_gib is None and "cannot be read" in unread.memory.not_counted[0]
 
 
+def test_fsdp_by_true_cuts_up_all_as_full_shard_does(tmp_path: Path) -> None:
+    yes, words = (
+        make(str(tmp_path / "r.yaml"), "h100x8", text=EIGHT_BILLION + f"fsdp: {each}\n")
+        for each in ("true", "full_shard")
+    )
+    assert yes.launcher == "fsdp" and yes.memory.per_device_gib == words.memory.per_device_gib
+
+
 WITH_OFFLOAD = {
     "automatic": ("", "zero3", []),
     "ZeRO-2": ("kit: {launcher: zero2_offload}\n", "zero2_offload", ["119.7"]),
     "ZeRO-3": ("kit: {launcher: zero3_offload}\n", "zero3_offload", ["134.6"]),
-    "FSDP by true": ("fsdp: true\n", "fsdp", []),
     "FSDP": ("fsdp: full_shard offload\n", "fsdp", ["104.7"]),
     "a file": ("deepspeed: FILE\n", "deepspeed", ["134.6"]),
 }
