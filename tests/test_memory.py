@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from iis_finetune.arguments import trained_with
 from iis_finetune.models import ModelFacts, from_config, look
@@ -96,7 +96,7 @@ def test_items_add_up_to_the_peak_and_the_largest_is_named() -> None:
     assert found.per_device_gib == pytest.approx(sum(found.items.values()))
     assert found.largest == "base weights"
     assert found.items["base weights"] == pytest.approx(7_615_616_512 * 4 / 2**30)
-    assert found.as_json() == {
+    assert asdict(found) == {
         "per_device_gib": found.per_device_gib,
         "limit_gib": 31.98,
         "items": found.items,

@@ -1,19 +1,8 @@
 """LLaMA-Factory's arguments: names, types, choices, limits, models and templates, without importing it."""
 
-from .llamafactory import (
-    ADAPTERS,
-    LLAMAFACTORY,
-    METHODS,
-    WHOLE,
-    Table,
-    accepted_versions,
-    frozen,
-    frozen_table,
-    table,
-    version_of,
-)
+from .llamafactory import LLAMAFACTORY, WHOLE, Table, accepted_versions, frozen, frozen_table, table, version_of
 from .registers import Template, find_model, find_template
 from .schema import schema
 from .settings import Settings, settings_of, trained_with
 from .stated import as_meant, check
-from .verbs import Verb, for_verb, keys_for
+from .verbs import Verb, for_verb

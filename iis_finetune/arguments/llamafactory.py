@@ -16,9 +16,7 @@ from .installed import Installation, Row, ask
 LLAMAFACTORY = "0.9.5"
 STAGES = {"ppo": "0.9.3"}  # the PPO trainer of 0.9.5 needs a trl that its other parts refuse
 
-WHOLE = ("full", "freeze")  # methods that train the model's own weights
-ADAPTERS = ("lora", "oft")  # methods that train weights beside them
-METHODS = (*WHOLE, *ADAPTERS)
+WHOLE = ("full", "freeze")  # methods that train the model's own weights; the others train weights beside them
 
 Kind = Literal["bool", "int", "float", "str", "list", "dict"]
 Group = Literal["model", "data", "training", "finetuning", "generating"]

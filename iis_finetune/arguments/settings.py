@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -13,8 +13,6 @@ from ..errors import Problem
 from ..recipe import Recipe
 from .llamafactory import Table, frozen_table, table, table_problems
 from .stated import check
-
-Origin = Literal["stated", "decided", "default"]
 
 
 class Settings(Struct, frozen=True):
@@ -35,12 +33,6 @@ class Settings(Struct, frozen=True):
         if name not in self.table and name not in frozen_table():
             raise KeyError(name)
         return self.table[name].default if name in self.table else None
-
-    def origin(self, name: str) -> Origin:
-        """Who says what the argument is."""
-        if self.states(name):
-            return "stated"
-        return "decided" if self.decided.get(name) is not None else "default"
 
     def states(self, *names: str) -> bool:
         """Whether the recipe or the command line gives one of the arguments a value."""

@@ -9,12 +9,6 @@ from .llamafactory import Argument, Table
 Verb = Literal["train", "predict", "export", "chat", "serve"]
 
 
-def keys_for(verb: Verb, table: Table) -> frozenset[str]:
-    """Every key that the verb's LLaMA-Factory command accepts: 346 for train and predict, 211 for the others."""
-    groups = _row(verb)["groups"]
-    return frozenset(name for name, argument in table.items() if argument.group in groups)
-
-
 def for_verb(arguments: Mapping[str, Any], verb: Verb, table: Table) -> dict[str, Any]:
     """The arguments that the verb reads; what would make it fail or mean something else there is left out."""
     row = _row(verb)

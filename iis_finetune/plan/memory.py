@@ -5,7 +5,6 @@ from fnmatch import fnmatch
 from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import asdict
 
 from ..arguments import WHOLE, Settings
 from ..models import ModelFacts, Shapes, layers_of
@@ -103,9 +102,6 @@ class MemoryEstimate(Struct, frozen=True):
     @property
     def largest(self) -> str | None:
         return max(self.items, key=lambda name: self.items[name], default=None)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class _Sizes(Struct, frozen=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from msgspec import Struct, field, to_builtins
-from msgspec.structs import fields, replace
+from msgspec.structs import asdict, fields, replace
 
 from ..arguments import Settings, for_verb
 from ..decision import Decision
@@ -92,7 +92,7 @@ class Plan(Struct, frozen=True):
 
     def decided(self) -> Decided:
         """What a run folder keeps of it; its paths are still placeholders."""
-        here = {"recipe": self.recipe.name, "machine": self.machine.name, "memory": self.memory.as_json()}
+        here = {"recipe": self.recipe.name, "machine": self.machine.name, "memory": asdict(self.memory)}
         problems = tuple(problem.as_json() for problem in self.problems)
         rest = {each.name: getattr(self, each.name) for each in fields(Decided) if each.name not in here}
         return Decided(**{**rest, **here, "problems": problems})

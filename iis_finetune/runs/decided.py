@@ -71,13 +71,6 @@ def write_decided(run: Run, decided: Decided) -> None:
 
 
 def read_decided(run: Run) -> Decided | None:
-    """None where the file is not there; raises ProblemsFound for a damaged one.
-
-    A folder of version 0.1.0 names its launcher among the decisions.
-    """
+    """None where the file is not there; raises ProblemsFound for a damaged one."""
     read = read_json(run.decisions)
-    if read is None:
-        return None
-    found = typed(run.decisions, Decided, read)
-    launcher = found.decision("launcher")
-    return replace(found, launcher=str(launcher.value)) if launcher and "launcher" not in read else found
+    return None if read is None else typed(run.decisions, Decided, read)
