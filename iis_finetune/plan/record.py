@@ -16,6 +16,7 @@ from ..errors import Problem
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..recipe import Entry, Recipe
+from ..rules import Case
 from ..runs import Decided, Nodes, Workspace
 from .memory import MemoryEstimate
 
@@ -101,6 +102,12 @@ class Plan(Struct, frozen=True):
         """What `plan --json` shows."""
         written = to_builtins(self.decided())
         return {name: written[name] for name in SHOWN}
+
+    def case(self, launch: Launcher | None = None) -> Case:
+        """What the rules and the memory estimate look at; `launch`: as if it were launched so."""
+        processes, launcher = (launch or self.launch).processes, (launch or self.launch).name
+        chosen = (processes, launcher, self.precision, self.attention)
+        return Case(self.recipe, self.settings, self.machine, self.inputs.model, *chosen)
 
     def stated(self, *names: str) -> list[str]:
         """Those of the arguments that the recipe or the command line gives a value that can be used."""

@@ -213,8 +213,7 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
 
 def _case(seen: Examined) -> rules.Case:
     """What the rules look at; a base that is made first will have left its adapter when this recipe starts."""
-    planned, settings = seen.plan, seen.plan.settings
-    if seen.base and not seen.base.ready and not seen.base.whole:
-        settings = settings.decide(adapter_name_or_path=f"the result of {seen.base.recipe.name}")
-    rest = (seen.machine, seen.model, planned.processes, planned.launcher, planned.precision)
-    return rules.Case(seen.recipe, settings, *rest)
+    case, base = seen.plan.case(), seen.base
+    if base is None or base.ready or base.whole:
+        return case
+    return replace(case, settings=case.settings.decide(adapter_name_or_path=f"the result of {base.recipe.name}"))

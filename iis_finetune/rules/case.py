@@ -8,7 +8,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from ..arguments import Settings
-from ..machine import Machine
+from ..machine import Machine, fused_attention
 from ..models import ModelFacts
 from ..recipe import Kit, Recipe
 from .sharing import Sharing
@@ -32,6 +32,7 @@ class Case(Struct, frozen=True, dict=True):
     processes: int = 1
     launcher: str = "single"
     precision: str = "fp32"
+    attention: str = "sdpa"
     rows: int | None = None
 
     @property
@@ -114,6 +115,11 @@ class Case(Struct, frozen=True, dict=True):
     def sharded(self) -> bool:
         """Whether no process holds a whole copy of the weights (ZeRO-3, FSDP)."""
         return self.zero_stage == 3 or self.launcher == "fsdp"
+
+    @property
+    def fused_attention(self) -> bool:
+        """False where sdpa has only its math form, which keeps all scores (gfx906 and others)."""
+        return fused_attention(self.machine, self.kit.env)
 
     @property
     def micro_batch(self) -> int:
