@@ -25,13 +25,6 @@ BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
     "below": ("less than", operator.lt),
     "other_than": ("a number other than", operator.ne),
 }
-PACKAGES = ("llamafactory", "transformers")
-GONE = {
-    "never": "LLaMA-Factory never had an argument '{}'",
-    "later": f"LLaMA-Factory {LLAMAFACTORY} does not have the argument '{{}}' yet",
-    "eval": "'{}' belonged to `llamafactory-cli eval`, which no longer works",
-    "older": "transformers 5 removed the argument '{}'",
-}
 
 
 def check(entries: Iterable[Entry], table: Table) -> tuple[dict[str, Any], list[Problem]]:
@@ -198,11 +191,11 @@ def _recognised(entry: Entry, known: Table) -> tuple[str, str, Sequence[Answer]]
         return what, "did you mean '{}'?", [name]
     if name in KIT_KEYS:
         return f"{what}: it is a key of the kit block", "", [f"kit.{name}"]
-    for package, versions in read("removed.toml").items():
-        for version, names in versions.items() if package in PACKAGES else ():
-            if name in names:
-                last = f"LLaMA-Factory removed the argument '{{}}' after version {version}"
-                return GONE.get(version, last).format(name), "write '{}'", [names[name]]
+    removed = read("removed.toml")
+    for version, names in [*removed["llamafactory"].items(), *removed["transformers"].items()]:
+        if name in names:
+            said = removed["said"].get(version, removed["said"]["other"])
+            return said.format(name=name, version=version, current=LLAMAFACTORY), "write '{}'", [names[name]]
     if tools := _of_tools(name):
         return f"{what}: a name from {' and '.join([*tools][:3])}", "write '{}'", [*tools.values()]
     near = difflib.get_close_matches(name, sorted({*known, *KIT_KEYS, "kit"}), n=1, cutoff=CLOSE)

@@ -8,19 +8,11 @@ from .. import dataset
 from ..errors import ProblemsFound, errors_of
 from ..recipe import FromScratch, Recipe
 from ..runs import Workspace
+from ..tables import read
 from .facts import ModelFacts, from_config
 
 HEAD_DIM = 32  # even, as rotary embeddings need; bitsandbytes' 4 bit on a CPU takes rows by 32
 LAYERS = 2
-LIMITS = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "max_window_layers": LAYERS,
-}
 NOT_KEPT = ("quantization_config", "_name_or_path")
 VOCABULARY = 1600  # of the tokenizer that stands in for one that is not on disk
 TEXTS = 5000  # that it is made of
@@ -89,7 +81,8 @@ def shrink(config: Mapping[str, Any], vocabulary_size: int | None = None) -> dic
     small = {key: value for key, value in config.items() if key not in NOT_KEPT}
     if isinstance(config.get("text_config"), Mapping):
         small["text_config"] = shrink(config["text_config"], vocabulary_size)
-    small |= {key: min(limit, small[key]) for key, limit in LIMITS.items() if isinstance(small.get(key), int)}
+    limits = read("models.toml")["smoke"]
+    small |= {key: min(limit, small[key]) for key, limit in limits.items() if isinstance(small.get(key), int)}
     if vocabulary_size is not None and "vocab_size" in small:
         small["vocab_size"] = vocabulary_size
     if "num_attention_heads" in small:

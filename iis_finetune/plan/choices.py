@@ -7,6 +7,7 @@ from ..decision import Decision
 from ..errors import Problem
 from ..machine import decide_attention, decide_environment, decide_precision
 from ..models import Base
+from ..tables import read
 from .record import Plan
 
 ATTENTIONS = ("disabled", "sdpa", "fa2")  # LLaMA-Factory's flash_attn has the same names
@@ -85,36 +86,11 @@ def _batch_clash(plan: Plan, wanted: int, step: int) -> list[Problem]:
     return [Problem(what, "keep one of the two lines", plan.recipe.place("gradient_accumulation_steps"))]
 
 
-FORCED = (
-    ("output_dir", "{run}/output", "every run has a folder of its own"),
-    ("overwrite_output_dir", False, "the folder is new, nothing is overwritten"),
-    ("resume_from_checkpoint", None, "a run starts fresh; `resume RUN` continues one"),
-)
-CHOSEN = (
-    ("dataset_dir", "{data}", "data/ below the current folder"),
-    ("plot_loss", True, "a picture of the loss beside the result"),
-    ("include_num_input_tokens_seen", True, "tokens per second in the progress and the report"),
-    ("disable_gradient_checkpointing", False, "about 30 % slower for about half the activation memory"),
-    ("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0"),
-    ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker"),
-)
-# The variable, the run's own folder that it names, why; the last one is for a run that reports to TensorBoard.
-FOLDERS = (
-    (
-        "HF_DATASETS_CACHE",
-        "{run}/cache",
-        "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew",
-    ),
-    ("TENSORBOARD_LOGGING_DIR", "{run}/tensorboard", "the curves of all attempts of a run lie together"),
-)
-
-
 def output(plan: Plan) -> Plan:
     """The run's own output folder, and what makes its result readable and repeatable."""
-    for row in FORCED:
-        plan = plan.force(*row)
-    for row in CHOSEN:
-        plan = plan.choose(*row)
+    for row in read("kit_defaults.json")["arguments"]:
+        decide = plan.force if row.get("forced") else plan.choose
+        plan = decide(row["name"], row["value"], row["reason"])
     if plan.settings["pissa_init"] and not plan.settings["pissa_convert"]:
         # LLaMA-Factory's default, the fast decomposition, draws at random and cannot be made again.
         reason = "the exact decomposition: a resume, a chat and the export start from the same"
@@ -129,8 +105,9 @@ def environment(plan: Plan) -> Plan:
     paths = [HOOK, *([AUDIO_PLACEHOLDER] if plan.machine.torchaudio_placeholder else [])]
     variables |= {"PYTHONPATH": ":".join(paths), "IIS_RUN": "{run}", "IIS_PRECISION": plan.precision}
     plan = plan.export(variables).note(*decided)
-    for name, folder, reason in FOLDERS if "tensorboard" in plan.settings.names("report_to") else FOLDERS[:1]:
-        plan = plan.export({name: folder}).note(Decision(f"environment.{name}", folder, "kit default", reason))
+    for row in read("kit_defaults.json")["variables"]:
+        if row.get("with") in (None, *plan.settings.names("report_to")):
+            plan = plan.export_for(row["reason"], row["name"], row["value"])
     for name, value in plan.recipe.kit.env.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         plan = plan.export({name: text}).keep(f"environment.{name}", text, "kit.env")
@@ -139,11 +116,10 @@ def environment(plan: Plan) -> Plan:
 
 def _ppo(plan: Plan, reward: Base | None) -> Plan:
     """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
-    # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
-    plan = plan.export({"VIRTUAL_ENV": PPO_ENVIRONMENT, "IIS_STAGE": "ppo"})
     able = version_of("ppo")
     reason = f"LLaMA-Factory {LLAMAFACTORY} cannot run PPO; {able} can, in an environment of its own (make setup-ppo)"
-    plan = plan.note(Decision("environment.VIRTUAL_ENV", PPO_ENVIRONMENT, "kit default", reason))
+    # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
+    plan = plan.export_for(reason, "VIRTUAL_ENV", PPO_ENVIRONMENT).export({"IIS_STAGE": "ppo"})
     if reward is None:
         return plan
     plan = plan.note(Decision("reward", reward.recipe.name, "recipe", "named by kit.reward"))

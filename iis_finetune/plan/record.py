@@ -120,6 +120,10 @@ class Plan(Struct, frozen=True):
         """Set variables of the training's environment."""
         return replace(self, environment={**self.environment, **variables})
 
+    def export_for(self, reason: str, name: str, value: str) -> Plan:
+        """Set a variable that the kit chooses."""
+        return self.export({name: value}).note(Decision(f"environment.{name}", value, "kit default", reason))
+
     def note(self, *decisions: Decision) -> Plan:
         return replace(self, decisions=(*self.decisions, *decisions))
 

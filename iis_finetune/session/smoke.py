@@ -9,40 +9,22 @@ from ..plan import after
 from ..preflight import Examined
 from ..recipe import Recipe
 from ..runs import Run
+from ..tables import read
 from .bringup import Session, brought_up
 from .footing import sources_of
 from .making import make_scratch
 from .supervision import environment_of, tell_ending
 
 FOLDER = "@smoke"
-HELD_OUT = 4
-AT_MOST = {"cutoff_len": 512, "per_device_train_batch_size": 4}
-SET = {  # what makes it short, whatever the recipe says
-    "max_samples": 16,
-    "max_steps": 5,
-    "logging_steps": 1,
-    "save_steps": 5,
-    "gradient_accumulation_steps": 2,
-    "max_new_tokens": 16,
-}
-# What the recipe may say that a CPU, or a model of random weights, has no use for.
-UNSET = (
-    *("kit.base", "kit.reward", "kit.from_scratch", "kit.global_batch_size", "kit.devices", "kit.env"),
-    *("kit.precision", "kit.attention", "kit.launcher", "kit.evaluate_after", "kit.guard", "kit.notify"),
-    *("bf16", "fp16", "pure_bf16", "tf32", "flash_attn", "deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
-    *("adapter_name_or_path", "ref_model", "ref_model_adapters", "tokenized_path", "warmup_steps", "report_to"),
-    *("model_revision", "use_unsloth", "enable_liger_kernel", "eval_steps", "save_total_limit"),
-    *("streaming", "buffer_size", "preprocessing_batch_size", "preprocessing_num_workers"),
-)
 
 
 def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     """The overrides that turn a recipe into its smoke run."""
-    unset = [f"{key}=null" for key in UNSET if recipe.states(key)]
-    settings, _ = arguments.settings_of(recipe)
-    least = {key: min(limit, settings[key]) for key, limit in AT_MOST.items()}
-    held_out = {"val_size": HELD_OUT} if settings["val_size"] > 1 else {}
-    given = {**SET, **least, **held_out, "model_name_or_path": str(folder)}
+    known, (settings, _) = read("smoke.toml"), arguments.settings_of(recipe)
+    unset = [f"{key}=null" for key in known["unset"]["names"] if recipe.states(key)]
+    least = {key: min(limit, settings[key]) for key, limit in known["at_most"].items()}
+    held_out = {"val_size": known["held_out"]} if settings["val_size"] > 1 else {}
+    given = {**known["set"], **least, **held_out, "model_name_or_path": str(folder)}
     return (*unset, *(f"{key}={value}" for key, value in given.items()))
 
 
