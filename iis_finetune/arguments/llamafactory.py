@@ -69,11 +69,7 @@ def version_of(stage: Any = None) -> str:
 
 def frozen(part: Part, stage: Any = None) -> Mapping[str, Any]:
     """A table of the stage's version as scripts/freeze_arguments.py wrote it: `versions`, and the rows below `part`."""
-    return _read(part, version_of(stage))
-
-
-def _read(part: Part, version: str) -> Mapping[str, Any]:
-    content: dict[str, Any] = read(f"llamafactory/{version}/{part}.json")
+    content: dict[str, Any] = read(f"llamafactory/{version_of(stage)}/{part}.json")
     return content
 
 
@@ -110,16 +106,15 @@ def frozen_table(stage: Any = None) -> Table:
 
 @cache
 def _frozen_table(version: str) -> Table:
-    return _build(_read("arguments", version)["arguments"])
+    return _build(read(f"llamafactory/{version}/arguments.json")["arguments"])
 
 
 def _other_version(stage: Any, ppo: Path | None) -> Installation | None:
     """What the stage would run in, where that is another version than the frozen one."""
-    version = version_of(stage)
-    found = _installed() if version == LLAMAFACTORY else _installed_in(ppo)
+    found = _installed() if version_of(stage) == LLAMAFACTORY else _installed_in(ppo)
     if found is None:
         return None
-    versions = _read("arguments", version)["versions"]
+    versions = frozen("arguments", stage)["versions"]
     # The name of the metadata folder says the version; importlib.metadata would cost 20 ms.
     same = [(folder.parent / f"{folder.name}-{versions[folder.name]}.dist-info").is_dir() for folder in found.folders]
     return None if all(same) else found

@@ -18,10 +18,6 @@ class Model(Struct, frozen=True):
     template: str | None
     multimodal: bool
 
-    @property
-    def hub_ids(self) -> tuple[str, ...]:
-        return tuple(place for place in (self.huggingface, self.modelscope, self.openmind) if place)
-
 
 class Template(Struct, frozen=True):
     """A prompt template; `slots` holds per role texts, `{"special": "bos_token"}` and `{"token": "<|x|>"}`."""
@@ -53,7 +49,7 @@ def find_model(hub_id: str) -> Model | None:
     wanted = hub_id.strip().rstrip("/").lower()
     for name, row in frozen("models")["models"].items():
         model = Model(name, **row)
-        if wanted == name.lower() or wanted in {place.lower() for place in model.hub_ids}:
+        if wanted in {each.lower() for each in (name, model.huggingface, model.modelscope, model.openmind) if each}:
             return model
     return None
 

@@ -14,6 +14,14 @@ from ..recipe import Recipe
 from .llamafactory import Table, frozen_table, table, table_problems
 from .stated import check
 
+# What LLaMA-Factory's arguments say that a key of the kit block says as well.
+SAME = {
+    "global_batch_size": ("gradient_accumulation_steps",),
+    "launcher": ("deepspeed", "fsdp"),
+    "attention": ("flash_attn",),
+    "precision": ("pure_bf16", "bf16", "fp16"),
+}
+
 
 class Settings(Struct, frozen=True):
     """An argument is what the recipe states, else what the plan decided, else LLaMA-Factory's own default.

@@ -1,5 +1,6 @@
 """One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why it cannot be used."""
 
+import contextlib
 import datetime
 import json
 import math
@@ -19,11 +20,20 @@ Warn = Callable[[str, str], None]
 
 
 class Form(NamedTuple):
-    """A kind of value: its types in Python, its words, and what reads another type as one that it can only mean."""
+    """A kind of value: its types in Python, and its words."""
 
     python: type | tuple[type, ...]
     words: str
-    read: Callable[[object, str], Any]
+
+
+FORMS: Mapping[Kind, Form] = {
+    "bool": Form(bool, "true or false"),
+    "int": Form(int, "a whole number"),
+    "float": Form((int, float), "a number"),
+    "str": Form(str, "a text"),
+    "list": Form(list, "a list"),
+    "dict": Form(dict, "a mapping"),
+}
 
 
 class Refused(Exception):
@@ -43,7 +53,7 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
     _refuse_interpolation(value, argument)
     if _means_null(value, entry, argument):
         return _null(entry, argument, warn)
-    if value is False and _false_is_null(argument):
+    if value is False and argument.nullable and "str" in argument.kinds and "bool" not in argument.kinds:
         warn(f"false is read as null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
         return None
     _refuse_former(value, entry, argument)
@@ -51,7 +61,7 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
         return _several(value, argument, warn)
     if str(value).strip().lower().replace("-", "_") in argument.elsewhere:
         return NOT_GIVEN
-    if argument.choices and not _native_bool(value, argument):
+    if argument.choices and not (isinstance(value, bool) and "bool" in argument.kinds):
         return _choice(value, entry, argument, warn)
     return _typed(value, entry, argument, warn)
 
@@ -82,10 +92,6 @@ def _means_null(value: object, entry: Entry, argument: Argument) -> bool:
         return False
     known = {*(argument.choices or ()), *(argument.former or {})}
     return value.lower() not in known
-
-
-def _false_is_null(argument: Argument) -> bool:
-    return argument.nullable and "str" in argument.kinds and "bool" not in argument.kinds
 
 
 def _null(entry: Entry, argument: Argument, warn: Warn) -> Any:
@@ -138,10 +144,6 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
             raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
 
 
-def _native_bool(value: object, argument: Argument) -> bool:
-    return isinstance(value, bool) and "bool" in argument.kinds
-
-
 def _choice(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     if value is False and "no" in (argument.choices or ()):
         return "no"  # YAML 1.1 reads a bare no as false, which LLaMA-Factory then refuses
@@ -175,7 +177,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     """A value of another type, read as what it can only mean."""
     for kind in argument.kinds:
         try:
-            taken = FORMS[kind].read(value, _as_text(entry))
+            taken = _read(kind, value, _as_text(entry))
         except (ValueError, OverflowError):
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
@@ -216,57 +218,31 @@ def plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _to_bool(value: object, _: str) -> bool:
+def _read(kind: Kind, value: object, text: str) -> Any:
+    """A value of another type as this kind, where it can only mean that; raises ValueError where it cannot."""
     word = str(value).strip().lower()
-    if isinstance(value, str | int) and word in TRUE + FALSE:
-        return word in TRUE
-    raise ValueError(word)
-
-
-def _to_int(value: object, text: str) -> int:
-    number = _to_float(value, text)
-    if float(number).is_integer():
-        return int(number)
+    match kind, value:
+        case "bool", str() | int() if word in TRUE + FALSE:
+            return word in TRUE
+        case "int", _ if float(number := _number(value)).is_integer():
+            return int(number)
+        case "float", _:
+            return _number(value)
+        case "str", int() | float() if not isinstance(value, bool):
+            return text  # as it was written, not what YAML made of it: `model_revision: 1.10` is no 1.1
+        case "list", str():
+            return [value]
+        case "dict", str() if isinstance(read := json.loads(value), dict):
+            return read
     raise ValueError(text)
 
 
-def _to_float(value: object, text: str) -> int | float:
+def _number(value: object) -> int | float:
     """A number stays what it is: LLaMA-Factory reads `val_size: 1` as one row."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             return int(value)
-        except ValueError:
-            return float(value)
-    raise ValueError(text)
-
-
-def _to_str(value: object, text: str) -> str:
-    """What the person wrote, not what YAML made of it: `model_revision: 1.10` is no 1.1."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return text
-    raise ValueError(text)
-
-
-def _to_list(value: object, text: str) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    raise ValueError(text)
-
-
-def _to_dict(value: object, text: str) -> dict[str, Any]:
-    read = json.loads(value) if isinstance(value, str) else None
-    if isinstance(read, dict):
-        return read
-    raise ValueError(text)
-
-
-FORMS: Mapping[Kind, Form] = {
-    "bool": Form(bool, "true or false", _to_bool),
-    "int": Form(int, "a whole number", _to_int),
-    "float": Form((int, float), "a number", _to_float),
-    "str": Form(str, "a text", _to_str),
-    "list": Form(list, "a list", _to_list),
-    "dict": Form(dict, "a mapping", _to_dict),
-}
+        return float(value)
+    raise ValueError(value)

@@ -11,7 +11,6 @@ from ..tables import read
 from .record import Plan
 
 ATTENTIONS = ("disabled", "sdpa", "fa2")  # LLaMA-Factory's flash_attn has the same names
-PRECISION_SWITCHES = ("pure_bf16", "bf16", "fp16")
 HOOK = "{kit}/hook"
 AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
 PPO_ENVIRONMENT = "{ppo}"
@@ -19,7 +18,7 @@ PPO_ENVIRONMENT = "{ppo}"
 
 def precision(plan: Plan) -> Plan:
     """Decide the precision (fp32, fp16, bf16 or as-saved) and write it as LLaMA-Factory's switches."""
-    plan, stated = plan.heard("precision", *PRECISION_SWITCHES)
+    plan, stated = plan.heard("precision")
     wanted, key = _stated_precision(plan, stated) if stated else (str(plan.recipe.kit.precision), "kit.precision")
     decision, problems = decide_precision(plan.machine, wanted)
     chosen = str(decision.value)
@@ -42,7 +41,7 @@ def _stated_precision(plan: Plan, stated: list[str]) -> tuple[str, str]:
 
 def attention(plan: Plan) -> Plan:
     """Decide the attention implementation and write it as flash_attn."""
-    plan, stated = plan.heard("attention", "flash_attn")
+    plan, stated = plan.heard("attention")
     key = "flash_attn" if stated else "kit.attention"
     wanted = plan.settings["flash_attn"] if stated else str(plan.recipe.kit.attention)
     if wanted not in ("auto", *ATTENTIONS):

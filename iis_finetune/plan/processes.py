@@ -23,7 +23,7 @@ def launcher(plan: Plan) -> Plan:
     """Decide the launcher and write what LLaMA-Factory and torchrun need for it."""
     plan, here = _devices(plan)
     several = Launcher("ddp", here * (plan.nodes.number if plan.nodes else 1), here)
-    plan, stated = plan.heard("launcher", "deepspeed", "fsdp")
+    plan, stated = plan.heard("launcher")
     if stated:
         plan = plan.keep("launcher", stated[0], stated[0])
         return _write(replace(plan, launch=replace(several, name=stated[0])))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import asdict, fields, replace
 
-from ..arguments import Settings, for_verb
+from ..arguments import SAME, Settings, for_verb
 from ..decision import Decision
 from ..errors import Problem
 from ..machine import Machine
@@ -156,9 +156,9 @@ class Plan(Struct, frozen=True):
             *(dataclasses.replace(each, where=self.recipe.place(key)) for each in problems)
         )
 
-    def heard(self, kit_name: str, *names: str) -> tuple[Plan, list[str]]:
+    def heard(self, kit_name: str) -> tuple[Plan, list[str]]:
         """Those of LLaMA-Factory's arguments that are stated; none, and an error, where a `kit:` key says it too."""
-        stated = self.stated(*names)
+        stated = self.stated(*SAME[kit_name])
         if not stated or getattr(self.recipe.kit, kit_name) == "auto":
             return self, stated
         name, key = stated[0], f"kit.{kit_name}"

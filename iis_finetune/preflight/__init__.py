@@ -175,8 +175,7 @@ def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
-    case = _case(examined)
-    return deep.ask(case, examined.plan, question.workspace, question.environment)
+    return deep.ask(_case(examined), examined.plan, question.workspace, question.environment)
 
 
 def _with_whole_paths(recipe: Recipe, workspace: Workspace) -> Recipe:

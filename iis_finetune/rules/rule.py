@@ -8,17 +8,12 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from ..arguments import SAME
 from ..errors import Kind, Place, Problem, Severity
 from ..tables import read
 from . import conditions
 from .case import TRAINING, Case, Purpose
 
-TWICE = {
-    "kit.global_batch_size": ("gradient_accumulation_steps",),
-    "kit.launcher": ("deepspeed", "fsdp"),
-    "kit.attention": ("flash_attn",),
-    "kit.precision": ("fp16", "bf16", "pure_bf16"),
-}
 OWN = 0  # the number of rules that are the kit's own advice
 When = Mapping[str, Any]
 
@@ -65,10 +60,10 @@ class Rule(Struct, frozen=True):
 
 def alone(fix: str, case: Case) -> str:
     """A key of the kit goes with no line of LLaMA-Factory's about the same, so the fix takes that line away."""
-    for kit_key, keys in TWICE.items():
+    for name, keys in SAME.items():
         for key in keys:
             if case.states(key) and f"no {key} line" not in fix:
-                fix = re.sub(rf"{kit_key}: \w+( or \w+)?", rf"\g<0> and no {key} line", fix)
+                fix = re.sub(rf"kit.{name}: \w+( or \w+)?", rf"\g<0> and no {key} line", fix)
     return fix
 
 

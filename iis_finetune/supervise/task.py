@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..machine import Device
 from ..observe import StallLimits
 from ..plan.recovery import micro_batch_of
 from ..runs import Decided, Run, read_decided, read_json, typed
@@ -71,16 +72,10 @@ class Facts(Struct, frozen=True):
         return "pissa_convert is wrong after a resume" if arguments.get("pissa_convert") else None
 
 
-class RecordedDevice(Struct, frozen=True):
-    """As machine.json has it."""
-
-    arch: str = "cpu"
-
-
 class Devices(Struct, frozen=True):
     """What machine.json says of the devices."""
 
-    devices: tuple[RecordedDevice, ...] = ()
+    devices: tuple[Device, ...] = ()
 
 
 class Loaded(Struct, frozen=True):
