@@ -4,7 +4,6 @@ LLaMA-Factory loads weights in the dtype that config.json names, whatever `fp16`
 folder that says so. The original is never touched.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .. import process
 from ..errors import Place, Problem, ProblemsFound
 from ..runs import read_json
 from ..tensors import TORCH_NAMES
@@ -42,8 +42,7 @@ def precision_view(folder: Path, precision: str, models_root: Path) -> Path:
     path = view_path(folder, precision, models_root)
     record = _record(folder, precision)
     models_root.mkdir(parents=True, exist_ok=True)
-    with (models_root / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the view made
+    with process.locked(models_root / f".{path.name}.lock"):  # a second process waits, then finds the view made
         if not _up_to_date(path, record):
             _make(path, with_dtype(config, TORCH_NAMES[precision]), record)
     return path

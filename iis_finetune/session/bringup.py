@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -118,8 +117,8 @@ def _make_base(session: Session, recipe: Recipe, key: Named) -> None:
     workspace = session.question.workspace
     workspace.models.mkdir(parents=True, exist_ok=True)
     named = recipe.kit.base if key == "base" else recipe.kit.reward
-    with (workspace.models / f".{Path(str(named)).stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once make one base: the second waits, then finds it
+    # Two starts at once make one base: the second waits, then finds it.
+    with process.locked(workspace.models / f".{Path(str(named)).stem}.lock"):
         base, _ = models.base_of(recipe, workspace, key=key)
         if base is None or base.ready:
             return
