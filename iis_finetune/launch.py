@@ -154,10 +154,9 @@ def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | No
     wanted = _devices(environment)
     for run in listed(workspace):
         held = holder(run)
-        if run != but and held and held.work in ("trained", "evaluated"):
-            decided = read_decided(run)
-            if decided and wanted & _devices(decided.environment):
-                return run
+        works = run != but and held and held.work in ("trained", "evaluated")
+        if works and wanted & _devices(read_decided(run).environment):
+            return run
     return None
 
 

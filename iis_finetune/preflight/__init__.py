@@ -111,8 +111,7 @@ def _checked(seen: Examined, question: Question, data: DataFound | None = None) 
     problems += [*of_data, *rules.check(case), *plan.machine_problems(case)]
     of_found = replace(question, machine=host)
     problems += [*_of_base(seen.base, of_found), *_of_base(seen.reward, of_found)]
-    inputs = plan.Inputs(recipe, host, seen.model, question.workspace, seen.base, None, seen.reward)
-    problems += reward_problems(inputs, planned.settings)
+    problems += reward_problems(planned.inputs, planned.settings)
     if host.here:
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})

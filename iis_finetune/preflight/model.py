@@ -118,7 +118,7 @@ def _footing(inputs: Inputs, reward: Base, settings: Settings) -> list[Problem]:
     if not (merged and reward.ready and inputs.base and inputs.base.ready):
         return []
     decided = read_decided(Run(Path(str(settings["reward_model"])).parent))
-    if decided and decided.arguments.get("adapter_name_or_path") == settings["adapter_name_or_path"]:
+    if decided.arguments.get("adapter_name_or_path") == settings["adapter_name_or_path"]:
         return []
     what = f"the reward model was trained on another result of '{inputs.base.recipe.name}' than this recipe trains"
     return [Problem(what, f"iis-finetune train {reward.recipe.name}", place, kind="missing")]

@@ -70,7 +70,6 @@ def write_decided(run: Run, decided: Decided) -> None:
     write_json(run.decisions, to_builtins(decided))
 
 
-def read_decided(run: Run) -> Decided | None:
-    """None where the file is not there; raises ProblemsFound for a damaged one."""
-    read = read_json(run.decisions)
-    return None if read is None else typed(run.decisions, Decided, read)
+def read_decided(run: Run) -> Decided:
+    """Empty where the file is not there; raises ProblemsFound for a damaged one."""
+    return typed(run.decisions, Decided, read_json(run.decisions) or {})

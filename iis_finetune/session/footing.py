@@ -11,7 +11,7 @@ from ..arguments import WHOLE, trained_with
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, errors_of
 from ..plan.recovery import Footing, differences, resume_problems
 from ..preflight import Examined, Question
-from ..runs import Run, Workspace
+from ..runs import Decided, Run, Workspace
 
 LENGTHS = ("max_steps", "num_train_epochs")  # what may make a finished run a longer one
 
@@ -39,7 +39,7 @@ def under_its_own_name(run: Run, examined: Examined) -> Examined:
 def refuse_changes(run: Run, examined: Examined, question: Question, accepted: bool) -> list[str]:
     """What has changed since the run began, by name; raises ProblemsFound with every change that is not accepted."""
     decided, proof = runs.read_decided(run), runs.provenance_of(run)
-    if decided is None or not run.provenance.is_file():
+    if decided == Decided() or not run.provenance.is_file():
         what = f"{run.name} ended before its plan was written: there is nothing to resume"
         raise ProblemsFound([Problem(what, f"iis-finetune train {run.recipe_name}", Place(COMMAND_LINE))])
     arguments = json.loads(json.dumps(runs.fill(examined.plan.arguments, run, question.workspace)))

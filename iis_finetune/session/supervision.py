@@ -14,7 +14,7 @@ from ..machine import Machine
 from ..observe import began, last_lines, raised, signs, tail
 from ..plan.recovery import safer_overrides
 from ..preflight import Examined, Question
-from ..runs import Decided, Request, Run
+from ..runs import Request, Run
 from ..supervise import Stop, Task
 from .footing import data_hashes, examine_run
 from .making import make_view
@@ -47,14 +47,13 @@ def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
 
 def environment_of(run: Run, machine: Machine, environment: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a run's training processes."""
-    decided = runs.read_decided(run) or Decided()
-    return launch.child_environment(machine, environment, decided.environment)
+    return launch.child_environment(machine, environment, runs.read_decided(run).environment)
 
 
 def _replan(run: Run, request: Request, question: Question, change: Mapping[str, Any]) -> dict[str, str]:
     """Plan the run again with the supervisor's change; the hashes of its first data stay on record."""
     recipe, _ = recipes.read(str(run.recipe))
-    overrides = safer_overrides(recipe, (runs.read_decided(run) or Decided()).arguments, change)
+    overrides = safer_overrides(recipe, runs.read_decided(run).arguments, change)
     asked = replace(question, recipe=str(run.recipe), overrides=overrides, rows=False, machine=None)
     examined = examine_run(run, asked)  # the machine is looked at again: a device may be what failed
     make_view(request, examined, question.workspace)

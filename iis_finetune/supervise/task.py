@@ -94,7 +94,7 @@ def loaded_by(run: Run) -> Loaded:
 def facts_of(run: Run) -> Facts:
     """Read them anew: a change between two attempts rewrites the plan."""
     devices = typed(run.machine, Devices, read_json(run.machine) or {}).devices
-    return Facts(read_decided(run) or Decided(), devices[0].arch if devices else "cpu")
+    return Facts(read_decided(run), devices[0].arch if devices else "cpu")
 
 
 def loaded_precision(run: Run) -> str | None:
