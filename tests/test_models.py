@@ -32,7 +32,7 @@ from iis_finetune.models import (
 )
 from iis_finetune.models.base import adapters_of
 from iis_finetune.models.facts import count_parameters, find_folder, shapes_of
-from iis_finetune.models.specs import shrink
+from iis_finetune.models.folders import shrink
 from iis_finetune.runs import Run
 from iis_finetune.tables import read
 
