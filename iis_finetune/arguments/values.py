@@ -5,7 +5,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..errors import did_you_mean
 from ..recipe import Entry, texts
@@ -17,22 +17,15 @@ LARGEST = 2**63  # torch and numpy count in 64 bits
 NULLS = ("none", "null", "~")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 Warn = Callable[[str, str], None]
-
-
-class Form(NamedTuple):
-    """A kind of value: its types in Python, and its words."""
-
-    python: type | tuple[type, ...]
-    words: str
-
-
-FORMS: Mapping[Kind, Form] = {
-    "bool": Form(bool, "true or false"),
-    "int": Form(int, "a whole number"),
-    "float": Form((int, float), "a number"),
-    "str": Form(str, "a text"),
-    "list": Form(list, "a list"),
-    "dict": Form(dict, "a mapping"),
+# The kinds of values in Python, and in words.
+TYPES: Mapping[Kind, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict}
+WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a list",
+    "dict": "a mapping",
 }
 
 
@@ -168,7 +161,7 @@ def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     if isinstance(value, str) and "bool" in argument.kinds and value.lower() in ("true", "false"):
         return _loose(value, entry, argument, warn)
     for kind in argument.kinds:
-        if isinstance(value, FORMS[kind].python) and (kind == "bool" or not isinstance(value, bool)):
+        if isinstance(value, TYPES[kind]) and (kind == "bool" or not isinstance(value, bool)):
             return _finite(value, argument)
     return _loose(value, entry, argument, warn)
 
@@ -192,7 +185,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
 def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
     if not argument.kinds:
         return Refused(f"'{argument.name}' cannot be given in a YAML", "remove the line")
-    what = f"'{argument.name}' takes {' or '.join(FORMS[kind].words for kind in argument.kinds)}, not {_said(value)}"
+    what = f"'{argument.name}' takes {' or '.join(WORDS[kind] for kind in argument.kinds)}, not {_said(value)}"
     if isinstance(value, bool) and "str" in argument.kinds:
         return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):

@@ -84,7 +84,7 @@ class _Sizes(Struct, frozen=True):
     @property
     def uncast(self) -> bool:
         """Whether what trains stays in the dtype of the weights: LLaMA-Factory casts it to fp32 otherwise."""
-        return self.case.some("pure_bf16", "use_badam") or (_zero(self.case) and self.autocast)
+        return self.case.some("pure_bf16", "use_badam") or (self.case.zero_stage is not None and self.autocast)
 
     @property
     def gradients(self) -> float:
@@ -133,7 +133,7 @@ def offloaded_gib(case: Case) -> float:
     sizes = _sizes_of(case)
     if sizes is None or not case.sharing.offloads:
         return 0.0
-    each = _optimizer_row(case)["bytes"] + (8 if _zero(case) else 4)
+    each = _optimizer_row(case)["bytes"] + (8 if case.zero_stage is not None else 4)
     weights = sizes.parameters * sizes.stored if case.sharing.offloads_weights else 0
     return float(sizes.trainable * each + weights) / case.processes / GIB
 
@@ -141,9 +141,8 @@ def offloaded_gib(case: Case) -> float:
 def _sizes_of(case: Case) -> _Sizes | None:
     facts, settings, precision = case.model, case.settings, case.precision
     trainable = trained_parameters(facts, settings)
-    if _unknown(case) or facts.shapes is None or facts.parameters is None or not facts.linear_layers:
-        return None
-    if trainable is None:
+    unknown = _unknown(case) or facts.parameters is None or not facts.linear_layers
+    if unknown or facts.shapes is None or trainable is None:
         return None
     stored = 4 if precision == "fp32" else 2 if precision in HALF else BYTES.get(facts.dtype or "", 4)
     active = trained_at_once(facts, settings, trainable)
@@ -212,7 +211,7 @@ def _optimizer(sizes: _Sizes) -> Items:
     if case["use_badam"]:
         return {"optimizer states": sizes.active * (row["bytes"] + 4)}
     numbers, projection = low_rank_states(case.model, case.settings, sizes.trainable)
-    masters = 4 * sizes.trainable if _zero(case) and sizes.autocast else 0
+    masters = 4 * sizes.trainable if case.zero_stage is not None and sizes.autocast else 0
     return {"optimizer states": (numbers * each + projection * sizes.stored + masters) / sizes.shards}
 
 
@@ -229,7 +228,7 @@ def _exchange(sizes: _Sizes) -> Items:
     if case.launcher == "fsdp":
         gathered = (2 * block_parameters(case.model) + 2 * sizes.embedding) * sizes.stored * (stage == 3)
         return {"gathered weights": gathered}
-    if not _zero(case):
+    if case.zero_stage is None:
         return {}
     bucket, live = _zero_buffers(sizes)
     gathered = min(sizes.parameters, live) * sizes.stored if stage == 3 else 0
@@ -328,7 +327,3 @@ def _step(sizes: _Sizes) -> float:
     if case.some("use_galore", "use_apollo"):
         return 2 * width * sizes.embedding  # one tensor after another
     return width * sizes.active / sizes.shards
-
-
-def _zero(case: Case) -> bool:
-    return case.sharing.zero_stage is not None

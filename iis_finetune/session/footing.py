@@ -179,10 +179,16 @@ def task_of(run: Run, examined: Examined, request: Request, question: Question) 
         may_recover=kit.on_failure == "recover",
         edited=partial(_edited, run, examined, question),
     )
-    if not kit.notify:
+    target = kit.notify
+    if not target:
         return task
-    send = partial(_notify, kit.notify, request.log, question.environment)
-    return replace(task, tell=lambda event, why: send((run, event, why)))
+
+    def tell(event: str, why: str) -> None:
+        now = signs(run)
+        notice = notify.Notice(run.name, event, why, step=now.step, total_steps=now.total_steps)
+        notify.send(target, notice, question.environment, request.log)
+
+    return replace(task, tell=tell)
 
 
 def _edited(run: Run, examined: Examined, question: Question) -> list[str]:
@@ -206,13 +212,6 @@ def _replan(run: Run, request: Request, question: Question, change: Mapping[str,
     make_view(request, examined, question.workspace)
     launch.rewrite(run, examined, question.workspace, runs.provenance_of(run).data_sha256)
     return environment_of(run, examined.machine, question.environment)
-
-
-def _notify(target: str, log: Path, environment: Mapping[str, str], told: tuple[Run, str, str]) -> None:
-    run, event, why = told
-    now = signs(run)
-    notice = notify.Notice(run.name, event, why, step=now.step, total_steps=now.total_steps)
-    notify.send(target, notice, environment, log)
 
 
 def tell_ending(request: Request, made: Run, stop: Stop) -> int:
