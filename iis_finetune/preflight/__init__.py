@@ -105,7 +105,7 @@ def refresh(examined: Examined, question: Question) -> Examined:
 
 def _checked(seen: Examined, question: Question, data: DataFound | None = None) -> Examined:
     recipe, host, planned = seen.recipe, seen.machine, seen.plan
-    problems = [*seen.problems, *model_problems(recipe, seen.model, planned.arguments)]
+    problems = [*seen.problems, *model_problems(recipe, seen.model, planned.settings)]
     of_data, rows = data = data or _data(seen, question)
     case = replace(_case(seen), rows=rows)
     problems += [*of_data, *rules.check(case), *plan.machine_problems(case)]

@@ -66,7 +66,7 @@ class Rule(Struct, frozen=True):
 def alone(fix: str, case: Case) -> str:
     """A key of the kit goes with no line of LLaMA-Factory's about the same, so the fix takes that line away."""
     for name, keys in SAME.items():
-        for key in keys:
+        for key in reversed(keys):  # each is written before the one that was written last
             if case.states(key) and f"no {key} line" not in fix:
                 fix = re.sub(rf"kit.{name}: \w+( or \w+)?", rf"\g<0> and no {key} line", fix)
     return fix
