@@ -83,6 +83,9 @@ def frozen(part: Part, stage: Any = None) -> Mapping[str, Any]:
     return content
 
 
+# An installed LLaMA-Factory is asked in a child process, and its answer kept ------------------------------------------
+
+
 class Installation(Struct, frozen=True):
     """The folders of the two packages, and the Python that imports them."""
 
@@ -125,6 +128,9 @@ def _fingerprint(installed: Installation) -> str:
     files = [PROBE, *(file for folder in installed.folders for each in SOURCES for file in sorted(folder.glob(each)))]
     looks = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((installed.python, looks)).encode()).hexdigest()[:16]
+
+
+# The table of arguments -----------------------------------------------------------------------------------------------
 
 
 def accepted_versions() -> Mapping[str, tuple[str, str]]:
@@ -197,6 +203,9 @@ def _build(rows: Mapping[str, Row]) -> dict[str, Argument]:
         name: convert({"name": name, "read_with": owners.get(row["owner"], ()), **row, **known.get(name, {})}, Argument)
         for name, row in rows.items()
     }
+
+
+# Models and templates -------------------------------------------------------------------------------------------------
 
 
 class Model(Struct, frozen=True):

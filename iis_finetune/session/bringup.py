@@ -207,6 +207,9 @@ def _make_base(session: Session, recipe: Recipe, key: Named) -> None:
                 publish(claim.run, Path(base.model))
 
 
+# A smoke run ----------------------------------------------------------------------------------------------------------
+
+
 def overrides_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     """The overrides that turn a recipe into its smoke run."""
     known, (settings, _) = read("smoke.toml"), arguments.settings_of(recipe)

@@ -109,6 +109,9 @@ def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
     return dataset.check_registered(settings.names("dataset"), registry, settings["stage"], Place())[0]
 
 
+# What is made ---------------------------------------------------------------------------------------------------------
+
+
 def make_model(request: Request, examined: Examined, question: Question) -> None:
     """Random weights when the recipe says so; anything else comes from a hub."""
     recipe, name, environment = examined.recipe, examined.model.name, question.environment
@@ -167,6 +170,9 @@ def publish(made: Run, folder: Path) -> None:
     if folder.is_dir():
         shutil.rmtree(folder)
     temporary.replace(folder)
+
+
+# What the supervisor is given, and how an end is told -----------------------------------------------------------------
 
 
 def task_of(run: Run, examined: Examined, request: Request, question: Question) -> Task:
