@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from iis_finetune.arguments import trained_with
+from iis_finetune.machine import profile
 from iis_finetune.models import ModelFacts, from_config
-from iis_finetune.plan.memory import Workload, estimate
+from iis_finetune.plan.memory import estimate
+from iis_finetune.recipe import Kit, Recipe
+from iis_finetune.rules import Case
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "iis_finetune" / "hook" / "torchaudio_placeholder"  # text only: the real one is not needed
@@ -148,20 +151,16 @@ def predicted(case: dict[str, Any], gpu: bool) -> tuple[float, str | None]:
     stated["disable_gradient_checkpointing"] = not case["gradient_checkpointing"]
     if case["eval_batch_size"]:
         stated |= {"do_eval": True, "per_device_eval_batch_size": case["eval_batch_size"]}
-    workload = Workload(
+    training = Case(
+        recipe=Recipe("random", Path("random.yaml"), {}, Kit()),
         settings=trained_with(stated),
+        machine=profile("h200" if gpu else "cpu"),
+        model=facts,
         precision=case["precision"],
         attention=case["attention"],
-        launcher="single",
-        processes=1,
-        accelerator="cuda" if gpu else "cpu",
-        fused_attention=True,
-        accumulates=case["accumulation"] > 1,
     )
-    found = estimate(facts, workload, None)
-    beside = sum(
-        found.items.get(name, 0) for name in ("device context", "allocator")
-    )  # what is reserved, or not torch's
+    found = estimate(training, None, accumulates=case["accumulation"] > 1)
+    beside = sum(found.items.get(name, 0) for name in ("device context", "allocator"))  # reserved, or not torch's
     return (found.per_device_gib or 0) - beside, found.largest
 
 

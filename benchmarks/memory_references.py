@@ -11,11 +11,15 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from iis_finetune.arguments import trained_with
+from iis_finetune.machine import profile
 from iis_finetune.models import ModelFacts, from_config
-from iis_finetune.plan.memory import Workload, estimate
+from iis_finetune.plan.memory import estimate
+from iis_finetune.recipe import Kit, Recipe
+from iis_finetune.rules import Case
 
 PEFT = "huggingface/peft method_comparison, July 2026: most that torch reserved, L40S"
 QWEN = "QwenLM/Qwen README: A100, with the device context"
@@ -107,17 +111,15 @@ def compared(row: Reference) -> dict[str, Any]:
     config = {"model_type": model_type, "dtype": "bfloat16", **shape, **words, **more}
     method = "full" if row.kind == "full" else "lora"
     batch = {"cutoff_len": row.length, "per_device_train_batch_size": row.rows, "optim": "adamw_torch"}
-    work = Workload(
+    case = Case(
+        recipe=Recipe(row.model, Path("reference.yaml"), {}, Kit()),
         settings=trained_with({"finetuning_type": method, **batch, **row.arguments}),
+        machine=profile("h200"),
+        model=from_config(ModelFacts(row.model), config),
         precision="bf16",
         attention="sdpa",
-        launcher="single",
-        processes=1,
-        accelerator="cuda",
-        fused_attention=True,
-        accumulates=True,
     )
-    found = estimate(from_config(ModelFacts(row.model), config), work, None)
+    found = estimate(case, None)
     kit = (found.per_device_gib or 0) - (0 if row.context else found.items["device context"])
     what = f"{row.model} {row.length}x{row.rows} {' '.join(f'{key}={value}' for key, value in row.arguments.items())}"
     numbers = {"published_gib": row.gib, "kit_gib": round(kit, 2), "ratio": round(kit / row.gib, 3)}

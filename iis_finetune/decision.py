@@ -1,6 +1,6 @@
 """A value that the kit chose or changed, who says so, and why."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Source = Literal["override", "recipe", "measured here", "reported", "machine table", "kit default"]  # strongest first
@@ -14,6 +14,3 @@ class Decision:
     value: Any
     source: Source
     reason: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)

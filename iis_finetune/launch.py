@@ -21,7 +21,6 @@ from .preflight import Examined
 from .recipe import Recipe
 from .runs import KIT, Run, Workspace, fill, holder, listed, read_decided, write, write_decided, write_json
 
-SBATCH = KIT / "tables" / "job.sbatch"
 TORCHRUN = ("NPROC_PER_NODE", "FORCE_TORCHRUN")
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "deepspeed")
 
@@ -83,14 +82,21 @@ def yaml_text(document: Mapping[str, Any]) -> str:
 
 def command_text(plan: Plan, environment: Mapping[str, str], run: Run) -> str:
     """A script that starts the same training without the kit's command."""
-    lines = ["#!/usr/bin/env bash", f"# The training of {run.name}, without iis-finetune.", "set -euo pipefail"]
-    lines += [f"cd {shlex.quote(str(run.folder.resolve()))}"]
-    lines += ["# LLaMA-Factory would go on with what lies in output/: give a new folder, output_dir=/some/where."]
-    lines += ["[[ $# -gt 0 || ! -e output ]] || { echo 'output/ is there: say output_dir=DIR' >&2; exit 2; }"]
-    lines += ["unset ${!ACCELERATE_*} ${!LLAMABOARD_*} RANK LOCAL_RANK WORLD_SIZE USE_V1 ALLOW_EXTRA_ARGS"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
-    lines += [f"export PATH={shlex.quote(str(programs(environment)))}:$PATH"]
-    return "\n".join([*lines, f'exec {shlex.join(plan.command)} "$@"', ""])
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
+    values = {
+        "@RUN@": run.name,
+        "@FOLDER@": shlex.quote(str(run.folder.resolve())),
+        "@EXPORTS@": "\n".join(exports),
+        "@PROGRAMS@": shlex.quote(str(programs(environment))),
+        "@COMMAND@": shlex.join(plan.command),
+    }
+    return _script("command.sh", values)
+
+
+def _script(name: str, values: Mapping[str, str]) -> str:
+    """A shell script of the tables with what belongs at its marks."""
+    text = (KIT / "tables" / name).read_text(encoding="utf-8")
+    return re.sub("|".join(values), lambda mark: values[mark[0]], text)
 
 
 def node_commands(plan: Plan, recipe: str) -> list[dict[str, str]]:
@@ -114,7 +120,7 @@ def sbatch(plan: Plan, recipe: str, nodes: int) -> str:
         "@RECIPE@": recipe,
         "@KIT@": shlex.quote(str(Path(sys.executable).parent / "iis-finetune")),
     }
-    return re.sub("|".join(values), lambda mark: values[mark[0]], SBATCH.read_text(encoding="utf-8"))
+    return _script("job.sbatch", values)
 
 
 def child_environment(machine: Machine, environment: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
@@ -163,10 +169,9 @@ def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | No
     wanted = _devices(environment)
     for run in listed(workspace):
         held = holder(run)
-        if run != but and held and held.work in ("trained", "evaluated"):
-            decided = read_decided(run)
-            if decided and wanted & _devices(decided.environment):
-                return run
+        works = run != but and held and held.work in ("trained", "evaluated")
+        if works and wanted & _devices(read_decided(run).environment):
+            return run
     return None
 
 

@@ -104,9 +104,12 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Alone with a folder; the lock ends with this process, however it does. Without `wait` OSError if it is taken."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Alone with a folder, or with what a file stands for; the lock ends with this process, however it does.
+
+    Without `wait` OSError if it is taken.
+    """
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

@@ -1,6 +1,6 @@
 """What to do about a failure: a pure table from what happened so far to the next action."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -68,12 +68,13 @@ class Action(Struct, frozen=True):
 
 def decide(now: Situation) -> Action:
     """The next action; the same situation always gives the same one."""
-    failure, row = now.failure, _row(now.failure.cause)
+    failure = now.failure
+    row = next(row for row in read("recovery.toml")["cause"] if row["name"] == failure.cause)
     if not now.may_recover:
         return Action(False, f"{failure.what}; kit.on_failure is `stop`")
     if not row["resume"] or (failure.cause == "checkpoint" and now.nothing_older):
         return _give_up(failure, row["advice"])
-    change = next(filter(None, (CHANGES[name](now) for name in row["change"])), {})
+    change = next(filter(None, (_safer(name, now) for name in row["change"])), {})
     if change and not now.may_change:
         told = _words(change).removeprefix("going on ")
         return _give_up(failure, f"the nodes have to change together: resume each of them {told}")
@@ -119,28 +120,17 @@ def _words(change: Mapping[str, Any]) -> str:
     return "going on with " + ", ".join(f"{name.replace('_', '-')} {value}" for name, value in change.items())
 
 
-def _safer_precision(now: Situation) -> dict[str, Any]:
-    return {"precision": "fp32"} if now.precision in LOW_PRECISION else {}
-
-
-def _other_attention(now: Situation) -> dict[str, Any]:
-    rows = (
-        row for row in read("recovery.toml")["attention"] if any(fnmatchcase(now.arch, name) for name in row["names"])
-    )
-    return next(({"attention": row["to"]} for row in rows if row["from"] == now.attention), {})
-
-
-def _smaller_micro_batch(now: Situation) -> dict[str, Any]:
-    """The largest divisor up to the half, so that the accumulation keeps the global batch exactly."""
+def _safer(name: str, now: Situation) -> dict[str, Any]:
+    """A change that makes a training safer, by its name in the table; empty where there is nothing left to change."""
+    if name == "precision":
+        return {"precision": "fp32"} if now.precision in LOW_PRECISION else {}
+    if name == "attention":
+        rows = [row for row in read("recovery.toml")["attention"] if row["from"] == now.attention]
+        known = (row for row in rows if any(fnmatchcase(now.arch, pattern) for pattern in row["names"]))
+        return next(({"attention": row["to"]} for row in known), {})
+    # The largest divisor up to the half, so that the accumulation keeps the global batch exactly.
     parts = range(now.micro_batch // 2, 0, -1)
     return next(({"micro_batch": part} for part in parts if now.micro_batch % part == 0), {})
-
-
-CHANGES: Mapping[str, Callable[[Situation], dict[str, Any]]] = {
-    "precision": _safer_precision,
-    "attention": _other_attention,
-    "micro-batch": _smaller_micro_batch,
-}
 
 
 def cause_in(log: str) -> tuple[Cause, str] | None:
@@ -155,8 +145,3 @@ def cause_in(log: str) -> tuple[Cause, str] | None:
 def in_loading(log: str) -> bool:
     """Whether a log's trace passes through one of the functions that load a checkpoint."""
     return any(f", in {name}\n" in log for name in read("recovery.toml")["loading"]["functions"])
-
-
-def _row(cause: str) -> Mapping[str, Any]:
-    rows: Mapping[str, Any] = next(row for row in read("recovery.toml")["cause"] if row["name"] == cause)
-    return rows

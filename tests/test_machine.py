@@ -562,8 +562,8 @@ def test_auto_picks_what_the_card_does_well(name: str, precision: str, attention
 def test_an_impossible_precision_is_an_error_and_a_slow_one_a_warning(
     name: str, wanted: str, severity: str | None, word: str
 ) -> None:
-    decision, problems = machine.decide_precision(profile(name), wanted, "override")
-    assert (decision.value, decision.source) == (wanted, "override")
+    decision, problems = machine.decide_precision(profile(name), wanted)
+    assert (decision.value, decision.source) == (wanted, "recipe")
     assert decision.reason
     assert [problem.severity for problem in problems] == ([severity] if severity else [])
     assert all(word in problem.what and problem.fix and problem.where.key == "kit.precision" for problem in problems)

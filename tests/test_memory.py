@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from iis_finetune.arguments import trained_with
+from iis_finetune.machine import profile
 from iis_finetune.models import ModelFacts, from_config, look
-from iis_finetune.plan.memory import Workload, estimate
+from iis_finetune.plan.memory import estimate
+from iis_finetune.recipe import Kit, Recipe
+from iis_finetune.rules import Case
 
 ROOT = Path(__file__).parent.parent
 QWEN = look("Qwen/Qwen2.5-7B-Instruct", Path("nowhere"))
@@ -26,15 +29,13 @@ STATED = {
     "optim": "adamw_torch",
     "per_device_train_batch_size": 1,
 }
-MI50 = Workload(
+CARD = Case(
+    recipe=Recipe("own", Path("own.yaml"), {}, Kit()),
     settings=trained_with(STATED),
-    precision="fp32",
+    machine=profile("mi300x"),
+    model=QWEN,
     attention="disabled",
-    launcher="single",
     processes=2,
-    accelerator="rocm",
-    fused_attention=True,
-    accumulates=True,
 )
 
 
@@ -71,14 +72,14 @@ def test_published_peaks_lie_around_the_estimate() -> None:
 
 SHORT = {"attention": "sdpa", "per_device_train_batch_size": 8}
 WHOLE = {"finetuning_type": "full", "lora_rank": 8}
-OF_WORKLOAD = ("precision", "attention", "fused_attention")
+OF_CASE = ("precision", "attention", "machine")
 
 
 def need(launcher: str, **other: Any) -> float:
-    stated = {**STATED, **{name: value for name, value in other.items() if name not in OF_WORKLOAD}}
-    beside = {name: value for name, value in other.items() if name in OF_WORKLOAD}
-    work = replace(MI50, settings=trained_with(stated), launcher=launcher, **beside)
-    found = estimate(QWEN, work, 31.98).per_device_gib
+    stated = {**STATED, **{name: value for name, value in other.items() if name not in OF_CASE}}
+    beside = {name: value for name, value in other.items() if name in OF_CASE}
+    case = replace(CARD, settings=trained_with(stated), launcher=launcher, **beside)
+    found = estimate(case, 31.98).per_device_gib
     assert found is not None
     return found
 
@@ -92,11 +93,11 @@ def test_true_fp32_of_7b_fits_a_32_gb_card_only_when_it_is_shared_out() -> None:
 
 
 def test_items_add_up_to_the_peak_and_the_largest_is_named() -> None:
-    found = estimate(QWEN, replace(MI50, launcher="single"), 31.98)
+    found = estimate(CARD, 31.98)
     assert found.per_device_gib == pytest.approx(sum(found.items.values()))
     assert found.largest == "base weights"
     assert found.items["base weights"] == pytest.approx(7_615_616_512 * 4 / 2**30)
-    assert found.as_json() == {
+    assert asdict(found) == {
         "per_device_gib": found.per_device_gib,
         "limit_gib": 31.98,
         "items": found.items,
@@ -107,21 +108,20 @@ def test_items_add_up_to_the_peak_and_the_largest_is_named() -> None:
 
 def test_adapter_weights_follow_from_rank_and_targets() -> None:
     # 64 x (inputs + outputs) of q and v in each of 28 blocks, in fp32
-    found = estimate(
-        QWEN, replace(MI50, settings=trained_with({**STATED, "lora_target": "q_proj,v_proj"})), None
-    ).items["trained weights"]
+    case = replace(CARD, settings=trained_with({**STATED, "lora_target": "q_proj,v_proj"}))
+    found = estimate(case, None).items["trained weights"]
     assert found == pytest.approx(28 * 64 * (3584 + 3584 + 3584 + 512) * 4 / 2**30)
 
 
 def test_an_unknown_model_has_no_estimate() -> None:
-    found = estimate(ModelFacts("someone/something"), MI50, 31.98)
+    found = estimate(replace(CARD, model=ModelFacts("someone/something")), 31.98)
     assert found.per_device_gib is None
     assert not found.items
 
 
 def test_pure_bf16_takes_eight_bytes_a_parameter() -> None:
     settings = trained_with({**STATED, "finetuning_type": "full", "pure_bf16": True})
-    items = estimate(QWEN, replace(MI50, settings=settings, precision="bf16", launcher="single"), None).items
+    items = estimate(replace(CARD, settings=settings, precision="bf16"), None).items
     names = ("base weights", "trained weights", "optimizer states", "gradients")
     held = sum(items.get(name, 0) for name in names)
     assert held == pytest.approx(7_615_616_512 * 8 / 2**30)
@@ -139,13 +139,13 @@ def test_pure_bf16_takes_eight_bytes_a_parameter() -> None:
 def test_what_the_formulas_do_not_describe_is_unknown(stated: dict[str, object], config: dict[str, object]) -> None:
     facts = from_config(QWEN, {**QWEN.config, **config})
     facts = replace(facts, parameters=QWEN.parameters, linear_layers=QWEN.linear_layers)  # as its headers show them
-    found = estimate(facts, replace(MI50, settings=trained_with({**STATED, **stated})), 31.98)
+    found = estimate(replace(CARD, model=facts, settings=trained_with({**STATED, **stated})), 31.98)
     assert found.per_device_gib is None and not found.items and found.not_counted
 
 
 def test_a_lower_bound_says_what_is_not_counted() -> None:
-    work = replace(MI50, settings=trained_with({**STATED, "additional_target": "embed_tokens"}))
-    assert estimate(QWEN, work, 31.98).not_counted == ("the modules of additional_target",)
+    case = replace(CARD, settings=trained_with({**STATED, "additional_target": "embed_tokens"}))
+    assert estimate(case, 31.98).not_counted == ("the modules of additional_target",)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_lower_bound_says_what_is_not_counted() -> None:
         ({"attention": "sdpa", "cutoff_len": 16384}, {"attention": "disabled", "cutoff_len": 16384}),
         (
             {"attention": "sdpa", "cutoff_len": 16384},
-            {"attention": "sdpa", "cutoff_len": 16384, "fused_attention": False},
+            {"attention": "sdpa", "cutoff_len": 16384, "machine": profile("mi50")},
         ),
         ({"finetuning_type": "full", "optim": "paged_adamw_8bit"}, {"finetuning_type": "full"}),
         ({}, {"use_dora": True, "disable_gradient_checkpointing": True}),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from iis_finetune.arguments import trained_with
 from iis_finetune.errors import Place, Problem, ProblemsFound
 from iis_finetune.models import (
     ModelFacts,
@@ -32,7 +33,7 @@ from iis_finetune.models import (
 )
 from iis_finetune.models.base import adapters_of
 from iis_finetune.models.facts import count_parameters, find_folder, shapes_of
-from iis_finetune.models.specs import shrink
+from iis_finetune.models.folders import shrink
 from iis_finetune.runs import Run
 from iis_finetune.tables import read
 
@@ -243,25 +244,26 @@ def test_a_fingerprint_is_that_of_the_weights_not_of_the_folder(tmp_path: Path, 
     ],
 )
 def test_a_target_that_matches_no_layer_is_an_error(target: Any, said: list[str]) -> None:
-    problems = check_targets(target, look("Qwen/Qwen2.5-7B", NOWHERE), PLACE)
+    names = trained_with({"lora_target": target}).names("lora_target")
+    problems = check_targets(names, look("Qwen/Qwen2.5-7B", NOWHERE), PLACE)
     assert len(problems) == len(said)
     assert all(part in problem.fix for part, problem in zip(said, problems, strict=True))
 
 
 def test_an_adapter_on_the_output_of_a_tied_model_is_an_error() -> None:
     tied, untied = look("Qwen/Qwen2.5-0.5B", NOWHERE), look("Qwen/Qwen2.5-7B", NOWHERE)
-    assert [problem.severity for problem in check_targets("q_proj,lm_head", tied, PLACE)] == ["error"]
-    assert check_targets("q_proj,lm_head", untied, PLACE) == []
+    assert [problem.severity for problem in check_targets(["q_proj", "lm_head"], tied, PLACE)] == ["error"]
+    assert check_targets(["q_proj", "lm_head"], untied, PLACE) == []
 
 
 def test_targets_of_an_unknown_model_are_not_judged() -> None:
-    assert check_targets("whatever", ModelFacts("someone/something"), PLACE) == []
+    assert check_targets(["whatever"], ModelFacts("someone/something"), PLACE) == []
 
 
 def test_an_additional_target_that_is_not_there_is_an_error(model: Path) -> None:
     facts = look("tiny", model.parent)
-    assert check_additional_target("embed_tokens,lm_head", facts, PLACE) == []
-    assert "embed_tokens" in check_additional_target("embed_token", facts, PLACE)[0].fix
+    assert check_additional_target(["embed_tokens", "lm_head"], facts, PLACE) == []
+    assert "embed_tokens" in check_additional_target(["embed_token"], facts, PLACE)[0].fix
 
 
 def test_a_template_that_is_not_the_models_is_a_warning() -> None:

@@ -12,7 +12,7 @@ from iis_finetune import recipe as recipes
 from iis_finetune import runs
 from iis_finetune.models import look
 from iis_finetune.runs import Workspace
-from iis_finetune.session.smoke import overrides_of, without_devices
+from iis_finetune.session.bringup import overrides_of, without_devices
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 IN_SLOW = ("qwen7b_lora", "llama8b_lora")

@@ -19,7 +19,7 @@ from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision
 from iis_finetune.errors import Problem, ProblemsFound, RunFailed
 from iis_finetune.runs import Decided, Run, write_decided
-from iis_finetune.session.supervision import failure
+from iis_finetune.session.footing import failure
 from iis_finetune.supervise import StallLimits, Stop, Task, attempt, disk, supervise
 
 FAKE = Path(__file__).parent / "fake_training.py"

@@ -1,19 +1,19 @@
 """LLaMA-Factory's arguments: names, types, choices, limits, models and templates, without importing it."""
 
 from .llamafactory import (
-    ADAPTERS,
     LLAMAFACTORY,
-    METHODS,
     WHOLE,
     Table,
+    Template,
+    Verb,
     accepted_versions,
+    find_model,
+    find_template,
+    for_verb,
     frozen,
     frozen_table,
     table,
     version_of,
 )
-from .registers import Template, find_model, find_template
 from .schema import schema
-from .settings import Settings, settings_of, trained_with
-from .stated import as_meant, check
-from .verbs import Verb, for_verb, keys_for
+from .settings import SAME, Settings, as_meant, check, settings_of, trained_with

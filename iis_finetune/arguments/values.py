@@ -1,10 +1,11 @@
 """One value at a time: from what YAML made of a line to what LLaMA-Factory needs, or why it cannot be used."""
 
+import contextlib
 import datetime
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..errors import did_you_mean
 from ..recipe import Entry, texts
@@ -16,14 +17,16 @@ LARGEST = 2**63  # torch and numpy count in 64 bits
 NULLS = ("none", "null", "~")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 Warn = Callable[[str, str], None]
-
-
-class Form(NamedTuple):
-    """A kind of value: its types in Python, its words, and what reads another type as one that it can only mean."""
-
-    python: type | tuple[type, ...]
-    words: str
-    read: Callable[[object, str], Any]
+# The kinds of values in Python, and in words.
+TYPES: Mapping[Kind, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict}
+WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a list",
+    "dict": "a mapping",
+}
 
 
 class Refused(Exception):
@@ -43,7 +46,7 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
     _refuse_interpolation(value, argument)
     if _means_null(value, entry, argument):
         return _null(entry, argument, warn)
-    if value is False and _false_is_null(argument):
+    if value is False and argument.nullable and "str" in argument.kinds and "bool" not in argument.kinds:
         warn(f"false is read as null: '{argument.name}' takes a text", f"write '{argument.name}: null'")
         return None
     _refuse_former(value, entry, argument)
@@ -51,7 +54,7 @@ def convert(entry: Entry, argument: Argument, warn: Warn) -> Any:
         return _several(value, argument, warn)
     if str(value).strip().lower().replace("-", "_") in argument.elsewhere:
         return NOT_GIVEN
-    if argument.choices and not _native_bool(value, argument):
+    if argument.choices and not (isinstance(value, bool) and "bool" in argument.kinds):
         return _choice(value, entry, argument, warn)
     return _typed(value, entry, argument, warn)
 
@@ -82,10 +85,6 @@ def _means_null(value: object, entry: Entry, argument: Argument) -> bool:
         return False
     known = {*(argument.choices or ()), *(argument.former or {})}
     return value.lower() not in known
-
-
-def _false_is_null(argument: Argument) -> bool:
-    return argument.nullable and "str" in argument.kinds and "bool" not in argument.kinds
 
 
 def _null(entry: Entry, argument: Argument, warn: Warn) -> Any:
@@ -138,10 +137,6 @@ def _refuse_former(value: object, entry: Entry, argument: Argument) -> None:
             raise Refused(f"'{argument.name}' cannot be {_said(entry.text or value)}", f"write {wanted}")
 
 
-def _native_bool(value: object, argument: Argument) -> bool:
-    return isinstance(value, bool) and "bool" in argument.kinds
-
-
 def _choice(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     if value is False and "no" in (argument.choices or ()):
         return "no"  # YAML 1.1 reads a bare no as false, which LLaMA-Factory then refuses
@@ -166,7 +161,7 @@ def _typed(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     if isinstance(value, str) and "bool" in argument.kinds and value.lower() in ("true", "false"):
         return _loose(value, entry, argument, warn)
     for kind in argument.kinds:
-        if isinstance(value, FORMS[kind].python) and (kind == "bool" or not isinstance(value, bool)):
+        if isinstance(value, TYPES[kind]) and (kind == "bool" or not isinstance(value, bool)):
             return _finite(value, argument)
     return _loose(value, entry, argument, warn)
 
@@ -175,7 +170,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
     """A value of another type, read as what it can only mean."""
     for kind in argument.kinds:
         try:
-            taken = FORMS[kind].read(value, _as_text(entry))
+            taken = _read(kind, value, _as_text(entry))
         except (ValueError, OverflowError):
             continue
         if entry.quoted and kind in {"bool", "int", "float"}:
@@ -190,7 +185,7 @@ def _loose(value: object, entry: Entry, argument: Argument, warn: Warn) -> Any:
 def _wrong_type(value: object, entry: Entry, argument: Argument) -> Refused:
     if not argument.kinds:
         return Refused(f"'{argument.name}' cannot be given in a YAML", "remove the line")
-    what = f"'{argument.name}' takes {' or '.join(FORMS[kind].words for kind in argument.kinds)}, not {_said(value)}"
+    what = f"'{argument.name}' takes {' or '.join(WORDS[kind] for kind in argument.kinds)}, not {_said(value)}"
     if isinstance(value, bool) and "str" in argument.kinds:
         return Refused(what, f"put it in quotes: '{argument.name}: \"{_as_text(entry)}\"'")
     if argument.kinds == ("int",) and isinstance(value, float) and math.isfinite(value):
@@ -216,57 +211,31 @@ def plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _to_bool(value: object, _: str) -> bool:
+def _read(kind: Kind, value: object, text: str) -> Any:
+    """A value of another type as this kind, where it can only mean that; raises ValueError where it cannot."""
     word = str(value).strip().lower()
-    if isinstance(value, str | int) and word in TRUE + FALSE:
-        return word in TRUE
-    raise ValueError(word)
-
-
-def _to_int(value: object, text: str) -> int:
-    number = _to_float(value, text)
-    if float(number).is_integer():
-        return int(number)
+    match kind, value:
+        case "bool", str() | int() if word in TRUE + FALSE:
+            return word in TRUE
+        case "int", _ if float(number := _number(value)).is_integer():
+            return int(number)
+        case "float", _:
+            return _number(value)
+        case "str", int() | float() if not isinstance(value, bool):
+            return text  # as it was written, not what YAML made of it: `model_revision: 1.10` is no 1.1
+        case "list", str():
+            return [value]
+        case "dict", str() if isinstance(read := json.loads(value), dict):
+            return read
     raise ValueError(text)
 
 
-def _to_float(value: object, text: str) -> int | float:
+def _number(value: object) -> int | float:
     """A number stays what it is: LLaMA-Factory reads `val_size: 1` as one row."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             return int(value)
-        except ValueError:
-            return float(value)
-    raise ValueError(text)
-
-
-def _to_str(value: object, text: str) -> str:
-    """What the person wrote, not what YAML made of it: `model_revision: 1.10` is no 1.1."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return text
-    raise ValueError(text)
-
-
-def _to_list(value: object, text: str) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    raise ValueError(text)
-
-
-def _to_dict(value: object, text: str) -> dict[str, Any]:
-    read = json.loads(value) if isinstance(value, str) else None
-    if isinstance(read, dict):
-        return read
-    raise ValueError(text)
-
-
-FORMS: Mapping[Kind, Form] = {
-    "bool": Form(bool, "true or false", _to_bool),
-    "int": Form(int, "a whole number", _to_int),
-    "float": Form((int, float), "a number", _to_float),
-    "str": Form(str, "a text", _to_str),
-    "list": Form(list, "a list", _to_list),
-    "dict": Form(dict, "a mapping", _to_dict),
-}
+        return float(value)
+    raise ValueError(value)

@@ -76,9 +76,7 @@ def _look(subject: Subject, quick: bool, as_json: bool) -> None:
 
 
 def _install_plan(plan: clinic.InstallPlan, as_json: bool) -> None:
-    if as_json:
-        show.document(to_builtins(plan))
-        return
+    show.answer(to_builtins(plan), as_json)
     sure = "" if plan.confirmed else "; nobody of this project has run it on such a card"
     show.line(f"# {plan.machine}\n# from: {plan.source}{sure}")
     if plan.note:

@@ -44,9 +44,7 @@ def download(
         show.verdict(hub.verify(folder), document, f"{folder}: every file is as it was fetched")
     say = show.aside if as_json else show.line
     fetched = fetch(request, say)
-    if as_json:
-        show.document(fetched.as_json())
-        return
+    show.answer(fetched.as_json(), as_json)
     show.line(f"{fetched.manifest.model}: {fetched.folder} ({decimal(fetched.manifest.size_bytes)}), {fetched.reason}")
     show.line("next: iis-finetune models")
 
@@ -84,9 +82,7 @@ def _request(asked: str, source: Any, to: Path | None, revision: str | None, off
 def models(as_json: AsJson = False) -> None:
     """The base models on disk: where from, which revision, how big, when verified."""
     found = hub.installed(workspace().models, dict(os.environ))
-    if as_json:
-        show.document({"models": [each.as_json() for each in found]})
-        return
+    show.answer({"models": [each.as_json() for each in found]}, as_json)
     if not found:
         show.line(f"no models in {workspace().models}\nnext: iis-finetune recipes")
         return

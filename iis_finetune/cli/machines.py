@@ -12,9 +12,7 @@ COLUMNS = ("name", "card", "architecture", "memory_gib", "precision", "attention
 def machines(as_json: AsJson = False) -> None:
     """List the machines that --on takes, and what is known of each."""
     rows = [_row(name) for name in machine.profiles()]
-    if as_json:
-        show.document({"machines": rows})
-        return
+    show.answer({"machines": rows}, as_json)
     show.table([column.replace("_gib", " GiB") for column in COLUMNS], [list(row.values()) for row in rows])
     show.line("\nAn architecture (gfx1100, sm_89) and a card's own name do as well; NAMEx2 is two of them.")
     show.line("knowledge: documented by the maker or a public run, never run by us; else derived, or reported once.")

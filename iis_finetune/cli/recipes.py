@@ -23,9 +23,7 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
         _copy(*copy)
         return
     rows = [_row(path) for path in recipe_files.registered(workspace().recipes).values()]
-    if as_json:
-        show.document({"recipes": rows})
-        return
+    show.answer({"recipes": rows}, as_json)
     if not rows:
         what, fix = f"no recipes in {workspace().recipes}", "go to the project's folder, or give the path of a recipe"
         raise Misused(what, fix)

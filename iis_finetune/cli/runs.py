@@ -31,9 +31,7 @@ def runs_(as_json: AsJson = False, delete: Delete = None, yes: Yes = False) -> N
         _delete(run_named(delete), yes)
         return
     rows, without = [_row(run) for run in runs.listed(workspace())], list(runs.starts(workspace()))
-    if as_json:
-        show.document({"runs": rows, "starts": [_of_start(each) for each in without]})
-        return
+    show.answer({"runs": rows, "starts": [_of_start(each) for each in without]}, as_json)
     if not rows and not without:
         show.line("no runs yet\nnext: iis-finetune recipes")
         return
@@ -106,13 +104,12 @@ def status(run: RunName = "last", as_json: AsJson = False) -> None:
     """One run: state, step, loss, rates, processes, attempts, events."""
     start = newest_start(run)
     if start:
-        show.document(_of_start(start)) if as_json else _tell_start(start)
+        show.answer(_of_start(start), as_json)
+        _tell_start(start)
         return
     found = runs.find(workspace(), run)
     content = _status(found)
-    if as_json:
-        show.document(content)
-        return
+    show.answer(content, as_json)
     for key in ("run", "state", "step", "total_steps", "loss", "grad_norm", "tokens_per_second"):
         show.line(f"{key:18} {show.cell(content[key])}")
     if content["held_out"]:

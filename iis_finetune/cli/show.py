@@ -42,6 +42,13 @@ def document(content: Any) -> None:
     line(json.dumps(content, indent=2, ensure_ascii=False, default=str))
 
 
+def answer(content: Any, as_json: bool) -> None:
+    """What was found as a document, with which a verb ends where one was asked for; people are told it in its place."""
+    if as_json:
+        document(content)
+        raise typer.Exit
+
+
 def problems(found: Sequence[Problem], nothing_started: bool = True) -> None:
     """Every problem with its place and its fix, then the count; to stderr."""
     for problem in found:

@@ -109,8 +109,7 @@ def resume(
 
 def _nodes_of(run: Run, master: str) -> Nodes | None:
     """The place among several machines that a run was started with; the first may have a new address."""
-    decided = runs.read_decided(run)
-    nodes = decided.nodes if decided else None
+    nodes = runs.read_decided(run).nodes
     return nodes_of(nodes.number, nodes.rank, master) if nodes and master else nodes
 
 

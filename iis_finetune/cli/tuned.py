@@ -107,9 +107,7 @@ def export(
         wanted = exporting.Export(target, subject.environment, dtype, subject.run, replaced, wish)
         made = exporting.export(subject.trained, wanted)
     show.problems(made.problems, nothing_started=False)
-    if as_json:
-        show.document({"folder": str(made.folder), "dtype": made.dtype, **made.found, "gguf": made.gguf})
-        return
+    show.answer({"folder": str(made.folder), "dtype": made.dtype, **made.found, "gguf": made.gguf}, as_json)
     _say(made, subject.trained.name)
     if subject.run:
         show.line(f"next: iis-finetune report {subject.run.number:04d}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..decision import Decision, Source
+from ..decision import Decision
 from ..errors import Place, Problem
 from .computer import bitsandbytes_libraries, package_version
 from .knowledge import Row, architecture, filled, rocm_version, version_numbers
@@ -21,15 +21,15 @@ def _asked(wanted: str, automatic: str) -> str:
     return f"asked for; auto would choose {automatic} here" if wanted != automatic else "asked for, as auto would"
 
 
-def decide_precision(machine: Machine, wanted: str = "auto", source: Source = "recipe") -> Decided:
+def decide_precision(machine: Machine, wanted: str = "auto") -> Decided:
     """fp32, fp16, bf16 or as-saved; what the machine cannot do is an error, what it does slowly a warning."""
     policy = _cell(machine, "precision")
     if wanted == "auto":
         return Decision("precision", policy["value"], "machine table", policy["reason"]), []
     if wanted == "as-saved":
         reason = "asked for: LLaMA-Factory keeps the data type that the base model was saved in"
-        return Decision("precision", wanted, source, reason), []
-    decision = Decision("precision", wanted, source, _asked(wanted, policy["value"]))
+        return Decision("precision", wanted, "recipe", reason), []
+    decision = Decision("precision", wanted, "recipe", _asked(wanted, policy["value"]))
     return decision, _precision_problems(machine, wanted, f"remove the line: auto picks {policy['value']} here")
 
 
@@ -52,12 +52,12 @@ def emulates(machine: Machine, precision: str) -> bool:
     return cell.get("value") == "emulated" and not set(cell.get("unless_flags", ())) & set(machine.cpu_flags)
 
 
-def decide_attention(machine: Machine, precision: str, wanted: str = "auto", source: Source = "recipe") -> Decided:
+def decide_attention(machine: Machine, precision: str, wanted: str = "auto") -> Decided:
     """disabled, sdpa or fa2 (LLaMA-Factory's `flash_attn`), for the precision that was decided."""
     automatic, reason = _automatic_attention(machine, precision)
     if wanted == "auto":
         return Decision("attention", automatic, "machine table", reason), []
-    decision = Decision("attention", wanted, source, _asked(wanted, automatic))
+    decision = Decision("attention", wanted, "recipe", _asked(wanted, automatic))
     fix = f"remove the line: auto picks {automatic} here"
     if wanted == "fa2":
         return decision, _flash_problems(machine, precision, fix)

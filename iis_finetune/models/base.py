@@ -87,8 +87,7 @@ def _finished(name: str, workspace: Workspace) -> list[Run]:
 
 def adapters_of(run: Run) -> tuple[Path, ...]:
     """The adapters that a run's result is loaded with, its own last."""
-    decided = read_decided(run)
-    return tuple(map(Path, stacked(decided.arguments if decided else {}, run.result)))
+    return tuple(map(Path, stacked(read_decided(run).arguments, run.result)))
 
 
 def stacked(arguments: Mapping[str, Any], result: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Do a recipe's adapter, lora_target and template belong to this model?"""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ LORA_TENSOR = re.compile(r"\.([^.]+)\.lora_([AB])\.(?:[^.]+\.)?weight$")
 VIEW = re.compile(r"(-[0-9a-f]{8})?@(fp32|fp16|bf16)$")
 
 
-def check_targets(lora_target: Any, facts: ModelFacts, place: Place) -> list[Problem]:
+def check_targets(names: Sequence[str], facts: ModelFacts, place: Place) -> list[Problem]:
     """Names that match no layer of this model: PEFT ignores them silently when another one matches."""
-    names = _names(lora_target)
     if names == ["all"] or not facts.linear_layers:
         return []
     if "all" in names:
@@ -28,15 +27,9 @@ def check_targets(lora_target: Any, facts: ModelFacts, place: Place) -> list[Pro
     return [*_unknown(names, known, facts, place), *_tied(names, facts, place)]
 
 
-def check_additional_target(names: Any, facts: ModelFacts, place: Place) -> list[Problem]:
+def check_additional_target(names: Sequence[str], facts: ModelFacts, place: Place) -> list[Problem]:
     """Names of whole modules to train that this model does not have: they would silently stay untrained."""
-    listed = _names(names)
-    return _unknown(listed, set(facts.modules), facts, place) if facts.modules else []
-
-
-def _names(value: Any) -> list[str]:
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
-    return [str(part).strip() for part in parts if str(part).strip()]
+    return _unknown(names, set(facts.modules), facts, place) if facts.modules else []
 
 
 def _unknown(names: Iterable[str], known: set[str], facts: ModelFacts, place: Place) -> list[Problem]:

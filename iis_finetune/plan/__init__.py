@@ -4,12 +4,11 @@ from msgspec.structs import replace
 
 from ..arguments import settings_of
 from ..errors import in_file_order
-from .choices import accumulation, attention, environment, micro_batch, output, precision
+from .choices import accumulation, attention, environment, micro_batch, output, precision, starting_point
 from .fit import NO_TRAINING, fit, machine_problems
 from .measured import global_batch, key_of, now_of, stated, tuned
 from .processes import UNNAMED, launcher, several_nodes, several_processes
 from .record import Inputs, Plan
-from .starting_point import starting_point
 
 STEPS = (
     *(precision, attention, starting_point, micro_batch, launcher, accumulation, output),

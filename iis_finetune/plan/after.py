@@ -77,9 +77,8 @@ def tuned_weights(arguments: Mapping[str, Any], result: Path) -> Weights:
 
 def trained_by(run: Run, result: Path) -> Trained:
     """What a run left in `result`, its output folder or one checkpoint of it."""
-    arguments, decided = read_arguments(run), read_decided(run)
-    precision = decided.precision if decided else "as-saved"
-    return Trained(run.name, arguments, tuned_weights(arguments, result.resolve()), precision)
+    arguments = read_arguments(run)
+    return Trained(run.name, arguments, tuned_weights(arguments, result.resolve()), read_decided(run).precision)
 
 
 def _loaded(weights: Weights) -> dict[str, Any]:

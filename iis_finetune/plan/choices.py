@@ -1,4 +1,6 @@
-"""The steps that choose precision, attention, batch, output and environment variables of any training."""
+"""The steps that choose where a training starts, its precision, attention, batch, output and environment."""
+
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -6,11 +8,13 @@ from ..arguments import LLAMAFACTORY, version_of
 from ..decision import Decision
 from ..errors import Problem
 from ..machine import decide_attention, decide_environment, decide_precision
-from ..models import Base
+from ..models import Base, needs_view, view_path
+from ..rules import needs_reference
+from ..runs import Workspace
+from ..tables import read
 from .record import Plan
 
 ATTENTIONS = ("disabled", "sdpa", "fa2")  # LLaMA-Factory's flash_attn has the same names
-PRECISION_SWITCHES = ("pure_bf16", "bf16", "fp16")
 HOOK = "{kit}/hook"
 AUDIO_PLACEHOLDER = "{kit}/hook/torchaudio_placeholder"
 PPO_ENVIRONMENT = "{ppo}"
@@ -18,7 +22,7 @@ PPO_ENVIRONMENT = "{ppo}"
 
 def precision(plan: Plan) -> Plan:
     """Decide the precision (fp32, fp16, bf16 or as-saved) and write it as LLaMA-Factory's switches."""
-    plan, stated = plan.heard("precision", *PRECISION_SWITCHES)
+    plan, stated = plan.heard("precision")
     wanted, key = _stated_precision(plan, stated) if stated else (str(plan.recipe.kit.precision), "kit.precision")
     decision, problems = decide_precision(plan.machine, wanted)
     chosen = str(decision.value)
@@ -41,7 +45,7 @@ def _stated_precision(plan: Plan, stated: list[str]) -> tuple[str, str]:
 
 def attention(plan: Plan) -> Plan:
     """Decide the attention implementation and write it as flash_attn."""
-    plan, stated = plan.heard("attention", "flash_attn")
+    plan, stated = plan.heard("attention")
     key = "flash_attn" if stated else "kit.attention"
     wanted = plan.settings["flash_attn"] if stated else str(plan.recipe.kit.attention)
     if wanted not in ("auto", *ATTENTIONS):
@@ -85,36 +89,11 @@ def _batch_clash(plan: Plan, wanted: int, step: int) -> list[Problem]:
     return [Problem(what, "keep one of the two lines", plan.recipe.place("gradient_accumulation_steps"))]
 
 
-FORCED = (
-    ("output_dir", "{run}/output", "every run has a folder of its own"),
-    ("overwrite_output_dir", False, "the folder is new, nothing is overwritten"),
-    ("resume_from_checkpoint", None, "a run starts fresh; `resume RUN` continues one"),
-)
-CHOSEN = (
-    ("dataset_dir", "{data}", "data/ below the current folder"),
-    ("plot_loss", True, "a picture of the loss beside the result"),
-    ("include_num_input_tokens_seen", True, "tokens per second in the progress and the report"),
-    ("disable_gradient_checkpointing", False, "about 30 % slower for about half the activation memory"),
-    ("logging_nan_inf_filter", False, "a loss that is not a number is shown as such, not as 0"),
-    ("report_to", "none", "nothing leaves this machine unless the recipe names a tracker"),
-)
-# The variable, the run's own folder that it names, why; the last one is for a run that reports to TensorBoard.
-FOLDERS = (
-    (
-        "HF_DATASETS_CACHE",
-        "{run}/cache",
-        "the data cache is keyed on path and time: in the run's own folder, an edited file is always read anew",
-    ),
-    ("TENSORBOARD_LOGGING_DIR", "{run}/tensorboard", "the curves of all attempts of a run lie together"),
-)
-
-
 def output(plan: Plan) -> Plan:
     """The run's own output folder, and what makes its result readable and repeatable."""
-    for row in FORCED:
-        plan = plan.force(*row)
-    for row in CHOSEN:
-        plan = plan.choose(*row)
+    for row in read("kit_defaults.json")["arguments"]:
+        decide = plan.force if row.get("forced") else plan.choose
+        plan = decide(row["name"], row["value"], row["reason"])
     if plan.settings["pissa_init"] and not plan.settings["pissa_convert"]:
         # LLaMA-Factory's default, the fast decomposition, draws at random and cannot be made again.
         reason = "the exact decomposition: a resume, a chat and the export start from the same"
@@ -129,8 +108,9 @@ def environment(plan: Plan) -> Plan:
     paths = [HOOK, *([AUDIO_PLACEHOLDER] if plan.machine.torchaudio_placeholder else [])]
     variables |= {"PYTHONPATH": ":".join(paths), "IIS_RUN": "{run}", "IIS_PRECISION": plan.precision}
     plan = plan.export(variables).note(*decided)
-    for name, folder, reason in FOLDERS if "tensorboard" in plan.settings.names("report_to") else FOLDERS[:1]:
-        plan = plan.export({name: folder}).note(Decision(f"environment.{name}", folder, "kit default", reason))
+    for row in read("kit_defaults.json")["variables"]:
+        if row.get("with") in (None, *plan.settings.names("report_to")):
+            plan = plan.export_for(row["reason"], row["name"], row["value"])
     for name, value in plan.recipe.kit.env.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         plan = plan.export({name: text}).keep(f"environment.{name}", text, "kit.env")
@@ -139,11 +119,10 @@ def environment(plan: Plan) -> Plan:
 
 def _ppo(plan: Plan, reward: Base | None) -> Plan:
     """Name the environment that has a LLaMA-Factory which can, and the result that `kit.reward` stands for."""
-    # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
-    plan = plan.export({"VIRTUAL_ENV": PPO_ENVIRONMENT, "IIS_STAGE": "ppo"})
     able = version_of("ppo")
     reason = f"LLaMA-Factory {LLAMAFACTORY} cannot run PPO; {able} can, in an environment of its own (make setup-ppo)"
-    plan = plan.note(Decision("environment.VIRTUAL_ENV", PPO_ENVIRONMENT, "kit default", reason))
+    # VIRTUAL_ENV is what activating an environment sets: its programs come first on PATH.
+    plan = plan.export_for(reason, "VIRTUAL_ENV", PPO_ENVIRONMENT).export({"IIS_STAGE": "ppo"})
     if reward is None:
         return plan
     plan = plan.note(Decision("reward", reward.recipe.name, "recipe", "named by kit.reward"))
@@ -151,3 +130,59 @@ def _ppo(plan: Plan, reward: Base | None) -> Plan:
     if reward.whole or reward.adapters:
         plan = plan.write(reward_model=str(reward.model if reward.whole else reward.adapters[-1]))
     return plan
+
+
+def starting_point(plan: Plan) -> Plan:
+    """Write where the model is read from; `view_of` is the folder that a precision view has to be made of."""
+    inputs, settings = plan.inputs, plan.settings
+    name = inputs.model.name  # a hub's, or the path of a folder that kit.base has still to make
+    expected = inputs.workspace.models / (name if Path(name).is_absolute() else name.replace("/", "--"))
+    folder = inputs.workspace.root / (inputs.model.folder or expected)
+    # A full training keeps FP32 weights under bf16 or fp16 autocast: rounding them first would only lose digits.
+    whole = settings["finetuning_type"] == "full" and plan.precision != "fp32"
+    view = needs_view(inputs.model, plan.precision) and not whole
+    path = view_path(folder, plan.precision, inputs.workspace.models) if view else folder
+    placed = _placed(path, inputs.workspace)
+    if inputs.base:
+        plan = plan.note(Decision("base", inputs.base.recipe.name, "recipe", "named by kit.base"))
+    plan = plan.write(model_name_or_path=placed)
+    if inputs.base and not inputs.base.whole:
+        plan = _adapters(plan, inputs.base)
+    if not view:
+        return plan
+    held = inputs.model.dtype or "a precision that is not known here"
+    reason = f"the checkpoint holds {held}; LLaMA-Factory trains in what the model folder says"
+    # The adapter is to name the original, not the view.
+    plan = plan.export({"IIS_BASE": _placed(folder, inputs.workspace)})
+    return replace(plan.note(Decision("precision view", placed, "kit default", reason)), view_of=folder)
+
+
+def _placed(path: Path, workspace: Workspace) -> str:
+    try:
+        return f"{{models}}/{path.relative_to(workspace.models)}"
+    except ValueError:
+        return str(path)
+
+
+def _adapters(plan: Plan, base: Base) -> Plan:
+    """Go on with the adapter of `kit.base`, or put a new one on top where the base's result is the reference."""
+    if base.adapters:
+        plan = plan.write(adapter_name_or_path=",".join(map(str, base.adapters)))
+    shown = str(plan.arguments.get("adapter_name_or_path", f"the result of {base.recipe.name}"))
+    if needs_reference(plan.settings) and not plan.stated("ref_model"):
+        plan = _reference(plan, shown)
+    stacked = plan.settings["create_new_adapter"]
+    what = "merged into the model as it is loaded; a new one is trained on top" if stacked else "trained on"
+    return plan.note(Decision("adapter_name_or_path", shown, "recipe", f"the adapter of kit.base, {what}"))
+
+
+def _reference(plan: Plan, adapter: str) -> Plan:
+    """Have the loss compare with the result of `kit.base`: without its adapter a model is what came before that."""
+    bits = plan.settings["quantization_bit"]
+    if not bits:
+        reason = "the reference is the model without the adapter in training, and is to be the result of kit.base"
+        return plan.choose("create_new_adapter", True, reason)
+    reason = "a quantised model takes one adapter, so a second copy of both is the reference"
+    plan = plan.choose("ref_model", plan.arguments["model_name_or_path"], reason)
+    plan = plan.choose("ref_model_adapters", adapter, reason)
+    return plan.choose("ref_model_quantization_bit", bits, reason)

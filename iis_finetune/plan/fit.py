@@ -8,18 +8,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import Problem, errors_of
-from ..machine import (
-    Machine,
-    compile_problems,
-    emulates,
-    fused_attention,
-    offload_problems,
-    quantization_problems,
-)
+from ..machine import Machine, compile_problems, emulates, offload_problems, quantization_problems
 from ..recipe import Recipe
 from ..rules import Case, check
 from .measured import corrected
-from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
+from .memory import MemoryEstimate, estimate, offloaded_gib
 from .record import Inputs, Launcher, Plan
 
 LEAST_TOKENS = 256
@@ -42,35 +35,21 @@ class Remedy(Struct, frozen=True):
         return f"{' and '.join(self.lines)} ({self.memory.per_device_gib:.1f} GiB{against})"
 
 
-def workload(plan: Plan, launcher: Launcher) -> Workload:
-    """What the memory estimate needs to know of a training that is launched so."""
-    return Workload(
-        settings=plan.settings,
-        precision=plan.precision,
-        attention=plan.attention,
-        launcher=launcher.name,
-        processes=launcher.processes,
-        accelerator=plan.machine.accelerator,
-        fused_attention=fused_attention(plan.machine, plan.recipe.kit.env),
-        accumulates=True,  # the larger need: with a single micro-batch a step less is held
-    )
-
-
 def limit_gib(machine: Machine) -> float | None:
     return min((device.memory_gib for device in machine.devices), default=machine.memory_gib)
 
 
 def needed(plan: Plan, launcher: Launcher) -> MemoryEstimate:
     """What a device needs when the training is launched so; nothing is known where the model's shapes are not."""
-    work = workload(plan, launcher)
-    host_gib = offloaded_gib(plan.inputs.model, work) * launcher.here or None
-    return replace(estimate(plan.inputs.model, work, limit_gib(plan.machine)), host_gib=host_gib)
+    case = plan.case(launcher)
+    host_gib = offloaded_gib(case) * launcher.here or None
+    return replace(estimate(case, limit_gib(plan.machine)), host_gib=host_gib)
 
 
 def problems_of_offload(plan: Plan, launcher: Launcher) -> list[Problem]:
     """What speaks against keeping a part in the computer's own memory: a slow processor, and too little memory."""
-    work, there = workload(plan, launcher), plan.machine.memory_gib
-    slow = offload_problems(plan.machine) if work.sharing.offloads and work.sharing.zero_stage else []
+    sharing, there = plan.case(launcher).sharing, plan.machine.memory_gib
+    slow = offload_problems(plan.machine) if sharing.offloads and sharing.zero_stage else []
     place = plan.recipe.place(next(iter(plan.stated("deepspeed", "fsdp")), "kit.launcher"))
     found = [dataclasses.replace(each, where=place) for each in slow]
     need = needed(plan, launcher).host_gib or 0.0
@@ -126,8 +105,7 @@ def _try(plan: Plan, planned: Planner, lines: Lines) -> Remedy | None:
 
 
 def _problems(plan: Plan) -> list[Problem]:
-    chosen = (plan.processes, plan.launcher, plan.precision)
-    case = Case(plan.recipe, plan.settings, plan.machine, plan.inputs.model, *chosen)
+    case = plan.case()
     return [*plan.problems, *check(case), *machine_problems(case), *problems_of_offload(plan, plan.launch)]
 
 
@@ -146,10 +124,9 @@ def _changes(plan: Plan) -> list[Lines]:
     """The lines to try, those first that change the result least."""
     settings, several = plan.settings, plan.processes > 1
     method, half = settings["finetuning_type"], settings["cutoff_len"] // 2
-    evaluates = settings["do_eval"] or settings["eval_strategy"] != "no"
     launchers = ("zero3", "zero3_offload") if several else ()
     mild = (
-        (evaluates and settings["per_device_eval_batch_size"] > 1, "per_device_eval_batch_size: 1"),
+        (plan.case().evaluates and settings["per_device_eval_batch_size"] > 1, "per_device_eval_batch_size: 1"),
         (settings["disable_gradient_checkpointing"], "disable_gradient_checkpointing: false"),
         (settings["per_device_train_batch_size"] > 1, "per_device_train_batch_size: 1"),
         *((True, f"kit.launcher: {name}") for name in launchers if name != plan.launcher),

@@ -7,20 +7,19 @@ from functools import reduce
 
 from msgspec.structs import replace
 
-from ..arguments import version_of
+from ..arguments import SAME, version_of
 from ..decision import Decision
 from ..errors import COMMAND_LINE, errors_of
 from ..recipe import Recipe
 from ..rules import Case
 from ..runs import Key, Measured, Value, matching
-from .choices import PRECISION_SWITCHES
 from .memory import MEASURED, MemoryEstimate
 from .record import Inputs, Plan
 
 MICRO_BATCH, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 TOGETHER = (  # what says the same, or was measured together: a recipe that states one of them has stated all
-    {"kit.precision", "kit.attention", "flash_attn", *PRECISION_SWITCHES},
-    {"kit.launcher", "kit.devices", "deepspeed", "fsdp", ACCUMULATION},
+    {"kit.precision", "kit.attention", *SAME["precision"], *SAME["attention"]},
+    {"kit.launcher", "kit.devices", *SAME["launcher"], ACCUMULATION},
     {MICRO_BATCH, ACCUMULATION},
 )
 Values = Mapping[str, Value]

@@ -5,12 +5,11 @@ from fnmatch import fnmatch
 from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import asdict
 
-from ..arguments import WHOLE, Settings
-from ..models import ModelFacts, Shapes, layers_of
+from ..arguments import WHOLE
+from ..models import Shapes, layers_of
 from ..rules import (
-    Sharing,
+    Case,
     block_parameters,
     low_rank_states,
     needs_reference,
@@ -28,50 +27,6 @@ HALF = ("bf16", "fp16")
 PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
 MEASURED = "measured beside the estimate"  # the item that makes the sum of the others what was measured
 NO_SHAPES = "the sizes of the model are not known"
-
-
-class Workload(Struct, frozen=True):
-    """What decides the need beside the model: a training's settings and what was decided beside them.
-
-    The `processes` share the model as `launcher` says. `fused_attention` is false where sdpa has only its math form,
-    which keeps all scores (gfx906 and others); `accumulates` says that gradients of earlier micro-batches are there
-    during the forward pass.
-    """
-
-    settings: Settings
-    precision: str
-    attention: str
-    launcher: str
-    processes: int
-    accelerator: str
-    fused_attention: bool
-    accumulates: bool
-
-    @property
-    def method(self) -> str:
-        return str(self.settings["finetuning_type"])
-
-    @property
-    def sharing(self) -> Sharing:
-        return Sharing(self.launcher, self.settings)
-
-    def rows(self, of: str = "train") -> int:
-        """Rows of one forward pass; a pair of answers is two."""
-        return int(self.settings[f"per_device_{of}_batch_size"]) * (2 if self.settings["stage"] in PAIRS else 1)
-
-    @property
-    def evaluates(self) -> bool:
-        return bool(self.settings["do_eval"]) or self.settings["eval_strategy"] != "no"
-
-    @property
-    def reference(self) -> bool:
-        """Whether a second copy of the model is loaded to compare with; LoRA switches its adapter off instead."""
-        alone = self.method == "lora" and not self.settings["ref_model"]
-        return needs_reference(self.settings) and not alone
-
-    @property
-    def checkpointing(self) -> bool:
-        return not self.settings["disable_gradient_checkpointing"]
 
 
 class MemoryEstimate(Struct, frozen=True):
@@ -107,9 +62,6 @@ class MemoryEstimate(Struct, frozen=True):
     def largest(self) -> str | None:
         return max(self.items, key=lambda name: self.items[name], default=None)
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class _Sizes(Struct, frozen=True):
     """Numbers of parameters, and bytes of one of them as it is stored.
@@ -117,9 +69,8 @@ class _Sizes(Struct, frozen=True):
     `trained` are the layers that are trained; of the `trainable` parameters `active` have gradients at a time.
     """
 
+    case: Case
     shapes: Shapes
-    facts: ModelFacts
-    work: Workload
     stored: int
     trained: Mapping[str, tuple[int, int]]
     trainable: float
@@ -127,103 +78,111 @@ class _Sizes(Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        return self.work.method in WHOLE
+        return self.case["finetuning_type"] in WHOLE
 
     @property
     def autocast(self) -> bool:
-        return self.work.precision in HALF and not self.work.settings["pure_bf16"]
+        return self.case.precision in HALF and not self.case["pure_bf16"]
 
     @property
     def uncast(self) -> bool:
         """Whether what trains stays in the dtype of the weights: LLaMA-Factory casts it to fp32 otherwise."""
-        settings = self.work.settings
-        return bool(settings["pure_bf16"] or settings["use_badam"]) or (_zero(self.work) and self.autocast)
+        return self.case.some("pure_bf16", "use_badam") or (self.case.zero_stage is not None and self.autocast)
 
     @property
     def gradients(self) -> float:
-        each = 4 if self.work.settings["use_badam"] or not self.uncast else self.stored
-        at_once = self.active if self.work.sharing.stage == 1 else self.active / self.shards
+        each = 4 if self.case["use_badam"] or not self.uncast else self.stored
+        at_once = self.active if self.case.sharing.stage == 1 else self.active / self.shards
         return at_once * each
 
     @property
     def shards(self) -> int:
         """Into how many parts the optimizer's states are cut."""
-        return self.work.processes if self.work.sharing.stage else 1
+        return self.case.processes if self.case.sharing.stage else 1
 
     @property
     def parameters(self) -> int:
-        return self.facts.parameters or 0
+        return self.case.model.parameters or 0
 
     @property
     def embedding(self) -> int:
         return self.shapes.vocabulary_size * self.shapes.hidden_size
 
 
-def estimate(facts: ModelFacts, work: Workload, device_memory_gib: float | None) -> MemoryEstimate:
-    """Estimate the peak of one device: what is always held, and the moment of a step that holds most beside it."""
-    sizes = _sizes_of(facts, work)
+def estimate(case: Case, device_memory_gib: float | None, accumulates: bool = True) -> MemoryEstimate:
+    """Estimate the peak of one device: what is always held, and the moment of a step that holds most beside it.
+
+    `accumulates`: gradients of earlier micro-batches are there during the forward pass, which is the larger need.
+    """
+    facts, sizes, accelerator = case.model, _sizes_of(case), case.machine.accelerator
     if sizes is None:
         nothing = f"{NO_SHAPES}{'' if facts.known else f': {facts.name} is neither on disk nor in the built-in table'}"
-        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=_unknown(facts, work) or (nothing,))
-    moment = max(_moments(sizes), key=lambda items: sum(items.values()))
+        return MemoryEstimate(limit_gib=device_memory_gib, not_counted=_unknown(case) or (nothing,))
+    moment = max(_moments(sizes, accumulates), key=lambda items: sum(items.values()))
     held = {**_weights(sizes), **_optimizer(sizes), **_exchange(sizes)}
     items = {name: size / GIB for name, size in {**held, **moment}.items() if size > 0}
-    items["device context"] = read("memory.toml")["context_gib"][work.accelerator]["value"]
-    if allocator := read("memory.toml")["allocator"].get(work.accelerator):
+    items["device context"] = read("memory.toml")["context_gib"][accelerator]["value"]
+    if allocator := read("memory.toml")["allocator"].get(accelerator):
         items["allocator"] = allocator["gib"] + allocator["share"] * sum({**items, "device context": 0}.values())
     items = {name: size for name, size in items.items() if size}
-    return MemoryEstimate(sum(items.values()), device_memory_gib, items, _left_out(facts, work.settings))
+    return MemoryEstimate(sum(items.values()), device_memory_gib, items, _left_out(case))
 
 
-def offloaded_gib(facts: ModelFacts, work: Workload) -> float:
+def offloaded_gib(case: Case) -> float:
     """What each process at least keeps in the computer's own memory; 0 without offload, or where it is not known.
 
     The optimizer's states with fp32 gradients, and ZeRO's fp32 masters (DeepSpeed zero/stage_1_and_2.py, stage3.py).
     """
-    sizes = _sizes_of(facts, work)
-    if sizes is None or not work.sharing.offloads:
+    sizes = _sizes_of(case)
+    if sizes is None or not case.sharing.offloads:
         return 0.0
-    each = _optimizer_row(work.settings)["bytes"] + (8 if _zero(work) else 4)
-    weights = sizes.parameters * sizes.stored if work.sharing.offloads_weights else 0
-    return float(sizes.trainable * each + weights) / work.processes / GIB
+    each = _optimizer_row(case)["bytes"] + (8 if case.zero_stage is not None else 4)
+    weights = sizes.parameters * sizes.stored if case.sharing.offloads_weights else 0
+    return float(sizes.trainable * each + weights) / case.processes / GIB
 
 
-def _sizes_of(facts: ModelFacts, work: Workload) -> _Sizes | None:
-    trainable = trained_parameters(facts, work.settings)
-    if _unknown(facts, work) or facts.shapes is None or facts.parameters is None or not facts.linear_layers:
+def _sizes_of(case: Case) -> _Sizes | None:
+    facts, settings, precision = case.model, case.settings, case.precision
+    trainable = trained_parameters(facts, settings)
+    unknown = _unknown(case) or facts.parameters is None or not facts.linear_layers
+    if unknown or facts.shapes is None or trainable is None:
         return None
-    if trainable is None:
-        return None
-    stored = 4 if work.precision == "fp32" else 2 if work.precision in HALF else BYTES.get(facts.dtype or "", 4)
-    active = trained_at_once(facts, work.settings, trainable)
-    return _Sizes(facts.shapes, facts, work, stored, trained_layers(facts, work.settings), trainable, active)
+    stored = 4 if precision == "fp32" else 2 if precision in HALF else BYTES.get(facts.dtype or "", 4)
+    active = trained_at_once(facts, settings, trainable)
+    return _Sizes(case, facts.shapes, stored, trained_layers(facts, settings), trainable, active)
 
 
-def _unknown(facts: ModelFacts, work: Workload) -> tuple[str, ...]:
+def _unknown(case: Case) -> tuple[str, ...]:
     """Why nothing can be said: programs and models whose memory the formulas do not describe."""
-    settings, config = work.settings, facts.config
-    rows, known = read("memory.toml")["unknown"], facts.shapes is not None and layers_of(facts.shapes)
-    found = [row["what"] for row in rows if row.get("argument") and settings[row["argument"]]]
+    shapes, config = case.model.shapes, case.model.config
+    rows, known = read("memory.toml")["unknown"], shapes is not None and layers_of(shapes)
+    found = [row["what"] for row in rows if row.get("argument") and case[row["argument"]]]
     found += [row["what"] for row in rows if not known and any(config.get(key) for key in row.get("config", ()))]
-    if work.sharing.stage is None:
-        found.append(f"the DeepSpeed configuration {settings['deepspeed']} cannot be read")
+    if case.sharing.stage is None:
+        found.append(f"the DeepSpeed configuration {case['deepspeed']} cannot be read")
     return tuple(found)
 
 
-def _left_out(facts: ModelFacts, settings: Settings) -> tuple[str, ...]:
+def _left_out(case: Case) -> tuple[str, ...]:
     """What a training holds beside the items."""
     possible = {
-        "the reward model and the answers that are written": settings["stage"] == "ppo",
-        "images, sound and the parts that read them": {"vision_config", "audio_config"} & set(facts.config),
-        "the modules of additional_target": settings["additional_target"],
-        "the sizes of ref_model, taken for those of the model": settings["ref_model"],
+        "the reward model and the answers that are written": case["stage"] == "ppo",
+        "images, sound and the parts that read them": {"vision_config", "audio_config"} & set(case.model.config),
+        "the modules of additional_target": case["additional_target"],
+        "the sizes of ref_model, taken for those of the model": case["ref_model"],
     }
     return tuple(what for what, there in possible.items() if there)
 
 
+def _needs_second_model(case: Case) -> bool:
+    """Whether a second copy of the model is loaded to compare with; LoRA switches its adapter off instead."""
+    alone = case["finetuning_type"] == "lora" and not case["ref_model"]
+    return needs_reference(case.settings) and not alone
+
+
 def _weights(sizes: _Sizes) -> Items:
     """Base weights; LLaMA-Factory casts whatever trains to fp32, but for ZeRO, which keeps fp32 masters of its own."""
-    work, facts, bits = sizes.work, sizes.facts, sizes.work.settings["quantization_bit"]
+    case, facts, bits = sizes.case, sizes.case.model, sizes.case["quantization_bit"]
     frozen = sizes.parameters - (sizes.trainable if sizes.whole else 0)
     base = frozen * sizes.stored
     if facts.quantization and facts.weight_bytes:
@@ -233,47 +192,46 @@ def _weights(sizes: _Sizes) -> Items:
         each = read("memory.toml")["quantised_bytes"].get(str(bits), sizes.stored)
         base = linear * each + (sizes.parameters - linear) * sizes.stored
     trained = sizes.trainable * (sizes.stored if sizes.uncast else 4)
-    share = 0 if work.sharing.offloads_weights else 1 / work.processes if work.sharing.stage == 3 else 1
+    share = 0 if case.sharing.offloads_weights else 1 / case.processes if case.sharing.stage == 3 else 1
     # bitsandbytes unpacks one layer at a time for the multiplication
     unpacked = 2 * max(inputs * outputs for inputs, outputs in facts.linear_layers.values())
     reference = base if bits else sizes.parameters * sizes.stored
     return {
         "base weights": base * share,
         "trained weights": trained * share,
-        "reference model": reference * share * work.reference,
+        "reference model": reference * share * _needs_second_model(case),
         "unpacked weights": unpacked if bits or facts.quantization else 0,
     }
 
 
 def _optimizer(sizes: _Sizes) -> Items:
     """States follow the dtype of what trains where the optimizer is torch's own; BAdam and ZeRO hold fp32 masters."""
-    work, settings = sizes.work, sizes.work.settings
-    if work.sharing.offloads:
+    case = sizes.case
+    if case.sharing.offloads:
         return {}
-    row = _optimizer_row(settings)
-    each = row["bytes"] * (sizes.stored / 4 if settings["pure_bf16"] and row.get("follows_weights") else 1)
-    if settings["use_badam"]:
+    row = _optimizer_row(case)
+    each = row["bytes"] * (sizes.stored / 4 if case["pure_bf16"] and row.get("follows_weights") else 1)
+    if case["use_badam"]:
         return {"optimizer states": sizes.active * (row["bytes"] + 4)}
-    numbers, projection = low_rank_states(sizes.facts, settings, sizes.trainable)
-    masters = 4 * sizes.trainable if _zero(work) and sizes.autocast else 0
+    numbers, projection = low_rank_states(case.model, case.settings, sizes.trainable)
+    masters = 4 * sizes.trainable if case.zero_stage is not None and sizes.autocast else 0
     return {"optimizer states": (numbers * each + projection * sizes.stored + masters) / sizes.shards}
 
 
-def _optimizer_row(settings: Settings) -> Mapping[str, Any]:
+def _optimizer_row(case: Case) -> Mapping[str, Any]:
     rows: list[Mapping[str, Any]] = read("memory.toml")["optimizer"]
-    return next(row for row in rows if any(fnmatch(settings["optim"], name) for name in row["names"]))
+    return next(row for row in rows if any(fnmatch(case["optim"], name) for name in row["names"]))
 
 
 def _exchange(sizes: _Sizes) -> Items:
     """What sharing the work needs: buckets for gradients, weights gathered from the other processes."""
-    work, stage = sizes.work, sizes.work.sharing.stage
-    if work.launcher == "ddp":
+    case, stage = sizes.case, sizes.case.sharing.stage
+    if case.launcher == "ddp":
         return {"gradient buckets": sizes.trainable * 4}
-    if work.launcher == "fsdp":
-        return {
-            "gathered weights": (2 * block_parameters(sizes.facts) + 2 * sizes.embedding) * sizes.stored * (stage == 3)
-        }
-    if not _zero(work):
+    if case.launcher == "fsdp":
+        gathered = (2 * block_parameters(case.model) + 2 * sizes.embedding) * sizes.stored * (stage == 3)
+        return {"gathered weights": gathered}
+    if case.zero_stage is None:
         return {}
     bucket, live = _zero_buffers(sizes)
     gathered = min(sizes.parameters, live) * sizes.stored if stage == 3 else 0
@@ -282,8 +240,8 @@ def _exchange(sizes: _Sizes) -> Items:
 
 def _zero_buffers(sizes: _Sizes) -> tuple[float, float]:
     """Elements of DeepSpeed's bucket, and how many gathered weights may be alive: its file, or the kit's, says it."""
-    defaults, own = read("memory.toml")["deepspeed"], sizes.work.sharing.own_zero
-    if sizes.work.launcher != "deepspeed" or own is None:
+    defaults, own = read("memory.toml")["deepspeed"], sizes.case.sharing.own_zero
+    if sizes.case.launcher != "deepspeed" or own is None:
         return defaults["kit_bucket_elements"], defaults["live_parameters"]
     bucket = own.get("reduce_bucket_size", defaults["reduce_bucket_elements"])
     live = own.get("stage3_max_live_parameters")
@@ -294,17 +252,17 @@ def _zero_buffers(sizes: _Sizes) -> tuple[float, float]:
     )
 
 
-def _moments(sizes: _Sizes) -> Iterator[Items]:
+def _moments(sizes: _Sizes, accumulates: bool) -> Iterator[Items]:
     """The moments of a step that may be its peak, each with the gradients that are there by then."""
-    one, work = _pass(sizes), sizes.work
-    layerwise = work.settings["galore_layerwise"] or work.settings["apollo_layerwise"]
+    one, case = _pass(sizes), sizes.case
+    layerwise = case.some("galore_layerwise", "apollo_layerwise")
     all_gradients = sizes.gradients / (one.layers if layerwise else 1)
-    gradients = all_gradients if work.accumulates else 0
+    gradients = all_gradients if accumulates else 0
     loss = at_loss(one)
     yield {**loss, "gradients": gradients, "autocast copies": _copies(sizes)}
-    if needs_reference(work.settings):
+    if needs_reference(case.settings):
         yield {**loss, **without_gradients(one, loss), "gradients": gradients}
-    if work.evaluates:
+    if case.evaluates:
         yield without_gradients(_pass(sizes, "eval"))
     yield from _of_whole(sizes, one, gradients, all_gradients)
     for part in (in_mlp, in_attention):
@@ -319,7 +277,8 @@ def _of_whole(sizes: _Sizes, one: Pass, gradients: float, all_gradients: float) 
     if sizes.whole and sizes.autocast and not sizes.uncast:  # the forward pass still has a copy of every trained weight
         copied = {**loss, "logits": loss["logits"] * 10 / 12}
         yield {**copied, "gradients": gradients, "autocast copies": 2 * sizes.trainable}
-    if sizes.work.method == "full":  # the output layer's gradient is a new tensor beside the one that accumulates
+    if sizes.case["finetuning_type"] == "full":
+        # The output layer's gradient is a new tensor beside the one that accumulates.
         logits = 4 * one.loss_tokens * one.shapes.vocabulary_size + width * sizes.embedding
         yield {**loss, "logits": logits, "gradients": gradients}
         twice = 2 if one.shapes.tie_word_embeddings else 1
@@ -327,28 +286,29 @@ def _of_whole(sizes: _Sizes, one: Pass, gradients: float, all_gradients: float) 
 
 
 def _pass(sizes: _Sizes, of: str = "train") -> Pass:
-    work, shapes, settings = sizes.work, sizes.shapes, sizes.work.settings
-    layers = trained_blocks(sizes.facts, settings) if work.method == "freeze" else shapes.layers
-    eager = work.attention == "disabled"
+    case, shapes, method = sizes.case, sizes.shapes, sizes.case["finetuning_type"]
+    layers = trained_blocks(case.model, case.settings) if method == "freeze" else shapes.layers
+    eager = case.attention == "disabled"
     compute = 2 if sizes.autocast else sizes.stored
-    mask = 4 if work.accelerator == "cpu" else 1  # CUDA and ROCm keep one byte, the CPU a number of the input's dtype
+    # Of a dropout CUDA and ROCm keep one byte, the CPU a number of the input's dtype.
+    mask = 4 if case.machine.accelerator == "cpu" else 1
     liger = read("memory.toml")["liger"]
-    chunked = of == "train" and settings["enable_liger_kernel"] and settings["stage"] in liger["stages"]
+    chunked = of == "train" and case["enable_liger_kernel"] and case["stage"] in liger["stages"]
     return Pass(
         shapes=shapes,
         trained=sizes.trained,
-        rows=work.rows(of),
-        length=settings["cutoff_len"],
+        rows=case[f"per_device_{of}_batch_size"] * (2 if case["stage"] in PAIRS else 1),
+        length=case["cutoff_len"],
         layers=max(layers, 1),
-        stream=4 if work.method == "full" and not sizes.uncast else sizes.stored,
+        stream=4 if method == "full" and not sizes.uncast else sizes.stored,
         compute=compute,
         score=compute if eager else 4,  # the math form of sdpa works in fp32
         autocast=sizes.autocast,
-        rank=None if sizes.whole else settings["lora_rank"],
-        dropout=mask if settings["lora_dropout"] and not sizes.whole else None,
-        checkpointing=work.checkpointing,
-        keeps_scores=eager or not work.fused_attention,
-        decomposes=bool(settings["use_dora"]) and not sizes.whole,
+        rank=None if sizes.whole else case["lora_rank"],
+        dropout=mask if case["lora_dropout"] and not sizes.whole else None,
+        checkpointing=not case["disable_gradient_checkpointing"],
+        keeps_scores=eager or not case.fused_attention,
+        decomposes=bool(case["use_dora"]) and not sizes.whole,
         chunked=bool(chunked) and shapes.model_type in liger["model_types"],
     )
 
@@ -357,20 +317,16 @@ def _copies(sizes: _Sizes) -> float:
     """Autocast's half-precision copies of trained fp32 weights that the backward pass still needs."""
     if not sizes.autocast or not sizes.whole or sizes.uncast:
         return 0
-    return 2 * (sizes.embedding if sizes.work.checkpointing else sizes.trainable)
+    return 2 * (sizes.trainable if sizes.case["disable_gradient_checkpointing"] else sizes.embedding)
 
 
 def _step(sizes: _Sizes) -> float:
     """Temporaries of the optimizer: none when fused, one list of all states on a GPU, one tensor at a time on CPU."""
-    settings, width = sizes.work.settings, sizes.stored if sizes.work.settings["pure_bf16"] else 4
-    if "fused" in settings["optim"] or sizes.work.sharing.offloads:
+    case, width = sizes.case, sizes.stored if sizes.case["pure_bf16"] else 4
+    if "fused" in case["optim"] or case.sharing.offloads:
         return 0
-    if sizes.work.accelerator == "cpu":
-        return 2 * width * sizes.embedding if sizes.work.method == "full" else 0
-    if settings["use_galore"] or settings["use_apollo"]:
+    if case.machine.accelerator == "cpu":
+        return 2 * width * sizes.embedding if case["finetuning_type"] == "full" else 0
+    if case.some("use_galore", "use_apollo"):
         return 2 * width * sizes.embedding  # one tensor after another
     return width * sizes.active / sizes.shards
-
-
-def _zero(work: Workload) -> bool:
-    return work.sharing.zero_stage is not None

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from ..decision import Decision
 from ..errors import Problem, errors_of
+from ..tables import read
 from .fit import needed, problems_of_offload
 from .record import Launcher, Plan
 
@@ -22,7 +23,7 @@ def launcher(plan: Plan) -> Plan:
     """Decide the launcher and write what LLaMA-Factory and torchrun need for it."""
     plan, here = _devices(plan)
     several = Launcher("ddp", here * (plan.nodes.number if plan.nodes else 1), here)
-    plan, stated = plan.heard("launcher", "deepspeed", "fsdp")
+    plan, stated = plan.heard("launcher")
     if stated:
         plan = plan.keep("launcher", stated[0], stated[0])
         return _write(replace(plan, launch=replace(several, name=stated[0])))
@@ -86,25 +87,16 @@ def _write(plan: Plan) -> Plan:
 
 def deepspeed_config(launcher: str, nodes: int = 1) -> dict[str, Any]:
     """The ZeRO configuration of a launcher; `auto` values are filled in by transformers."""
-    stage = SHARDED[launcher]
-    # DeepSpeed's own bucket of 5e8 elements is 1.9 GiB in fp32, allocated whole; LoRA gradients need a tenth at most.
-    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True, **buckets}
+    stage, given = SHARDED[launcher], read("deepspeed.json")
+    zero: dict[str, Any] = {"stage": stage, **given["zero"]}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if launcher.endswith("offload"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    return {
-        **dict.fromkeys((*automatic, "gradient_clipping"), "auto"),
-        "zero_allow_untested_optimizer": True,
-        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000},
-        "bf16": {"enabled": "auto"},
-        "zero_optimization": zero,
-        **({"checkpoint": {"use_node_local_storage": True}} if nodes > 1 else {}),
-    }
+    local = {"checkpoint": {"use_node_local_storage": True}} if nodes > 1 else {}
+    return {**given["config"], "zero_optimization": zero, **local}
 
 
 def several_processes(plan: Plan) -> Plan:
@@ -131,10 +123,10 @@ def several_nodes(plan: Plan) -> Plan:
     reason = "every node keeps whole checkpoints in a run folder of its own, so no disk need be shared"
     plan = plan.choose("save_on_each_node", True, reason)
     reason = f"a node waits {JOIN_SECONDS // 60} minutes for the others to come, then its attempt ends"
-    plan = _variable(plan, "PET_RDZV_CONF", f"timeout={JOIN_SECONDS}", reason)
+    plan = plan.export_for(reason, "PET_RDZV_CONF", f"timeout={JOIN_SECONDS}")
     if nodes.interface:
         reason = f"the card that leads to {nodes.address}; gloo would take the one that the host's name belongs to"
-        plan = _variable(plan, "GLOO_SOCKET_IFNAME", nodes.interface, reason)
+        plan = plan.export_for(reason, "GLOO_SOCKET_IFNAME", nodes.interface)
     return plan
 
 
@@ -152,7 +144,3 @@ def _node_problems(plan: Plan) -> list[Problem]:
         what = "with one checkpoint kept, nodes that are cut off during a save have none in common"
         found.append(Problem(what, "save_total_limit: 2", place("save_total_limit"), severity="warning"))
     return found
-
-
-def _variable(plan: Plan, name: str, value: str, reason: str) -> Plan:
-    return plan.export({name: value}).note(Decision(f"environment.{name}", value, "kit default", reason))

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from msgspec import Struct, field, to_builtins
-from msgspec.structs import fields, replace
+from msgspec.structs import asdict, fields, replace
 
-from ..arguments import Settings, for_verb
+from ..arguments import SAME, Settings, for_verb
 from ..decision import Decision
 from ..errors import Problem
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..recipe import Entry, Recipe
+from ..rules import Case
 from ..runs import Decided, Measured, Nodes, Workspace
 from .memory import MemoryEstimate
 
@@ -94,7 +95,7 @@ class Plan(Struct, frozen=True):
 
     def decided(self) -> Decided:
         """What a run folder keeps of it; its paths are still placeholders."""
-        here = {"recipe": self.recipe.name, "machine": self.machine.name, "memory": self.memory.as_json()}
+        here = {"recipe": self.recipe.name, "machine": self.machine.name, "memory": asdict(self.memory)}
         problems = tuple(problem.as_json() for problem in self.problems)
         rest = {each.name: getattr(self, each.name) for each in fields(Decided) if each.name not in here}
         return Decided(**{**rest, **here, "problems": problems})
@@ -103,6 +104,12 @@ class Plan(Struct, frozen=True):
         """What `plan --json` shows."""
         written = to_builtins(self.decided())
         return {name: written[name] for name in SHOWN}
+
+    def case(self, launch: Launcher | None = None) -> Case:
+        """What the rules and the memory estimate look at; `launch`: as if it were launched so."""
+        processes, launcher = (launch or self.launch).processes, (launch or self.launch).name
+        chosen = (processes, launcher, self.precision, self.attention)
+        return Case(self.recipe, self.settings, self.machine, self.inputs.model, *chosen)
 
     def stated(self, *names: str) -> list[str]:
         """Those of the arguments that the recipe or the command line gives a value that can be used."""
@@ -114,6 +121,10 @@ class Plan(Struct, frozen=True):
     def export(self, variables: Mapping[str, str]) -> Plan:
         """Set variables of the training's environment."""
         return replace(self, environment={**self.environment, **variables})
+
+    def export_for(self, reason: str, name: str, value: str) -> Plan:
+        """Set a variable that the kit chooses."""
+        return self.export({name: value}).note(Decision(f"environment.{name}", value, "kit default", reason))
 
     def note(self, *decisions: Decision) -> Plan:
         return replace(self, decisions=(*self.decisions, *decisions))
@@ -147,9 +158,9 @@ class Plan(Struct, frozen=True):
             *(dataclasses.replace(each, where=self.recipe.place(key)) for each in problems)
         )
 
-    def heard(self, kit_name: str, *names: str) -> tuple[Plan, list[str]]:
+    def heard(self, kit_name: str) -> tuple[Plan, list[str]]:
         """Those of LLaMA-Factory's arguments that are stated; none, and an error, where a `kit:` key says it too."""
-        stated = self.stated(*names)
+        stated = self.stated(*SAME[kit_name])
         if not stated or getattr(self.recipe.kit, kit_name) == "auto":
             return self, stated
         name, key = stated[0], f"kit.{kit_name}"

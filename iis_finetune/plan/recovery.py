@@ -5,11 +5,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..arguments import trained_with
+from ..arguments import SAME, trained_with
 from ..errors import COMMAND_LINE, Place, Problem
 from ..recipe import Recipe
 from ..tables import read
-from .choices import PRECISION_SWITCHES
 
 
 def micro_batch_of(arguments: Mapping[str, Any]) -> int:
@@ -20,12 +19,9 @@ def micro_batch_of(arguments: Mapping[str, Any]) -> int:
 def safer_overrides(recipe: Recipe, arguments: Mapping[str, Any], change: Mapping[str, Any]) -> tuple[str, ...]:
     """`key=value` texts that make a change: `precision`, `attention` or `micro_batch` (same global batch)."""
     found = []
-    if "precision" in change:
-        found += [f"{key}=null" for key in PRECISION_SWITCHES if recipe.value(key) is not None]
-        found.append(f"kit.precision={change['precision']}")
-    if "attention" in change:
-        found += ["flash_attn=null"] if recipe.value("flash_attn") is not None else []
-        found.append(f"kit.attention={change['attention']}")
+    for name in [name for name in ("precision", "attention") if name in change]:
+        found += [f"{key}=null" for key in SAME[name] if recipe.value(key) is not None]
+        found.append(f"kit.{name}={change[name]}")
     if "micro_batch" in change:
         rows = micro_batch_of(arguments) * trained_with(arguments)["gradient_accumulation_steps"]
         found.append(f"per_device_train_batch_size={change['micro_batch']}")

@@ -109,14 +109,13 @@ def refresh(examined: Examined, question: Question) -> Examined:
 
 def _checked(seen: Examined, question: Question, data: DataFound | None = None) -> Examined:
     recipe, host, planned = seen.recipe, seen.machine, seen.plan
-    problems = [*seen.problems, *model_problems(recipe, seen.model, planned.arguments)]
+    problems = [*seen.problems, *model_problems(recipe, seen.model, planned.settings)]
     of_data, rows = data = data or _data(seen, question)
     case = replace(_case(seen), rows=rows)
     problems += [*of_data, *rules.check(case), *plan.machine_problems(case)]
     of_found = replace(question, machine=host)
     problems += [*_of_base(seen.base, of_found), *_of_base(seen.reward, of_found)]
-    inputs = plan.Inputs(recipe, host, seen.model, question.workspace, seen.base, None, seen.reward)
-    problems += reward_problems(inputs, planned.settings)
+    problems += reward_problems(planned.inputs, planned.settings)
     if host.here:
         problems += here_problems(case, planned, question.workspace, question.environment)
         problems += machine.warned_variables(host, {**question.environment, **planned.environment})
@@ -186,8 +185,7 @@ def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str
 
 def ask_llamafactory(examined: Examined, question: Question) -> list[Problem]:
     """What LLaMA-Factory's own parser, tokenizer and template say to the plan; about 10 s."""
-    case = _case(examined)
-    return deep.ask(case, examined.plan, question.workspace, question.environment)
+    return deep.ask(_case(examined), examined.plan, question.workspace, question.environment)
 
 
 def _with_whole_paths(recipe: Recipe, workspace: Workspace) -> Recipe:
@@ -224,8 +222,7 @@ def _model(recipe: Recipe, base: Base | None, workspace: Workspace) -> ModelFact
 
 def _case(seen: Examined) -> rules.Case:
     """What the rules look at; a base that is made first will have left its adapter when this recipe starts."""
-    planned, settings = seen.plan, seen.plan.settings
-    if seen.base and not seen.base.ready and not seen.base.whole:
-        settings = settings.decide(adapter_name_or_path=f"the result of {seen.base.recipe.name}")
-    rest = (seen.machine, seen.model, planned.processes, planned.launcher, planned.precision)
-    return rules.Case(seen.recipe, settings, *rest)
+    case, base = seen.plan.case(), seen.base
+    if base is None or base.ready or base.whole:
+        return case
+    return replace(case, settings=case.settings.decide(adapter_name_or_path=f"the result of {base.recipe.name}"))

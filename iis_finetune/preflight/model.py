@@ -1,9 +1,7 @@
 """What is wrong with the model and the reward model that a recipe names, and with what it says of them."""
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from .. import models
 from ..arguments import Settings, find_model, settings_of
@@ -17,16 +15,15 @@ from ..tables import read
 LONGEST_HUB_ID = 200  # two names of 96 letters and a slash; what is longer may be too long for a path as well
 
 
-def model_problems(recipe: Recipe, model: ModelFacts, arguments: Mapping[str, Any]) -> list[Problem]:
+def model_problems(recipe: Recipe, model: ModelFacts, settings: Settings) -> list[Problem]:
     """Is it there and whole; do adapter, targets and template belong to it?"""
     problems = _folder(recipe, model)
     targets = (("lora_target", models.check_targets), ("additional_target", models.check_additional_target))
     for key, check in targets:
-        if recipe.states(key) and arguments.get(key):
-            problems += check(arguments[key], model, recipe.place(key))
-    template = arguments.get("template")
-    if isinstance(template, str):
-        problems += models.check_template(template, model, recipe.place("template"))
+        if settings.states(key):
+            problems += check(settings.names(key), model, recipe.place(key))
+    if settings.states("template"):
+        problems += models.check_template(settings["template"], model, recipe.place("template"))
     adapters = recipe.value("adapter_name_or_path")
     if isinstance(adapters, str):
         place = recipe.place("adapter_name_or_path")
@@ -118,7 +115,7 @@ def _footing(inputs: Inputs, reward: Base, settings: Settings) -> list[Problem]:
     if not (merged and reward.ready and inputs.base and inputs.base.ready):
         return []
     decided = read_decided(Run(Path(str(settings["reward_model"])).parent))
-    if decided and decided.arguments.get("adapter_name_or_path") == settings["adapter_name_or_path"]:
+    if decided.arguments.get("adapter_name_or_path") == settings["adapter_name_or_path"]:
         return []
     what = f"the reward model was trained on another result of '{inputs.base.recipe.name}' than this recipe trains"
     return [Problem(what, f"iis-finetune train {reward.recipe.name}", place, kind="missing")]

@@ -76,12 +76,11 @@ def shown(value: Any) -> str:
 
 def view(run: Run) -> dict[str, Any]:
     """All that the page says of one run."""
-    decided = read_decided(run)
     return {
         "name": run.name,
         "state": state(run),
         "facts": facts(run),
-        "decisions": decided.decisions if decided else (),
+        "decisions": read_decided(run).decisions,
         "events": [_event(each) for each in events(run)],
         "data": provenance_of(run).data_sha256,
         "checkpoints": [read_json(path) for path in sorted(run.evaluation.glob("*/checkpoints.json"))],
@@ -94,15 +93,15 @@ def facts(run: Run) -> dict[str, Any]:
     tried, log = attempts(run), list(read_lines(run.trainer_log))
     results, loaded = read_json(run.output / "all_results.json") or {}, loaded_by(run)
     decided = read_decided(run)
-    arguments = decided.arguments if decided else {}
+    arguments = decided.arguments
     seconds = sum((each.ended or each.started) - each.started for each in tried)
     peaks = [peak for peak in (number(line.get("vram_reserved")) for line in log) if peak]
     return {
         "model": provenance_of(run).model or arguments.get("model_name_or_path"),
-        "method": trained_with(arguments)["finetuning_type"] if decided else None,
+        "method": trained_with(arguments)["finetuning_type"] if arguments else None,
         "data": arguments.get("dataset"),
         "machine": (read_json(run.machine) or {}).get("title"),
-        "precision": decided.precision if decided else None,
+        "precision": decided.precision if arguments else None,
         "steps": log[-1].get("current_steps") if log else None,
         "epochs": number(results.get("epoch")),
         "last loss": next((number(line["loss"]) for line in reversed(log) if "loss" in line), None),

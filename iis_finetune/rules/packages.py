@@ -9,13 +9,13 @@ from msgspec import Struct
 from ..arguments import accepted_versions
 from ..errors import Problem
 from ..tables import read
+from ..wheels import TRIO
 from .case import Case
 from .conditions import optimizer_package
 from .rule import holds
 
 Versions = Mapping[str, str | None]
 RANGES = accepted_versions()
-TRIO = ("torch", "torchvision", "torchaudio")
 ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
 
 

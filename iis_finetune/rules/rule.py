@@ -1,24 +1,24 @@
-"""One rule: when it applies, what LLaMA-Factory would really do, what to write instead, and who says so."""
+"""One rule: when it applies, what LLaMA-Factory would really do, what to write instead, and who says so.
+
+Rules come from rules.json and from the known faults of the machine table; failures.toml says what a log means.
+"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
 from msgspec import Struct
 
+from ..arguments import SAME
 from ..errors import Kind, Place, Problem, Severity
+from ..machine import Row, applies, load, package_version
 from ..tables import read
 from . import conditions
 from .case import TRAINING, Case, Purpose
 
-TWICE = {
-    "kit.global_batch_size": ("gradient_accumulation_steps",),
-    "kit.launcher": ("deepspeed", "fsdp"),
-    "kit.attention": ("flash_attn",),
-    "kit.precision": ("fp16", "bf16", "pure_bf16"),
-}
 OWN = 0  # the number of rules that are the kit's own advice
 When = Mapping[str, Any]
 
@@ -65,10 +65,10 @@ class Rule(Struct, frozen=True):
 
 def alone(fix: str, case: Case) -> str:
     """A key of the kit goes with no line of LLaMA-Factory's about the same, so the fix takes that line away."""
-    for kit_key, keys in TWICE.items():
-        for key in keys:
+    for name, keys in SAME.items():
+        for key in reversed(keys):  # each is written before the one that was written last
             if case.states(key) and f"no {key} line" not in fix:
-                fix = re.sub(rf"{kit_key}: \w+( or \w+)?", rf"\g<0> and no {key} line", fix)
+                fix = re.sub(rf"kit.{name}: \w+( or \w+)?", rf"\g<0> and no {key} line", fix)
     return fix
 
 
@@ -132,3 +132,58 @@ def value_of(name: str, case: Case) -> Any:
         return attrgetter(name)(case)
     except AttributeError:
         return None  # a model whose shapes are not known
+
+
+def rules_of_faults() -> list[Rule]:
+    return [_rule_of(row) for row in load()["fault"]]
+
+
+def _rule_of(row: Row) -> Rule:
+    what, fix = (row[part].replace("{device}", "{c.machine.device}") for part in ("what", "fix"))
+    what += "" if row["confirmed"] else " (unconfirmed)"
+    return Rule(
+        row["keys"], partial(_meets, row), what, fix, row["source"], row["date"].isoformat(), "faults",
+        severity=row["severity"], kind=row.get("kind", "machine"),
+    )  # fmt: skip
+
+
+def _meets(row: Row, case: Case) -> bool:
+    """Whether a case meets every condition of a row of `[[fault]]`."""
+    wanted = row.get("settings", {})
+    return (
+        case.trains
+        and row.get("unless_env") not in case.kit.env
+        and applies(row, case.machine, case.processes)
+        and case.precision in row.get("precision", [case.precision])
+        and case.micro_batch * case["cutoff_len"] >= row.get("tokens_from", 0)
+        and ("package" not in row or _version(row, case) in row["versions"])
+        and all(any(fnmatchcase(_value(case, name), each) for each in wanted[name]) for name in wanted)
+    )
+
+
+def _value(case: Case, name: str) -> str:
+    if name == "attention":
+        return str(case["flash_attn"] if case.states("flash_attn") else case.kit.attention)
+    return str(case[name]).lower()
+
+
+def _version(row: Row, case: Case) -> str | None:
+    """The installed version; for a named machine the one that the kit's constraints install."""
+    return package_version(row["package"]) if case.machine.here else str(row["pinned"])
+
+
+def known_failures(log: str) -> Iterator[tuple[Mapping[str, Any], re.Match[str]]]:
+    """The rows whose words a log holds, each with where it says them; the table's order is that of their weight."""
+    for row in read("failures.toml")["failure"]:
+        match = re.search(row["pattern"], log, re.MULTILINE)
+        if match:
+            yield row, match
+
+
+def explain(log: str, place: Place) -> Problem | None:
+    """The known cause of a failure, from the text of its log; None when nobody has described it."""
+    for row, match in known_failures(log):
+        if "what" in row:
+            kind: Kind = row.get("kind", "invalid")
+            return Problem(row["what"].format(*match.groups()), row["fix"], place, kind=kind, code=row.get("code"))
+    return None

@@ -68,9 +68,5 @@ def note(run: Run, event: str, **details: Any) -> None:
 
 def events(run: Run) -> list[dict[str, Any]]:
     """What was seen and done; a line that is none is left out."""
-    return [line for line in read_lines(run.events) if _told_when(line) and isinstance(line.get("event"), str)]
-
-
-def _told_when(line: Mapping[str, Any]) -> bool:
-    seconds = line.get("time")
-    return isinstance(seconds, int | float) and 0 <= seconds < LAST_SECOND
+    told = [line for line in read_lines(run.events) if isinstance(line.get("event"), str)]
+    return [line for line in told if isinstance(line.get("time"), int | float) and 0 <= line["time"] < LAST_SECOND]

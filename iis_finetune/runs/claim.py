@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from msgspec import Struct, to_builtins
 
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound
-from ..process import Identity, alive, identity
+from ..process import Identity, alive, identity, locked
 from .documents import even_on_a_full_disk, json_object
 from .run import Run, Workspace
 
@@ -101,6 +101,5 @@ def _mark_of(there: os.stat_result) -> str:
 def turn(workspace: Workspace) -> Iterator[None]:
     """One start after the other: between the look for a free device and the word that it is taken."""
     workspace.runs.mkdir(parents=True, exist_ok=True)
-    with (workspace.runs / ".turn").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(workspace.runs / ".turn"):
         yield

@@ -70,14 +70,6 @@ def write_decided(run: Run, decided: Decided) -> None:
     write_json(run.decisions, to_builtins(decided))
 
 
-def read_decided(run: Run) -> Decided | None:
-    """None where the file is not there; raises ProblemsFound for a damaged one.
-
-    A folder of version 0.1.0 names its launcher among the decisions.
-    """
-    read = read_json(run.decisions)
-    if read is None:
-        return None
-    found = typed(run.decisions, Decided, read)
-    launcher = found.decision("launcher")
-    return replace(found, launcher=str(launcher.value)) if launcher and "launcher" not in read else found
+def read_decided(run: Run) -> Decided:
+    """Empty where the file is not there; raises ProblemsFound for a damaged one."""
+    return typed(run.decisions, Decided, read_json(run.decisions) or {})

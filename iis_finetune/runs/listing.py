@@ -173,8 +173,8 @@ def steps_done(run: Run) -> StepsDone:
 
 def _kept_elsewhere(run: Run) -> bool:
     """Whether this is not the first of several nodes: with ZeRO-3 only that one is given the whole weights."""
-    decided = read_decided(run)
-    return bool(decided and decided.nodes and decided.nodes.rank)
+    nodes = read_decided(run).nodes
+    return bool(nodes and nodes.rank)
 
 
 def weights(folder: Path) -> list[Path]:

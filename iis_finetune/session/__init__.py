@@ -1,6 +1,4 @@
 """What the detached process does from start to end: base, download, view, training, evaluation; smoke runs."""
 
-from .detached import Order, carry_out, place
-from .footing import check_devices, examine_run, refuse_changes
-from .smoke import first_name
-from .supervision import environment_of
+from .bringup import Order, carry_out, first_name, place
+from .footing import check_devices, environment_of, examine_run, refuse_changes

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..machine import Device
 from ..observe import StallLimits
 from ..plan.recovery import micro_batch_of
 from ..runs import Decided, Run, read_decided, read_json, typed
@@ -71,16 +72,10 @@ class Facts(Struct, frozen=True):
         return "pissa_convert is wrong after a resume" if arguments.get("pissa_convert") else None
 
 
-class RecordedDevice(Struct, frozen=True):
-    """As machine.json has it."""
-
-    arch: str = "cpu"
-
-
 class Devices(Struct, frozen=True):
     """What machine.json says of the devices."""
 
-    devices: tuple[RecordedDevice, ...] = ()
+    devices: tuple[Device, ...] = ()
 
 
 class Loaded(Struct, frozen=True):
@@ -99,7 +94,7 @@ def loaded_by(run: Run) -> Loaded:
 def facts_of(run: Run) -> Facts:
     """Read them anew: a change between two attempts rewrites the plan."""
     devices = typed(run.machine, Devices, read_json(run.machine) or {}).devices
-    return Facts(read_decided(run) or Decided(), devices[0].arch if devices else "cpu")
+    return Facts(read_decided(run), devices[0].arch if devices else "cpu")
 
 
 def loaded_precision(run: Run) -> str | None:

@@ -4,15 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..arguments import SAME
 from ..errors import Misused, did_you_mean
 from ..machine import Machine, Row, applies, package_version
-from ..plan.choices import PRECISION_SWITCHES
 from ..recipe import Recipe
 from ..tables import read
 
 Settings = Mapping[str, Any]
-# LLaMA-Factory's own words for what a `kit.` key says: both at once are refused.
-SAME = {"kit.precision": PRECISION_SWITCHES, "kit.attention": ("flash_attn",), "kit.launcher": ("deepspeed", "fsdp")}
 
 
 def levers_for(machine: Machine, stage: str, named: Sequence[str] = ()) -> list[Row]:
@@ -39,5 +37,5 @@ def typed(settings: Settings, recipe: Recipe) -> tuple[str, ...]:
     env = {name.removeprefix("env."): value for name, value in settings.items() if name.startswith("env.")}
     given = {name: value for name, value in settings.items() if not name.startswith("env.")}
     given |= {"kit.env": {**recipe.kit.env, **env}} if env else {}
-    unset = {key: None for name in given for key in SAME.get(name, ()) if recipe.states(key)}
+    unset = {key: None for name in given for key in SAME.get(name.removeprefix("kit."), ()) if recipe.states(key)}
     return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in {**unset, **given}.items())

@@ -1,30 +1,99 @@
-"""What `probe.scratch` is told to make: the model that a recipe describes, and the tiny one of a smoke run."""
+"""The folders that are made of a model: a precision view, and what `probe.scratch` is told to make."""
 
+import hashlib
+import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import dataset
-from ..errors import ProblemsFound, errors_of
+from .. import dataset, process
+from ..errors import Place, Problem, ProblemsFound, errors_of
 from ..recipe import FromScratch, Recipe
-from ..runs import Workspace
-from .facts import ModelFacts, from_config
+from ..runs import Workspace, read_json
+from ..tables import read
+from ..tensors import TORCH_NAMES
+from .facts import CONFIG, ModelFacts, from_config
 
+RECORD = ".view.json"
 HEAD_DIM = 32  # even, as rotary embeddings need; bitsandbytes' 4 bit on a CPU takes rows by 32
 LAYERS = 2
-LIMITS = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "max_window_layers": LAYERS,
-}
 NOT_KEPT = ("quantization_config", "_name_or_path")
 VOCABULARY = 1600  # of the tokenizer that stands in for one that is not on disk
 TEXTS = 5000  # that it is made of
 READABLE = (".json", ".jsonl", ".txt", ".csv")
+
+
+def needs_view(facts: ModelFacts, precision: str) -> bool:
+    """Whether the model would load in another dtype than the plan's; quantised weights keep their own."""
+    return precision in TORCH_NAMES and facts.quantization is None and facts.dtype != TORCH_NAMES[precision]
+
+
+def view_path(folder: Path, precision: str, models_root: Path) -> Path:
+    """Where the view of a folder lies: `models/<name>@fp32`; a folder elsewhere adds a hash of its real path."""
+    name = folder.name
+    if folder.parent.resolve() != models_root.resolve():
+        name += "-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return models_root / f"{name}@{precision}"
+
+
+def precision_view(folder: Path, precision: str, models_root: Path) -> Path:
+    """Make the view, or leave one that is up to date; returns its path. Raises ProblemsFound without a config.json."""
+    config = read_json(folder / CONFIG)
+    if config is None:
+        what = f"{folder / CONFIG} is missing or cannot be read"
+        raise ProblemsFound([Problem(what, "fetch the model again, whole", Place(str(folder)), kind="missing")])
+    path = view_path(folder, precision, models_root)
+    record = _record(folder, precision)
+    models_root.mkdir(parents=True, exist_ok=True)
+    with process.locked(models_root / f".{path.name}.lock"):  # a second process waits, then finds the view made
+        if not _up_to_date(path, record):
+            _make(path, with_dtype(config, TORCH_NAMES[precision]), record)
+    return path
+
+
+def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with every dtype in it replaced, those of the text and vision parts as well."""
+    edited = {
+        key: with_dtype(value, dtype) if key.endswith("_config") and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in ("dtype", "torch_dtype")
+    }
+    return {**edited, "dtype": dtype}
+
+
+def _record(folder: Path, precision: str) -> dict[str, Any]:
+    """What the view is made from: each file's real path, size and time; another record makes another view."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return {
+        "source": str(folder.resolve()),
+        "precision": precision,
+        "files": {each.name: [str(each.resolve()), each.stat().st_size, each.stat().st_mtime_ns] for each in files},
+    }
+
+
+def _up_to_date(path: Path, record: dict[str, Any]) -> bool:
+    links = {name: target for name, (target, _, _) in record["files"].items() if name != CONFIG}
+    there = all((path / name).is_symlink() and str((path / name).readlink()) == links[name] for name in links)
+    return there and (path / CONFIG).is_file() and read_json(path / RECORD) == record
+
+
+def _make(path: Path, config: dict[str, Any], record: dict[str, Any]) -> None:
+    """Build beside, then rename: nobody sees half a view, and a training that reads the old one keeps its files."""
+    for left_over in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    made.chmod(0o755)
+    for name, (target, _, _) in record["files"].items():
+        if name != CONFIG:
+            (made / name).symlink_to(target)
+    (made / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (made / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if path.exists():
+        path.rename(made / ".old")
+    made.rename(path)
+    shutil.rmtree(path / ".old", ignore_errors=True)
 
 
 def facts_of(recipe: Recipe) -> ModelFacts | None:
@@ -89,7 +158,8 @@ def shrink(config: Mapping[str, Any], vocabulary_size: int | None = None) -> dic
     small = {key: value for key, value in config.items() if key not in NOT_KEPT}
     if isinstance(config.get("text_config"), Mapping):
         small["text_config"] = shrink(config["text_config"], vocabulary_size)
-    small |= {key: min(limit, small[key]) for key, limit in LIMITS.items() if isinstance(small.get(key), int)}
+    limits = read("models.toml")["smoke"]
+    small |= {key: min(limit, small[key]) for key, limit in limits.items() if isinstance(small.get(key), int)}
     if vocabulary_size is not None and "vocab_size" in small:
         small["vocab_size"] = vocabulary_size
     if "num_attention_heads" in small:
