@@ -25,7 +25,9 @@ def test_texts_that_differ_in_spelling_alone_are_equal(one: str, other: str) -> 
     assert key_of(normalised(one)) == key_of(normalised(other))
 
 
-@pytest.mark.parametrize("text", ["A_b-C d!", "1 + 1 = 2; $5 < 6^7", "\t~tab\x00\x7f\n"])
+@pytest.mark.parametrize(
+    "text", ["A_b-C d!", "1 + 1 = 2; $5 < 6^7", "\t~tab\x00\x7f\n", "31*/_2", "1.5 - 2.x 3!! -4 %5 6%."]
+)
 def test_ascii_is_written_as_all_other_text_is(text: str) -> None:
     assert f"{normalised(text)} é" == normalised(f"{text} é")
 
