@@ -95,7 +95,7 @@ def start(launch: Launch) -> Child:
 def scratch_folder(inside: Path | None = None) -> Iterator[Path]:
     """A temporary folder, locked while it is needed; those that a killed process left behind are put away first.
 
-    `inside`: hidden in this folder, so that files can be moved from one to the other.
+    `inside` a folder, where it is hidden, its files can be moved out into that.
     """
     place, prefix = inside or Path(tempfile.gettempdir()), f".{SCRATCH}" if inside else SCRATCH
     for left in place.glob(f"{prefix}*/"):

@@ -118,3 +118,11 @@ def test_rows_that_share_a_template_are_not_near_but_a_copy_among_them_is() -> N
 def test_texts_without_words_are_near_to_none() -> None:
     assert pairs(indexed(["", "", "one", "two words", "one"])) == {(2, 4)}
     assert pairs(indexed([])) == set()
+
+
+def test_texts_that_mostly_are_what_many_share_are_counted() -> None:
+    source, words = random.Random(11), sentences(1, 10)[0][:30] + ["end"] * 30
+    changed = [[*words[: (at := source.randrange(60))], f"new{number}", *words[at + 1 :]] for number in range(120)]
+    index = indexed([" ".join(each) for each in changed + sentences(200, 12)])
+    assert index.template == 120 and not pairs(index)
+    assert indexed([" ".join(each) for each in sentences(300, 13)]).template == 0

@@ -182,7 +182,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
     [
         (("nothing",), "data set 'nothing' is not in"),
         (("few", "--test", "1.5"), "1.5 is no share of the rows"),
-        (("few", "--by", "usr"), "row 1 has no column 'usr'"),
+        (("few", "--by", "usr"), "no row has a value in a column 'usr'"),
         (("few", "--name", "../few"), "'../few_train' cannot name a data set"),
         (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
         (("broken",), "leave such rows out: iis-finetune data clean broken"),
@@ -299,3 +299,38 @@ def test_pairs_that_were_split_are_named_as_their_recipe_takes_them(quick: Comma
     words = next(line for line in done.stdout.splitlines() if "with: " in line).partition("with: ")[2].split()
     checked = quick("check", "tiny", *words)
     assert checked.returncode == 0 and "too good" not in checked.stderr, checked.stderr
+
+
+def test_a_class_without_a_held_out_row_is_told(quick: Command, project: Path) -> None:
+    rows = [{**row, "output": "yes"} for row in original(60, 18)]
+    rows[20]["output"] = rows[40]["output"] = "rare"
+    register(project / "data", "some", rows)
+    told = json.loads(quick("data", "split", "some", "--name", "one", "--json").stdout)
+    assert told["not_held_out"] == {"rare": 2}
+    done = quick("data", "split", "some")
+    assert "none held out: 2 rows with the answer 'rare'" in done.stdout
+    register(project / "data", "all", original(60, 19))
+    assert json.loads(quick("data", "split", "all", "--json").stdout)["not_held_out"] == {}
+
+
+def test_rows_without_the_value_go_each_by_itself_and_are_counted(sides: Any, quick: Command, project: Path) -> None:
+    rows = [{**row, "user": f"u{number % 40}"} for number, row in enumerate(original(400, 20))]
+    for number, row in enumerate(rows[:200]):
+        row["user"] = ("", None, "  ")[number % 3]
+    rows += [{**row} for row in original(3, 25)]
+    train, test, _ = sides(rows, "--by", "user", "--test", "0.25")
+    without = {row["instruction"] for row in rows if not str(row.get("user") or "").strip()}
+    assert 25 < len(without & test) < 75 and len(without & train) > 100
+    register(project / "data", "some", rows)
+    done = quick("data", "split", "some", "--by", "user", "--test", "0.25")
+    assert "without 'user': 203 rows, each on a side of its own" in done.stdout
+
+
+def test_near_copies_that_were_taken_for_a_template_are_counted(quick: Command, project: Path) -> None:
+    source, rows = random.Random(26), original(200, 27)
+    rows += [like(rows[0], source) for _ in range(150)]
+    register(project / "data", "some", rows)
+    told = json.loads(quick("data", "split", "some", "--name", "one", "--json").stdout)
+    assert 140 <= told["template"] <= 151
+    for verb in ("split", "clean"):
+        assert f"{told['template']} rows share 70% of their words or more" in quick("data", verb, "some").stdout

@@ -33,7 +33,7 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
 
     Raises ProblemsFound when the data set is not here or a name is taken.
     """
-    source, value = _registered(name, folder, names)
+    source, value = registered(name, folder, names)
     files = [folder / f"{each}.jsonl" for each in names]
     entry, placed = {key: value[key] for key in KEPT if key in value}, list[Path]()
     try:
@@ -56,7 +56,7 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
             file.unlink(missing_ok=True)
 
 
-def _registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
+def registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
     """The data set of a name and its entry, when it is here and what is to be made of it can have these names."""
     entries = read_registry(folder).entries
     value = entries[name].value if name in entries else {}

@@ -20,6 +20,10 @@ SLACK = 0.2  # what the 64 minima may say too little (3.5 standard deviations) b
 # A shingle of more texts than this is a template's ("Judge this news item: ..."), which makes no two rows the same;
 # it also bounds how many texts one is compared with, so that the time stays linear in the rows.
 TEMPLATE_SHARE, TEMPLATE_LEAST, TEMPLATE_MOST = 0.3, 50, 1000
+TEMPLATE = (
+    f"{{:,}} rows share {NEAR:.0%} of their words or more with over {TEMPLATE_SHARE:.0%} of the rows, or "
+    f"{TEMPLATE_MOST:,}: those words were taken for a template, and these rows compared by their others"
+)
 TOLD = 2000  # texts between two words on progress
 CELL_BITS = 22  # of a shingle's hash, by which it is counted in how many texts it stands
 
@@ -116,6 +120,7 @@ class NearIndex:
 
     def __init__(self) -> None:
         self._flat, self._ends = array("I"), array("Q", [0])
+        self.template = 0  # so many texts mostly are one, and were compared by the rest
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -136,8 +141,7 @@ class NearIndex:
             counts += numpy.bincount(part >> (32 - CELL_BITS), minlength=len(counts))
         self._templates = counts > min(max(TEMPLATE_LEAST, TEMPLATE_SHARE * len(self)), TEMPLATE_MOST)
         self._minima = numpy.empty((len(self), BANDS * BAND), numpy.uint32)
-        sets = (self._shingles(number)[1] for number in range(len(self)))
-        for number, sketch in enumerate(MinHash.generator(sets, num_perm=BANDS * BAND, hashfunc=int)):
+        for number, sketch in enumerate(MinHash.generator(self._compared(), num_perm=BANDS * BAND, hashfunc=int)):
             self._minima[number] = sketch.hashvalues
             if number % TOLD == TOLD - 1:
                 progress(number / len(self))
@@ -169,6 +173,13 @@ class NearIndex:
                 progress(0.5 + number / len(self) / 2)
             for other, jaccard in self.near(number, lambda one, other: other < one and wanted(one, other)):
                 yield number, other, jaccard
+
+    def _compared(self) -> Iterator[Any]:
+        """What each text is compared by."""
+        for number in range(len(self)):
+            whole, own = self._shingles(number)
+            self.template += len(whole) - len(own) >= NEAR * max(1, len(whole))
+            yield own
 
     def _shingles(self, number: int) -> tuple[Any, Any]:
         """A text's shingles, sorted, and those of them that are no template's."""
