@@ -93,10 +93,7 @@ def start(launch: Launch) -> Child:
 
 @contextlib.contextmanager
 def scratch_folder(inside: Path | None = None) -> Iterator[Path]:
-    """A temporary folder, locked while it is needed; those that a killed process left behind are put away first.
-
-    `inside` a folder, where it is hidden, its files can be moved out into that.
-    """
+    """A temporary folder, or a hidden one `inside` another; locked; what a killed process left is put away first."""
     place, prefix = inside or Path(tempfile.gettempdir()), f".{SCRATCH}" if inside else SCRATCH
     for left in place.glob(f"{prefix}*/"):
         with contextlib.suppress(OSError):  # another user's, in use, or gone by now

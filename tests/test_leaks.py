@@ -15,7 +15,10 @@ from conftest import RECIPE, ROOT, Command
 from iis_finetune import dataset, recipe
 from iis_finetune.arguments import settings_of
 from iis_finetune.errors import Place
+from iis_finetune.evaluate.answers import Evaluation, Material, material
+from iis_finetune.plan.after import Trained, Weights
 from iis_finetune.preflight import TRAINED_ON
+from iis_finetune.runs import Run
 
 Rows = list[dict[str, Any]]
 EXACT, NEAR = (3, 21, 40, 77, 100), (5, 22, 41, 78, 99)
@@ -256,3 +259,46 @@ def test_rows_that_were_taken_for_a_template_are_told_with_full(project: Path, q
     words_ = ("check", "tiny", "dataset=trained", "kit.evaluate_after=held")
     assert "taken for a template" not in quick(*words_).stderr
     assert "140 rows share 70% of their words or more with over 30% of the rows" in quick(*words_, "--full").stderr
+
+
+@pytest.fixture
+def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Material]:
+    """The rows of `held` made ready for the evaluation of a run of `tiny`, which was trained on `trained`."""
+    made_by = Run(project / "runs" / "0001-tiny")
+    made_by.folder.mkdir(parents=True)
+    data, model = project / "data", project / "models" / "tiny"
+    arguments = {"stage": "sft", "template": "qwen", "dataset": "trained", "dataset_dir": str(data)}
+    trained = Trained("tuned", {**arguments, "model_name_or_path": str(model), "cutoff_len": 128}, Weights(str(model)))
+
+    def call() -> Material:
+        monkeypatch.chdir(project)
+        made_by.recipe.write_text((project / "recipes" / "tiny.yaml").read_text())
+        return material(Evaluation(made_by, "held", {}), trained)
+
+    return call
+
+
+def test_an_evaluation_names_the_recipe_below_that_was_trained_on_its_rows(
+    project: Path, evaluated: Callable[[], Material]
+) -> None:
+    held = made(1, 20)
+    little = [{"instruction": "a", "output": "b"}]
+    written(project, held=held, trained=made(2, 30), base=[*made(3, 30), held[6]], little=little)
+    based(project, "base")
+    found = evaluated()
+    assert found.leaks and [(each.row, each.recipe) for each in found.leaks.found] == [(7, "bottom")]
+    assert found.seen == (6,) and "1 of them of the base recipe 'bottom'" in found.cut[-1]
+
+
+def test_an_evaluation_says_which_training_rows_it_cannot_compare_with(
+    project: Path, evaluated: Callable[[], Material]
+) -> None:
+    written(project, held=made(1, 20), trained=made(2, 30), base=made(3, 30), little=made(4, 5))
+    based(project, "base")
+    assert evaluated().cut == ()
+    (project / "data" / "base.json").unlink()
+    assert len(told := evaluated().cut) == 1 and "base.json is not there" in told[0]
+    (project / "data" / "trained.json").unlink()
+    assert [line.startswith("leaks could not be looked for") for line in evaluated().cut] == [True, True]
+    (project / "recipes" / "first.yaml").unlink()
+    assert "trained.json" in (told := evaluated().cut)[0] and "first" in told[1]

@@ -323,7 +323,7 @@ def test_rows_without_the_value_go_each_by_itself_and_are_counted(sides: Any, qu
     assert 25 < len(without & test) < 75 and len(without & train) > 100
     register(project / "data", "some", rows)
     done = quick("data", "split", "some", "--by", "user", "--test", "0.25")
-    assert "without 'user': 203 rows, each on a side of its own" in done.stdout
+    assert "without 'user': 203 rows, each on a side by itself" in done.stdout
 
 
 def test_near_copies_that_were_taken_for_a_template_are_counted(quick: Command, project: Path) -> None:

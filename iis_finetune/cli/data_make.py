@@ -43,11 +43,9 @@ def split(
         near = f"near rows of the other side (Jaccard {dataset.NEAR} or more)"
         show.line(f"left out: {rows[left]:,} rows, {near}; they are in data/{left}.jsonl")
     if divided.lacking:
-        show.line(f"without '{by}': {divided.lacking:,} rows, each on a side of its own")
+        show.line(f"without '{by}': {divided.lacking:,} rows, each on a side by itself")
     for answer, count in divided.not_held_out.items():
-        show.line(
-            f"none held out: {count:,} rows with the answer {answer[:40]!r}; a larger --test or another --seed may"
-        )
+        show.line(f"none held out: {count:,} rows with the answer {answer[:40]!r}; another --seed may hold out some")
     if divided.template:
         show.line(dataset.TEMPLATE.format(divided.template))
     stage = dataset.stage_of(dataset.read_registry(workspace().data).entries[train].value)

@@ -35,13 +35,12 @@ class Wash(Struct, frozen=True):
 
 
 class Cleaned(Struct, frozen=True):
-    """How many rows there were and stay, and which were found, from 1, of each kind in row_kinds.toml; how many mostly
-    are a template, without which they were compared."""
+    """How many rows there were and stay, and which were found, from 1, of each kind in row_kinds.toml."""
 
     rows: int
     kept: int
     found: dict[str, list[int]]
-    template: int
+    template: int  # rows that mostly are one, and were compared by the rest
 
 
 def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:

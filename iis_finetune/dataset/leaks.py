@@ -25,12 +25,12 @@ BY_CHANCE = "rows of '{}' repeat others, and of these val_size holds out rows th
 
 
 class Read(NamedTuple):
-    """A data set, how it was read, and what its reading found; of a base recipe's training its name."""
+    """A data set, how it was read, and what its reading found."""
 
     source: Source
     options: Options
     reading: Reading
-    recipe: str | None = None
+    recipe: str | None = None  # the base recipe that was trained on it
 
     def keyed(self) -> Iterator[tuple[int, int]]:
         """The number and the key of each row that is used; numbers count from 1 through all its files."""
@@ -48,8 +48,7 @@ class Leak(Struct, frozen=True):
 
 
 class Leaks(Struct, frozen=True):
-    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were sought, too, among
-    `template` of the rows by the words alone that are no template's."""
+    """Which rows are (also) training rows; `complete`: all were read, `near`: nearly equal ones were sought, too."""
 
     data: str
     held_out: bool  # otherwise they are the training's own, and found are those that repeat others
@@ -58,7 +57,7 @@ class Leaks(Struct, frozen=True):
     complete: bool
     near: bool
     found: tuple[Leak, ...]
-    template: int = 0
+    template: int = 0  # rows near which others may be that were not sought
 
     @property
     def sentence(self) -> str:
@@ -86,12 +85,12 @@ class Leaks(Struct, frozen=True):
 
 
 def learnt(
-    recipe: str | None, settings: Settings, where: Registry | str, limit: int | None = LIMIT
+    of: str | None, settings: Settings, where: Registry | str, most: int | None = LIMIT
 ) -> tuple[list[Read], list[Problem]]:
-    """What a training with these settings learns from, as far as it is here, and why the rest is not."""
-    options = replace(options_of(settings, str(settings["stage"]), limit), keyed=True)
+    """What a training, of a base recipe or the own, learns from, as far as it is here, and why the rest is not."""
+    options = replace(options_of(settings, str(settings["stage"]), most), keyed=True)
     sources, problems = check_registered(names := settings.names("dataset"), where, options.stage, Place())
-    reads = [Read(each, options, check_rows(each, options), recipe) for each in sources]
+    reads = [Read(each, options, check_rows(each, options), of) for each in sources]
     return reads, problems if len(sources) < len(set(names)) else []
 
 

@@ -30,13 +30,12 @@ class Cut(Struct, frozen=True):
 
 
 class Divided(Struct, frozen=True):
-    """How many rows each new file has, by its name; how many lack the column `by` or mostly are a template; and of how
-    many rows each class of answers is of which none is held out."""
+    """How many rows each new file has, and how many there are of what should be known."""
 
     rows: dict[str, int]
-    lacking: int
-    template: int
-    not_held_out: dict[str, int]
+    lacking: int  # a value in the column `by`
+    template: int  # which most of them is, so that they were compared by the rest
+    not_held_out: dict[str, int]  # of each answer that many rows give, and none of the held-out ones
 
 
 def split(name: str, data_dir: Path, cut: Cut, meter: Meter) -> Divided:

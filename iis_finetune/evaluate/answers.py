@@ -29,7 +29,7 @@ PART_ROWS = 200
 LOSS_SLICES = 20
 NEAR_ROWS = 20_000  # training rows among which nearly equal ones are looked for: 0.3 ms each
 Seen = tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]
-NOT_SOUGHT = "it could not be looked whether all rows are new to the model"
+NOT_SOUGHT = "leaks could not be looked for in all training rows"
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
