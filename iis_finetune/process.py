@@ -92,14 +92,15 @@ def start(launch: Launch) -> Child:
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A temporary folder, locked while it is needed; those that a killed process left behind are put away first."""
-    for left in (parent or Path(tempfile.gettempdir())).glob(f"{SCRATCH}*/"):
+def scratch_folder(inside: Path | None = None) -> Iterator[Path]:
+    """A temporary folder, or a hidden one `inside` another; locked; what a killed process left is put away first."""
+    place, prefix = inside or Path(tempfile.gettempdir()), f".{SCRATCH}" if inside else SCRATCH
+    for left in place.glob(f"{prefix}*/"):
         with contextlib.suppress(OSError):  # another user's, in use, or gone by now
             if time.time() - left.stat().st_mtime > NEW_SECONDS:
                 with locked(left, wait=False):
                     shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as made, locked(Path(made)):
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as made, locked(Path(made)):
         yield Path(made)
 
 

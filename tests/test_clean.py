@@ -221,3 +221,22 @@ def test_what_contradicts_is_told_and_stays_and_what_is_no_row_never_does(quick:
     registry.write_text(json.dumps({**json.loads(registry.read_text()), "odd": {"file_name": "odd.jsonl"}}))
     assert quick("data", "clean", "odd", "--drop", "exact").returncode == 0
     assert [row["instruction"] for row in told(project / "data" / "odd_clean.jsonl")] == ["a", "d"]
+
+
+def test_what_is_mended_is_compared_as_it_will_stand(quick: Command, project: Path) -> None:
+    source = random.Random(5)
+    rows = [{"instruction": sentence(source), "output": sentence(source)} for _ in range(20)]
+    rows += [{**rows[2], "output": rows[2]["output"] + "\x07\x07"}, {"instruction": "what", "output": "\x07"}]
+    whole = {"instruction": "was ist das", "output": "Die Größe der Tür, übermäßig schön – naïve café"}
+    rows += [whole, {**whole, "output": BROKEN}, {"instruction": "who", "output": "no\x07body"}]
+    (project / "data" / "some.json").write_text(json.dumps(rows), "utf-8")
+    assert quick("data", "add", "data/some.json").returncode == 0
+    done = quick("data", "clean", "some", "--fix-text", "--json")
+    found = {kind: rows for kind, rows in json.loads(done.stdout)["found"].items() if rows}
+    assert found == {"exact": [21, 24], "empty": [22], "control": [25]}
+    stay = told(project / "data" / "some_clean.jsonl")
+    assert [row["output"] for row in stay] == [row["output"] for row in rows[:20]] + [whole["output"], "nobody"]
+    why = {row["row"]: row for row in told(project / "data" / "some_clean_found.jsonl")}
+    assert {number: why[number]["is"] for number in (21, 22, 24, 25)} == {
+        number: rows[number - 1] for number in (21, 22, 24, 25)
+    }

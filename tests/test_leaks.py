@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command
+from conftest import RECIPE, ROOT, Command
 
 from iis_finetune import dataset, recipe
 from iis_finetune.arguments import settings_of
 from iis_finetune.errors import Place
+from iis_finetune.evaluate.answers import Evaluation, Material, material
+from iis_finetune.plan.after import Trained, Weights
 from iis_finetune.preflight import TRAINED_ON
+from iis_finetune.runs import Run
 
 Rows = list[dict[str, Any]]
 EXACT, NEAR = (3, 21, 40, 77, 100), (5, 22, 41, 78, 99)
@@ -74,12 +77,25 @@ def test_planted_leaks_are_named_exact_ones_always_near_ones_with_full(key: str,
     written(project, held=held, trained=trained)
     (quickly,) = leaks(f"{key}=held")
     assert (quickly["severity"], quickly["key"], quickly["leak"]["near"]) == ("warning", key, False)
-    exact = {row: {"row": row, "trained": "trained", "trained_row": 1 + 7 * at} for at, row in enumerate(EXACT)}
-    near = {row: {"row": row, "trained": "trained", "trained_row": 306 + at} for at, row in enumerate(NEAR)}
+    exact = {
+        row: {"row": row, "trained": "trained", "trained_row": 1 + 7 * at, "recipe": None}
+        for at, row in enumerate(EXACT)
+    }
+    near = {
+        row: {"row": row, "trained": "trained", "trained_row": 306 + at, "recipe": None} for at, row in enumerate(NEAR)
+    }
     assert quickly["leak"]["found"] == [{**leak, "exact": True} for leak in exact.values()]
     (fully,) = leaks(f"{key}=held", "--full")
     found = [{**leak, "exact": row in exact} for row, leak in sorted({**exact, **near}.items())]
-    whole = {"data": "held", "held_out": True, "rows": 100, "compared": 310, "complete": True, "near": True}
+    whole = {
+        "data": "held",
+        "held_out": True,
+        "rows": 100,
+        "compared": 310,
+        "complete": True,
+        "near": True,
+        "template": 0,
+    }
     assert fully["leak"] == {**whole, "found": found}
     assert fully["what"] == (
         "10 of the 100 held-out rows of 'held' are training rows, 5 of them with small changes "
@@ -184,3 +200,105 @@ def read(names: Sequence[str], stage: str) -> list[dataset.Read]:
     assert sources and not problems
     options = dataset.Options(stage, None, keyed=True)
     return [dataset.Read(each, options, dataset.check_rows(each, options)) for each in sources]
+
+
+def based(project: Path, base: str) -> None:
+    """The recipe `tiny` goes on from `first`, which goes on from `bottom`; both were trained on another data set."""
+    for name, data, below in (("bottom", base, ""), ("first", "little", "bottom"), ("tiny", "little", "first")):
+        text = RECIPE.replace("dataset: little", f"dataset: {data}")
+        if below:
+            text = text.replace("kit:\n", f"kit:\n  base: {below}\n").replace("model_name_or_path: models/tiny\n", "")
+        (project / "recipes" / f"{name}.yaml").write_text(text)
+
+
+def test_rows_that_a_recipe_below_was_trained_on_leak_and_it_is_named(project: Path, leaks: Told) -> None:
+    held, trained, base = made(1, 100), made(2, 300), made(3, 40)
+    rows = [{"instruction": f"say {n}", "output": f"it is {n * 7}"} for n in range(32)]
+    written(project, held=held, trained=[held[0], *trained], base=[*base, *held[4:6]], little=rows)
+    based(project, "base")
+    (found,) = leaks("kit.evaluate_after=held")
+    told = [(each["row"], each["trained"], each["trained_row"], each["recipe"]) for each in found["leak"]["found"]]
+    assert told == [(1, "trained", 1, None), (5, "base", 41, "bottom"), (6, "base", 42, "bottom")]
+    assert found["what"].startswith(
+        "3 of the 100 held-out rows of 'held' are training rows, 2 of them of the base recipe 'bottom' (row 1, 5, 6)"
+    )
+    based(project, "trained")
+    (chance,) = leaks("val_size=0.1", "eval_strategy=epoch")
+    assert len(chance["leak"]["found"]) == 301 and "301 of them of the base recipe 'bottom'" in chance["what"]
+    based(project, "base")
+    near = [{**row, "output": row["output"].rpartition(" ")[0] + " other"} for row in held[7:9]]
+    written(project, held=held, trained=trained, base=[*base, *near], little=rows)
+    assert leaks("kit.evaluate_after=held") == []
+    (fully,) = leaks("kit.evaluate_after=held", "--full")
+    assert [(each["row"], each["recipe"], each["exact"]) for each in fully["leak"]["found"]] == [
+        (8, "bottom", False),
+        (9, "bottom", False),
+    ]
+
+
+def test_the_fix_is_a_command_that_works_or_another_one(project: Path, leaks: Told, quick: Command) -> None:
+    held, trained = made(1, 100), made(2, 300)
+    written(project, held=held, trained=[*trained, held[0]])
+    command = leaks("kit.evaluate_after=held")[0]["fix"].partition(": ")[2]
+    assert quick(*command.split()[1:]).returncode == 0
+    assert "iis-finetune" not in leaks("kit.evaluate_after=held")[0]["fix"], "the names are taken by now"
+    other = project / "elsewhere"
+    (project / "data").rename(other)
+    (project / "data").mkdir()
+    written(project, held=held, trained=trained[:3])
+    (found,) = leaks("kit.evaluate_after=held", "dataset_dir=elsewhere")
+    assert found["fix"] == "hold out rows that have no twin"
+
+
+def test_rows_that_were_taken_for_a_template_are_told_with_full(project: Path, quick: Command) -> None:
+    of = random.Random(7)
+    words = sentence(of, 60).split()
+    copies = [" ".join([*words[: n % 60], f"new{n}", *words[n % 60 + 1 :]]) for n in range(140)]
+    rows = [{"instruction": text, "output": "yes"} for text in copies]
+    written(project, held=rows[:10], trained=[*rows[10:], *made(2, 200)])
+    words_ = ("check", "tiny", "dataset=trained", "kit.evaluate_after=held")
+    assert "taken for a template" not in quick(*words_).stderr
+    assert "140 rows share 70% of their words or more with over 30% of the rows" in quick(*words_, "--full").stderr
+
+
+@pytest.fixture
+def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Material]:
+    """The rows of `held` made ready for the evaluation of a run of `tiny`, which was trained on `trained`."""
+    made_by = Run(project / "runs" / "0001-tiny")
+    made_by.folder.mkdir(parents=True)
+    data, model = project / "data", project / "models" / "tiny"
+    arguments = {"stage": "sft", "template": "qwen", "dataset": "trained", "dataset_dir": str(data)}
+    trained = Trained("tuned", {**arguments, "model_name_or_path": str(model), "cutoff_len": 128}, Weights(str(model)))
+
+    def call() -> Material:
+        monkeypatch.chdir(project)
+        made_by.recipe.write_text((project / "recipes" / "tiny.yaml").read_text())
+        return material(Evaluation(made_by, "held", {}), trained)
+
+    return call
+
+
+def test_an_evaluation_names_the_recipe_below_that_was_trained_on_its_rows(
+    project: Path, evaluated: Callable[[], Material]
+) -> None:
+    held = made(1, 20)
+    little = [{"instruction": "a", "output": "b"}]
+    written(project, held=held, trained=made(2, 30), base=[*made(3, 30), held[6]], little=little)
+    based(project, "base")
+    found = evaluated()
+    assert found.leaks and [(each.row, each.recipe) for each in found.leaks.found] == [(7, "bottom")]
+    assert found.seen == (6,) and "1 of them of the base recipe 'bottom'" in found.cut[-1]
+
+
+def test_an_evaluation_says_which_training_rows_it_cannot_compare_with(
+    project: Path, evaluated: Callable[[], Material]
+) -> None:
+    written(project, held=made(1, 20), trained=made(2, 30), base=made(3, 30), little=made(4, 5))
+    based(project, "base")
+    assert evaluated().cut == ()
+    (project / "data" / "base.json").unlink()
+    assert len(told := evaluated().cut) == 1 and "base.json is not there" in told[0]
+    (project / "data" / "trained.json").unlink()
+    assert [line.startswith("leaks could not be looked for") for line in evaluated().cut] == [True, True]
+    (project / "recipes" / "first.yaml").unlink()
+    assert "trained.json" in (told := evaluated().cut)[0] and "first" in told[1]

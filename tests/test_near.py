@@ -25,7 +25,9 @@ def test_texts_that_differ_in_spelling_alone_are_equal(one: str, other: str) -> 
     assert key_of(normalised(one)) == key_of(normalised(other))
 
 
-@pytest.mark.parametrize("text", ["A_b-C d!", "1 + 1 = 2; $5 < 6^7", "\t~tab\x00\x7f\n"])
+@pytest.mark.parametrize(
+    "text", ["A_b-C d!", "1 + 1 = 2; $5 < 6^7", "\t~tab\x00\x7f\n", "31*/_2", "1.5 - 2.x 3!! -4 %5 6%."]
+)
 def test_ascii_is_written_as_all_other_text_is(text: str) -> None:
     assert f"{normalised(text)} é" == normalised(f"{text} é")
 
@@ -116,3 +118,11 @@ def test_rows_that_share_a_template_are_not_near_but_a_copy_among_them_is() -> N
 def test_texts_without_words_are_near_to_none() -> None:
     assert pairs(indexed(["", "", "one", "two words", "one"])) == {(2, 4)}
     assert pairs(indexed([])) == set()
+
+
+def test_texts_that_mostly_are_what_many_share_are_counted() -> None:
+    source, words = random.Random(11), sentences(1, 10)[0][:30] + ["end"] * 30
+    changed = [[*words[: (at := source.randrange(60))], f"new{number}", *words[at + 1 :]] for number in range(120)]
+    index = indexed([" ".join(each) for each in changed + sentences(200, 12)])
+    assert index.template == 120 and not pairs(index)
+    assert indexed([" ".join(each) for each in sentences(300, 13)]).template == 0

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from conftest import ROOT, Command
 
 from iis_finetune.dataset.made import making
 from iis_finetune.dataset.registry import read_registry
+from iis_finetune.dataset.split import SIDES
 from iis_finetune.errors import ProblemsFound
 
 Rows = list[dict[str, Any]]
@@ -180,7 +182,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
     [
         (("nothing",), "data set 'nothing' is not in"),
         (("few", "--test", "1.5"), "1.5 is no share of the rows"),
-        (("few", "--by", "usr"), "row 1 has no column 'usr'"),
+        (("few", "--by", "usr"), "no row has a value in a column 'usr'"),
         (("few", "--name", "../few"), "'../few_train' cannot name a data set"),
         (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
         (("broken",), "leave such rows out: iis-finetune data clean broken"),
@@ -203,29 +205,55 @@ def test_a_mistake_gets_a_sentence_and_nothing_is_written(
 def written(data: Path) -> int:
     """The bytes of files that have no name yet."""
     with suppress(FileNotFoundError):
-        return sum(each.stat().st_size for each in data.glob(".*many*"))
+        return sum(each.stat().st_size for each in data.glob(".*/*many*"))
     return 0
 
 
-@pytest.mark.parametrize("verb", ["split", "clean"])
-def test_ctrl_c_leaves_nothing_half_written(project: Path, verb: str) -> None:
-    data = project / "data"
+@pytest.fixture
+def ended(project: Path) -> Callable[[str, signal.Signals], int]:
+    """Start a verb on many rows, end it when it has begun to write, and wait for its exit code."""
+
+    def call(verb: str, how: signal.Signals) -> int:
+        data = project / "data"
+        words = [sys.executable, "-m", "iis_finetune", "data", verb, "many"]
+        words += ["--drop", "exact"] if verb == "clean" else ["--by", "instruction"]
+        started = subprocess.Popen(words, cwd=project, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 120
+            while not written(data) and started.poll() is None and time.monotonic() < until:
+                time.sleep(0.002)
+            assert written(data), "it never began to write"
+            started.send_signal(how)
+            return started.wait(60)
+        finally:
+            started.kill()
+
     base = original(300, 16)
-    register(data, "many", [{**row, "output": f"{row['output']} {number}"} for number in range(40) for row in base])
+    rows = [{**row, "output": f"{row['output']} {number}"} for number in range(40) for row in base]
+    register(project / "data", "many", rows)
+    return call
+
+
+@pytest.mark.parametrize("verb", ["split", "clean"])
+def test_ctrl_c_leaves_nothing_half_written(project: Path, verb: str, ended: Any) -> None:
+    data = project / "data"
     before = sorted((each.name, each.stat().st_size) for each in data.iterdir())
-    words = [sys.executable, "-m", "iis_finetune", "data", verb, "many"]
-    words += ["--drop", "exact"] if verb == "clean" else ["--by", "instruction"]
-    started = subprocess.Popen(words, cwd=project, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 120
-        while not written(data) and started.poll() is None and time.monotonic() < until:
-            time.sleep(0.002)
-        assert written(data), "it never began to write"
-        started.send_signal(signal.SIGINT)
-        assert started.wait(60) == 130
-    finally:
-        started.kill()
+    assert ended(verb, signal.SIGINT) == 130
     assert sorted((each.name, each.stat().st_size) for each in data.iterdir()) == before
+
+
+def test_what_a_killed_verb_left_is_put_away_by_the_next_and_a_users_file_is_not(
+    quick: Command, project: Path, ended: Any
+) -> None:
+    data = project / "data"
+    (data / ".2024-notes.jsonl").write_text("my own\n")
+    register(data, "few", original(40, 17))
+    before = {each.name for each in data.iterdir()}
+    assert ended("clean", signal.SIGKILL) == -signal.SIGKILL
+    (left,) = {each.name for each in data.iterdir()} - before
+    os.utime(data / left, (1, 1))
+    assert quick("data", "split", "few").returncode == 0
+    assert {each.name for each in data.iterdir()} - before == {f"few_{side}.jsonl" for side in SIDES}
 
 
 def test_of_two_that_make_the_same_names_the_first_keeps_its_files(
@@ -245,7 +273,7 @@ def test_of_two_that_make_the_same_names_the_first_keeps_its_files(
             with making("some", data, ("new", "why")) as early:
                 early.streams[0].write(b"early\n")
     assert (data / "new.jsonl").read_bytes() == b"early\n" and (data / "why.jsonl").is_file()
-    assert not list(data.glob(".*jsonl")) and "new" in read_registry(data).entries
+    assert not list(data.glob(".iis*")) and "new" in read_registry(data).entries
 
 
 def test_entries_that_several_processes_add_at_once_are_all_there(project: Path) -> None:
@@ -271,3 +299,38 @@ def test_pairs_that_were_split_are_named_as_their_recipe_takes_them(quick: Comma
     words = next(line for line in done.stdout.splitlines() if "with: " in line).partition("with: ")[2].split()
     checked = quick("check", "tiny", *words)
     assert checked.returncode == 0 and "too good" not in checked.stderr, checked.stderr
+
+
+def test_a_class_without_a_held_out_row_is_told(quick: Command, project: Path) -> None:
+    rows = [{**row, "output": "yes"} for row in original(60, 18)]
+    rows[20]["output"] = rows[40]["output"] = "rare"
+    register(project / "data", "some", rows)
+    told = json.loads(quick("data", "split", "some", "--name", "one", "--json").stdout)
+    assert told["not_held_out"] == {"rare": 2}
+    done = quick("data", "split", "some")
+    assert "none held out: 2 rows with the answer 'rare'" in done.stdout
+    register(project / "data", "all", original(60, 19))
+    assert json.loads(quick("data", "split", "all", "--json").stdout)["not_held_out"] == {}
+
+
+def test_rows_without_the_value_go_each_by_itself_and_are_counted(sides: Any, quick: Command, project: Path) -> None:
+    rows = [{**row, "user": f"u{number % 40}"} for number, row in enumerate(original(400, 20))]
+    for number, row in enumerate(rows[:200]):
+        row["user"] = ("", None, "  ")[number % 3]
+    rows += [{**row} for row in original(3, 25)]
+    train, test, _ = sides(rows, "--by", "user", "--test", "0.25")
+    without = {row["instruction"] for row in rows if not str(row.get("user") or "").strip()}
+    assert 25 < len(without & test) < 75 and len(without & train) > 100
+    register(project / "data", "some", rows)
+    done = quick("data", "split", "some", "--by", "user", "--test", "0.25")
+    assert "without 'user': 203 rows, each on a side by itself" in done.stdout
+
+
+def test_near_copies_that_were_taken_for_a_template_are_counted(quick: Command, project: Path) -> None:
+    source, rows = random.Random(26), original(200, 27)
+    rows += [like(rows[0], source) for _ in range(150)]
+    register(project / "data", "some", rows)
+    told = json.loads(quick("data", "split", "some", "--name", "one", "--json").stdout)
+    assert 140 <= told["template"] <= 151
+    for verb in ("split", "clean"):
+        assert f"{told['template']} rows share 70% of their words or more" in quick("data", verb, "some").stdout

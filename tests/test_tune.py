@@ -252,7 +252,7 @@ def test_ctrl_c_keeps_what_finished_trials_gave_and_leaves_nothing_running(proje
     _, said = child.communicate(timeout=LONGEST)
     assert child.returncode == 130, said.decode()
     assert b"the same command goes on from there" in said
-    assert not list((project / "measured").glob("iis-finetune-scratch-*"))
+    assert not list((project / "measured").glob(".iis-finetune-scratch-*"))
     assert left_after({"MARK": mark}, 10) == []
 
 

@@ -33,15 +33,21 @@ def split(
     """Hold rows out: two new data sets, DATASET_train and DATASET_test; rows near each other stay on one side."""
     if not 0 < test < 1:
         raise Misused(f"{test} is no share of the rows", "--test 0.1 holds out one in ten", "--test")
-    rows = dataset.split(name, workspace().data, dataset.Cut(test, by, seed, new), show.meter)
+    divided = dataset.split(name, workspace().data, dataset.Cut(test, by, seed, new), show.meter)
     if as_json:
-        show.document({"rows": rows})
+        show.document(to_builtins(divided))
         return
-    train, held, left = rows
+    (train, held, left), rows = divided.rows, divided.rows
     show.line(f"registered '{train}': {rows[train]:,} rows, and '{held}': {rows[held]:,} rows")
     if rows[left]:
         near = f"near rows of the other side (Jaccard {dataset.NEAR} or more)"
         show.line(f"left out: {rows[left]:,} rows, {near}; they are in data/{left}.jsonl")
+    if divided.lacking:
+        show.line(f"without '{by}': {divided.lacking:,} rows, each on a side by itself")
+    for answer, count in divided.not_held_out.items():
+        show.line(f"none held out: {count:,} rows with the answer {answer[:40]!r}; another --seed may hold out some")
+    if divided.template:
+        show.line(dataset.TEMPLATE.format(divided.template))
     stage = dataset.stage_of(dataset.read_registry(workspace().data).entries[train].value)
     pairs = f"eval_dataset={held} eval_strategy=epoch stage={'dpo' if stage == 'rm' else stage}"  # not for answering
     held_out = pairs if stage in ("rm", "kto") else f"kit.evaluate_after={held}"
@@ -74,6 +80,8 @@ def clean(
         return
     _tell(cleaned, chosen, fix)
     show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
+    if cleaned.template:
+        show.line(dataset.TEMPLATE.format(cleaned.template))
     if not dry:
         show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
     given = {"--drop": drop, "--recipe": recipe, "--name": new, "--fix-text": "" if fix else None}

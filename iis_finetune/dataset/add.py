@@ -1,7 +1,6 @@
 """Register one's own data: recognise a file's format and write its entry into dataset_info.json."""
 
 import filecmp
-import os
 import re
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from ..errors import Place, Problem, ProblemsFound, did_you_mean, errors_of
+from ..process import scratch_folder
 from .encodings import refused
 from .faults import Fault
 from .formats import NEEDED, Format, doubt, guess, recognise
@@ -233,18 +233,17 @@ def _made(found: Found, target: Path) -> Iterator[tuple[Path, ...]]:
     if target == found.place:
         yield tuple(form.file for form in found.forms)
         return
-    part = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found.place, part) if found.usable else _rewrite(found, part)
-        yield (part,)
-        if target.exists() and not filecmp.cmp(part, target, shallow=False):
-            raise refused(f"{target} is there already", "rename one of the two files", found.place)
-        part.replace(target)
+        with scratch_folder(target.parent) as parts:
+            part = parts / target.name
+            shutil.copyfile(found.place, part) if found.usable else _rewrite(found, part)
+            yield (part,)
+            if target.exists() and not filecmp.cmp(part, target, shallow=False):
+                raise refused(f"{target} is there already", "rename one of the two files", found.place)
+            part.replace(target)
     except PermissionError as error:
         raise refused(f"{target.parent}: {error.strerror}", "--copy writes into data/ instead", found.place) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _rewrite(found: Found, part: Path) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from msgspec import Struct
 from ..errors import Misused
 from ..tables import read
 from .convert import Sample
-from .faults import Fault, Row
+from .faults import Fault
 from .made import Making, Meter, line_of, making
 from .near import NearIndex, answer_of, key_of, learned_of, normalised, question_of
-from .rows import Progress, samples
+from .rows import Held, Progress, held, samples
 from .sources import Options
 from .truncation import cut_rows
 
@@ -40,6 +40,7 @@ class Cleaned(Struct, frozen=True):
     rows: int
     kept: int
     found: dict[str, list[int]]
+    template: int  # rows that mostly are one, and were compared by the rest
 
 
 def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
@@ -52,8 +53,8 @@ def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
     with making(name, data_dir, () if wash.dry_run else (new, f"{new}_found")) as made:
         seen = _Seen(drop, made.options.processing, _cut(made, wash, meter))
         with meter("reading rows") as progress:
-            for rows, (row, sample) in enumerate(samples(made.source, made.options, progress), 1):
-                seen.add(rows, row, sample)
+            for rows, (before, after) in enumerate(_mended_rows(made, wash, progress), 1):
+                seen.add(rows, before, after)
         with meter("comparing rows") as progress:
             seen.compare(progress)
         found = {kind: sorted(row for row, (of, _) in seen.found.items() if of == kind) for kind in kinds}
@@ -61,15 +62,25 @@ def clean(name: str, data_dir: Path, wash: Wash, meter: Meter) -> Cleaned:
         if not kept:
             raise Misused("no row would be left", "leave fewer kinds out: --drop exact,near", "--drop")
         with meter("writing rows") as progress:
-            again = samples(made.source, made.options, progress) if made.streams else ()
-            for number, (row, _) in enumerate(again, 1):
+            again = _mended_rows(made, wash, progress) if made.streams else ()
+            for number, ((row, _), (mended, _)) in enumerate(again, 1):
                 kind, reason = seen.found.get(number, ("", ""))
                 gone = kind in drop or number in seen.unreadable
                 left = {"row": number, "line": row.line, "left_out": gone, "kind": kind, "reason": reason}
+                left["is"] = None if isinstance(row.value, Fault) else row.value
                 made.streams[1].write(line_of(left) if kind else b"")
-                value = _mended(row.value) if wash.fix_text else row.value
-                made.streams[0].write(b"" if gone else line_of(value))
-    return Cleaned(rows, kept, found)
+                made.streams[0].write(b"" if gone else line_of(mended.value))
+    return Cleaned(rows, kept, found, seen.index.template)
+
+
+def _mended_rows(made: Making, wash: Wash, progress: Progress) -> Iterator[tuple[Held, Held]]:
+    """Each row as it stands, and as it may stay: mended where that is asked for."""
+    for row, sample in samples(made.source, made.options, progress):
+        before = after = row, sample
+        if wash.fix_text and (value := _mended(row.value)) != row.value:
+            mended = row._replace(value=value)
+            after = mended, held(mended, made.source.layout, made.options.processing)
+        yield before, after
 
 
 def _cut(made: Making, wash: Wash, meter: Meter) -> dict[int, str]:
@@ -77,8 +88,8 @@ def _cut(made: Making, wash: Wash, meter: Meter) -> dict[int, str]:
     if wash.encoding is None:
         return {}
     with meter("counting tokens") as progress:
-        pairs = enumerate(samples(made.source, made.options, progress), 1)
-        usable = ((number, sample) for number, (_, sample) in pairs if isinstance(sample, Sample))
+        pairs = enumerate(_mended_rows(made, wash, progress), 1)
+        usable = ((number, sample) for number, (_, (_, sample)) in pairs if isinstance(sample, Sample))
         return dict(cut_rows(usable, *wash.encoding))
 
 
@@ -112,24 +123,28 @@ class _Seen:
         """The rows that do not stay; what is no object cannot, whatever was asked for."""
         return self.unreadable | {number for number, (kind, _) in self.found.items() if kind in self.drop}
 
-    def add(self, number: int, row: Row, sample: Sample | Fault) -> None:
+    def add(self, number: int, before: Held, after: Held) -> None:
+        row, sample = after
         if not isinstance(row.value, dict):
             self.unreadable.add(number)
-        fault = ("cut", self.cut[number]) if number in self.cut else self._fault(row, sample)
+        fault = ("cut", self.cut[number]) if number in self.cut else self._fault(after)
+        if fault is None and before is not after and isinstance(before[1], Sample):
+            fault = self._fault(before)
         if isinstance(sample, Sample) and (fault is None or fault[0] not in self.drop):
             fault = self._repeats(number, sample) or fault
         if fault:
             self.found[number] = fault
 
-    def _fault(self, row: Row, sample: Sample | Fault) -> tuple[str, str] | None:
+    def _fault(self, looked: Held) -> tuple[str, str] | None:
         """What is wrong with a row by itself."""
+        row, sample = looked
         if isinstance(sample, Fault):
             return "roles" if sample.case in ROLES else "unusable", sample.sentence(row.file)[0]
         said = sample.prompt if self.processing == "pt" else sample.trained(self.processing)[len(sample.prompt) :]
         if not all(str(turn.text or "").strip() for turn in said):
             return "empty", "its answer is empty or white space"
-        text = f"{question_of(sample)}\n{answer_of(sample)}\n{sample.system or ''}"
-        if control := CONTROL.search(text):
+        text = f"{question_of(sample)} {answer_of(sample)} {sample.system or ''}"
+        if control := None if text.isprintable() else CONTROL.search(text):
             return "control", f"it holds U+{ord(control[0]):04X}"
         return ("mojibake", f"it would be: {_decoded(text)[:60]}") if _decoded(text) != text else None
 

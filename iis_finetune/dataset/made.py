@@ -4,11 +4,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, errors_of
+from ..process import scratch_folder
 from .registry import check_registered, enter, read_registry
 from .rows import Progress
 from .sources import Options, Source, stage_of
@@ -32,30 +33,30 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
 
     Raises ProblemsFound when the data set is not here or a name is taken.
     """
-    source, value = _registered(name, folder, names)
+    source, value = registered(name, folder, names)
     files = [folder / f"{each}.jsonl" for each in names]
-    parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
     entry, placed = {key: value[key] for key in KEPT if key in value}, list[Path]()
     try:
-        with ExitStack() as opened:
-            streams: list[IO[bytes]] = [opened.enter_context(part.open("wb")) for part in parts]
-            yield Making(source, Options(stage_of(value), None), streams)
-        for part, file in zip(parts, files, strict=True):
-            with part.open("rb") as whole:
-                os.fsync(whole.fileno())
-            os.link(part, file)  # unlike a rename it fails where another process has made a file of that name
-            placed.append(file)
+        with scratch_folder(folder) if files else nullcontext(folder) as parts:
+            with ExitStack() as opened:
+                streams: list[IO[bytes]] = [opened.enter_context((parts / file.name).open("wb")) for file in files]
+                yield Making(source, Options(stage_of(value), None), streams)
+            for file in files:
+                with (parts / file.name).open("rb") as whole:
+                    os.fsync(whole.fileno())
+                os.link(whole.name, file)  # unlike a rename it fails where another has made a file of that name
+                placed.append(file)
         if entries := {file.stem: {"file_name": file.name, **entry} for file in files[:-1]}:
             enter(folder, entries)
         placed.clear()
     except FileExistsError as error:
         raise Misused(f"{error.filename2} is there already", "give another name: --name NAME", "--name") from None
     finally:
-        for path in (*placed, *parts):
-            path.unlink(missing_ok=True)
+        for file in placed:
+            file.unlink(missing_ok=True)
 
 
-def _registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
+def registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
     """The data set of a name and its entry, when it is here and what is to be made of it can have these names."""
     entries = read_registry(folder).entries
     value = entries[name].value if name in entries else {}

@@ -23,6 +23,7 @@ NOWHERE = Row(1, None, None)  # for what is wrong with a whole file
 TOLD_ROWS = 2000
 
 Progress = Callable[[float], None]  # is told the share that has been read, 0 to 1
+Held = tuple[Row, Sample | Fault]  # a row with the sample that LLaMA-Factory makes of it, or why it makes none
 
 
 class Reading(Struct, frozen=True):
@@ -90,7 +91,7 @@ def count_rows(source: Source, progress: Progress | None = None) -> int:
     return sum(1 for _ in _rows(source, None, progress))
 
 
-def samples(source: Source, options: Options, progress: Progress | None = None) -> Iterator[tuple[Row, Sample | Fault]]:
+def samples(source: Source, options: Options, progress: Progress | None = None) -> Iterator[Held]:
     """Every row with the sample that LLaMA-Factory makes of it, or why it makes none."""
     for row in islice(_rows(source, options.limit, progress), options.limit):
         yield row, held(row, source.layout, options.processing)

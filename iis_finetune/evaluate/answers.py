@@ -11,13 +11,14 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from .. import dataset, launch, process
+from .. import dataset, launch, models, process
+from .. import recipe as recipes
 from ..arguments import Settings, trained_with
 from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, RunFailed, errors_of
 from ..observe import raised
 from ..plan import after
 from ..plan.after import Trained
-from ..runs import Run, read_json, read_lines, write
+from ..runs import Run, Workspace, read_json, read_lines, write
 from ..supervise import Stop
 from .metrics import Declared
 
@@ -28,6 +29,7 @@ PART_ROWS = 200
 LOSS_SLICES = 20
 NEAR_ROWS = 20_000  # training rows among which nearly equal ones are looked for: 0.3 ms each
 Seen = tuple[tuple[str, ...], dataset.Leaks | None, tuple[int, ...]]
+NOT_SOUGHT = "leaks could not be looked for in all training rows"
 UNSLICEABLE = ("split", "num_samples")  # entries that already choose among their rows
 
 
@@ -84,7 +86,8 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     folder = asked.folder / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     if not sources:  # on a hub: nothing to slice or to count here
-        return Material(str(data_dir), {asked.data: None}, {asked.data: None})
+        cut = tuple(f"{NOT_SOUGHT}: {each.what}" for each in problems)
+        return Material(str(data_dir), {asked.data: None}, {asked.data: None}, cut=cut)
     entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
     entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
     reading = (read := _look(sources[0], trained)).reading
@@ -98,7 +101,7 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     longest, sha256 = reading.truncation.longest_answer, dataset.Readings().sha256(sources[0])
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
-    return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, settings, whole))
+    return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, asked.run, settings, whole))
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
@@ -124,12 +127,16 @@ def _look(source: dataset.Source, trained: Trained) -> dataset.Read:
     return dataset.Read(source, options, dataset.check_rows(source, options, tokenizer_json))
 
 
-def _seen(read: dataset.Read, settings: Settings, whole: bool) -> Seen:
+def _seen(read: dataset.Read, run: Run, settings: Settings, whole: bool) -> Seen:
     """What to know of the rows, which of them the training saw as far as its data are here, and their places."""
-    options, names = replace(dataset.options_of(settings, settings["stage"]), keyed=True), settings.names("dataset")
-    sources, _ = dataset.check_registered(names, settings["dataset_dir"], settings["stage"], Place())
-    learnt = [dataset.Read(each, options, dataset.check_rows(each, options)) for each in sources]
+    learnt, lacking = dataset.learnt(None, settings, settings["dataset_dir"])
+    around = Workspace(Path(), Path("models"), run.folder.parent)
+    base, wrong = models.base_of(recipes.read(str(run.recipe))[0], around) if run.recipe.is_file() else (None, [])
+    for each in base.chain if base else ():
+        more, gone = dataset.learnt(each.recipe.name, each.settings, each.settings["dataset_dir"])
+        learnt, lacking = learnt + more, lacking + gone
     cut = tuple(each.what for each in read.reading.truncation.problems)
+    cut += tuple(f"{NOT_SOUGHT}: {each.what}" for each in (*lacking, *(wrong if base is None else ())))
     leaks = dataset.leaks_of(read, learnt, sum(each.reading.kept for each in learnt) <= NEAR_ROWS)
     if not leaks.found:
         return cut, leaks if learnt else None, ()

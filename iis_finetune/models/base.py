@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .. import recipe as recipes
-from ..arguments import WHOLE, settings_of, trained_with
+from ..arguments import WHOLE, Settings, settings_of, trained_with
 from ..errors import Problem, ProblemsFound
 from ..recipe import Recipe
 from ..runs import Run, Workspace, damage, listed, reached_the_end, read_decided
@@ -33,7 +33,16 @@ class Base(Struct, frozen=True, dict=True):
     @cached_property
     def whole(self) -> bool:
         """Whether it trains the model's own weights, not an adapter."""
-        return settings_of(self.recipe)[0]["finetuning_type"] in WHOLE
+        return self.settings["finetuning_type"] in WHOLE
+
+    @cached_property
+    def settings(self) -> Settings:
+        return settings_of(self.recipe)[0]
+
+    @property
+    def chain(self) -> list[Base]:
+        """It and all that it is made on."""
+        return [self, *(self.below.chain if self.below else ())]
 
     @property
     def first(self) -> Recipe:

@@ -165,11 +165,15 @@ def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.R
     """A warning for each data set that holds out rows which the training sees."""
     trained, near = read[TRAINED_ON], question.limit is None
     by_chance = trained if seen.plan.settings["val_size"] > LEAST_SHARE else []
-    for key, sets in {**read, TRAINED_ON: [], "val_size": by_chance}.items() if trained else ():
+    held_out = {**read, TRAINED_ON: [], "val_size": by_chance} if trained else {}
+    before = list[dataset.Read]()  # what the recipes learnt that this one goes on from
+    for base in seen.base.chain if seen.base and any(held_out.values()) else ():
+        before += dataset.learnt(base.recipe.name, base.settings, question.registry(base.settings), question.limit)[0]
+    for key, sets in held_out.items():
+        learnt = [*before, *trained] if key == "val_size" else [*trained, *before]
         for each in sets:
-            leaks = dataset.leaks_of(each, trained, near, question.progress)
-            if leaks.found:
-                yield leaks.problem(seen.recipe.place(key))
+            leaks = dataset.leaks_of(each, learnt, near, question.progress)
+            yield from leaks.problems(seen.recipe.place(key), trained, question.workspace.data)
 
 
 def _rows(seen: Examined, question: Question, source: dataset.Source, stage: str) -> dataset.Read:
