@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import advice
 import pytest
 from conftest import Command
 from dataset_cases import GOOD, lines, pair
 from hub_server import Hub
 
 from iis_finetune import dataset
+from iis_finetune.dataset.faults import Fault
 from iis_finetune.errors import Place, Problem, ProblemsFound
 from iis_finetune.hub import read_manifest
+from iis_finetune.tables import read as read_table
 
 GERMAN = [
     ("Wie heißt du?", "Ich heiße Jörg Müller, schöne Grüße!"),
@@ -315,6 +318,13 @@ def test_the_columns_that_are_proposed_hold_texts(row: dict[str, Any], columns: 
     (tmp_path / "a.jsonl").write_bytes(lines(row, row))
     fix = refused(tmp_path / "a.jsonl").fix
     assert fix.endswith(f"--columns {columns}") if columns else "--columns" not in fix
+
+
+def test_a_command_in_the_fix_of_a_row_can_be_pasted() -> None:
+    fixes = {case: Fault(case, "x").sentence("my rows.csv")[1] for case in read_table("row_faults.toml")}
+    commands = {case: advice.verdict("fix", fix) for case, fix in fixes.items() if "iis-finetune" in fix}
+    assert commands.keys() >= {"encoding", "bom", "delimiter", "answer_kind"}
+    assert all(kind.startswith("a command") and not wrong for kind, wrong in commands.values()), commands
 
 
 @pytest.fixture

@@ -251,6 +251,8 @@ def _made(found: Found, target: Path, anew: bool) -> Iterator[tuple[Path, ...]]:
             if not anew:
                 raise refused(f"{target} is there already", "rename one of the two files", found.place)
             target.replace(target.with_name(f"{target.name}.old"))
+        latest = max(each.stat().st_mtime for each in (part, found.forms[0].file))  # another computer's clock
+        os.utime(part, (latest, latest))
         part.replace(target)
     except PermissionError as error:
         if target.parent != found.place.parent:

@@ -51,7 +51,7 @@ def measure(question: Question) -> dict[str, Any]:
     elif not (name in recipes.registered(question.workspace.recipes) or Path(name).suffix or "/" in name):
         known = [*recipes.registered(question.workspace.recipes), *registry.entries]
         usual = "recipes are listed by `iis-finetune recipes`, data sets by `iis-finetune data check`"
-        raise Misused(f"'{name}' is neither a recipe nor a registered data set", did_you_mean(name, known, usual, 0.5))
+        raise Misused(f"'{name}' is neither a recipe nor a registered data set", did_you_mean(name, known, usual))
     else:
         seen = _sound(examine(replace(question, rows=False)))
         settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder
