@@ -168,7 +168,8 @@ def test_rows_written_from_a_file_that_changed_are_noticed_and_written_anew(quic
     before = (project / "data" / "dataset_info.json").read_bytes()
     anew = quick(*shlex.split(command))
     assert anew.returncode == 0 and "2 usable rows" in anew.stdout, anew.stderr
-    assert [row["question"] for row in map(json.loads, (project / "a.utf8.jsonl").open())] == [q for q, _ in FRENCH]
+    rows = (project / "a.utf8.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(row)["question"] for row in rows] == [question for question, _ in FRENCH]
     assert (project / "a.utf8.jsonl.old").read_text("utf-8").count("\n") == len(GERMAN)
     assert (project / "data" / "dataset_info.json").read_bytes() == before
     assert "has changed" not in quick("data", "check", "mine").stderr

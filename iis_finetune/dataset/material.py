@@ -129,12 +129,15 @@ def plain(form: Written) -> Iterator[BinaryIO]:
 def _quoted(file: BinaryIO, mark: bytes) -> bool:
     """Whether quotes hold cells together: not where none closes a cell on its line and all lines have as many cells."""
     file.seek(0)
-    edge, cells, closed = re.escape(mark), set[int](), list[bool]()
+    closed = re.compile(b'"(?<![^%b]")[^"]*(""[^"]*)*"(?![^%b\r\n])' % (mark, mark))
+    cells, begun = set[int](), False
     for line in filter(bytes.strip, file):
         cells.add(line.count(mark))
-        if re.search(b'(^|%b)"' % edge, line):
-            closed.append(bool(re.search(b'(^|%b)"([^"]|"")*"(%b|\r?\n|$)' % (edge, edge), line)))
-    return not closed or any(closed) or len(cells) > 1 or cells == {0}
+        begins = line.startswith(b'"') or mark + b'"' in line
+        if len(cells) > 1 or (begins and closed.search(line)):
+            return True
+        begun = begun or begins
+    return not begun or cells == {0}
 
 
 def _delimiter(file: BinaryIO, path: Path) -> str:
