@@ -62,10 +62,17 @@ def marked(chance: random.Random) -> dict[str, Any]:
 
 PAIRED = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
 ANSWERED = {"prompt": "instruction", "query": "input", "response": "output"}
+MIXED = {"mix_strategy": "interleave_under", "interleave_probs": "0.4,0.6"}
 KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "alpaca": (alpaca, {"columns": {**ANSWERED, "history": "history", "system": "s"}}, {}),
     "last turn": (alpaca, {"columns": {**ANSWERED, "history": "history", "system": "s"}}, {"mask_history": True}),
     "packed": (alpaca, {"columns": ANSWERED}, {"packing": True}),
+    "packed few": (alpaca, {"columns": ANSWERED}, {"packing": True, "max_samples": 30}),
+    "packed mix": (
+        alpaca,
+        {"columns": ANSWERED},
+        {"packing": True, "dataset": "packed,packed mix", "max_samples": 30, "val_size": 0.2, **MIXED},
+    ),
     "tools": (talk, {"formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "tools"}}, {}),
     "messages": (openai, {"formatting": "openai", "columns": {"messages": "messages"}, "tags": OPENAI_TAGS}, {}),
     "blocks": (lambda chance: {"text": text(chance)}, {"columns": {"prompt": "text"}}, {"stage": "pt"}),
@@ -132,10 +139,10 @@ def parts_of(folder: Path, template: str, kind: str, cutoff_len: int) -> tuple[l
 
 def verdict(folder: Path, template: str, kind: str) -> dict[str, Any]:
     expected, tokenizer = parts_of(folder, template, kind, CUTOFF)
-    packed = kind in ("packed", "blocks")
+    packed = kind == "blocks" or kind.startswith("packed")
     whole = expected if packed else parts_of(folder, template, kind, WHOLE)[0]
     answer = parser.answer(asked(folder, template, kind, CUTOFF), preview.look)
-    found = answer["found"][kind]["examples"] if answer["error"] is None else []
+    found = next(iter(answer["found"].values()))["examples"] if answer["error"] is None else []
     loader.align_dataset = ALIGN
     for each in TEMPLATES.values():
         for name in ("encode_oneturn", "encode_multiturn"):

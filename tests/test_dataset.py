@@ -367,7 +367,7 @@ def test_a_file_that_is_registered_and_was_edited_needs_nothing(tmp_path: Path) 
         ("mine.json", array(GOOD), "registered already", "--name"),
         ("a.csv", b"", "holds no rows", "a line of column names"),
         ("a.txt", b"", "holds no rows", "a text a line"),
-        ("a.csv", b"instruction,output\na,1\nb,2\n", "another kind: number", "as text"),
+        ("a.json", array(alpaca(1)), "another kind: number", "as text"),
         ("a.json", array(alpaca(True)), "another kind: true or false", "as text"),
     ],
 )

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import advice
 import pytest
 from conftest import Command
 from dataset_cases import GOOD, lines, pair
 from hub_server import Hub
 
 from iis_finetune import dataset
+from iis_finetune.dataset.faults import Fault
 from iis_finetune.errors import Place, Problem, ProblemsFound
 from iis_finetune.hub import read_manifest
+from iis_finetune.tables import read as read_table
 
 GERMAN = [
     ("Wie heißt du?", "Ich heiße Jörg Müller, schöne Grüße!"),
@@ -113,6 +119,79 @@ def test_utf8_with_commas_and_a_mark_from_excel_is_used_as_it_is(tmp_path: Path)
     assert added.found.usable and added.entry["file_name"] == str(tmp_path / "a.csv") and added.reading.kept == 3
 
 
+STRAY = [("say", "yes"), ('"begun', "maybe"), ("next", "no"), ('TV 42"', "wide"), ("last", "end")]
+
+
+@pytest.mark.parametrize("mark", ["\t", ";", "|", ","])
+def test_a_quote_that_closes_no_cell_swallows_no_rows(mark: str, tmp_path: Path) -> None:
+    for number, rows in enumerate((STRAY, STRAY[:3], [('"Hello" he said', "yes"), ("ask", "no")])):
+        body = "".join(f"{mark.join(row)}\n" for row in [("question", "answer"), *rows])
+        (tmp_path / f"{number}.csv").write_text(body)
+        added = add(tmp_path / f"{number}.csv", tmp_path / "data")
+        assert read(added) == rows and "quotes are letters" in str(added.found.forms[0])
+
+
+def test_quotes_that_hold_cells_together_go_on_doing_so(tmp_path: Path) -> None:
+    rows = [("a;b\nc", 'say "no"'), ("d", "e")]
+    (tmp_path / "a.csv").write_text('question;answer\n"a;b\nc";"say ""no"""\nd;e\n')
+    assert read(add(tmp_path / "a.csv", tmp_path / "data")) == rows
+
+
+def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    """pandas makes numbers of them, and LLaMA-Factory drops rows whose answer is a number."""
+    for number, rows in enumerate(([("good?", "1"), ("bad?", "0")], [("007", "true"), ("1e3", "false")])):
+        (tmp_path / f"{number}.csv").write_text(table(rows), "utf-8")
+        added = add(tmp_path / f"{number}.csv", tmp_path / "data")
+        assert read(added) == rows and "texts that look like numbers" in str(added.found.forms[0])
+
+
+def test_what_excel_saves_as_unicode_text_is_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("question\tanswer\r\nWo?\tÜberall\r\n".encode("utf-16"))
+    assert read(add(tmp_path / "a.txt", tmp_path / "data")) == [("Wo?", "Überall")]
+    (tmp_path / "b.txt").write_bytes("ein Text\nnoch einer\n".encode("utf-16"))
+    assert add(tmp_path / "b.txt", tmp_path / "data").found.format.name == "plain text"
+
+
+def test_rows_written_from_a_file_that_changed_are_noticed_and_written_anew(quick: Command, project: Path) -> None:
+    (project / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
+    assert (
+        quick("data", "add", "a.csv", "--name", "mine", "--columns", "output=answer,instruction=question").returncode
+        == 0
+    )
+    (project / "a.csv").write_text(table(FRENCH, ";"), "utf-8")
+    later = (project / "a.utf8.jsonl").stat().st_mtime + 60
+    os.utime(project / "a.csv", (later, later))
+    for verb in (("data", "check", "mine"), ("check", "tiny", "dataset=mine")):
+        noticed = quick(*verb)
+        assert "a.csv has changed since these rows were written from it" in noticed.stderr
+    (command,) = re.findall("write them anew: iis-finetune (.*)", noticed.stderr)
+    before = (project / "data" / "dataset_info.json").read_bytes()
+    anew = quick(*shlex.split(command))
+    assert anew.returncode == 0 and "2 usable rows" in anew.stdout, anew.stderr
+    rows = (project / "a.utf8.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(row)["question"] for row in rows] == [question for question, _ in FRENCH]
+    assert (project / "a.utf8.jsonl.old").read_text("utf-8").count("\n") == len(GERMAN)
+    assert (project / "data" / "dataset_info.json").read_bytes() == before
+    assert "has changed" not in quick("data", "check", "mine").stderr
+
+
+def test_a_folder_is_read_without_the_rows_that_were_written_from_its_files(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
+    (tmp_path / "rows" / "others.utf8.jsonl").write_text(objects(FRENCH), "utf-8")
+    add(tmp_path / "rows" / "a.csv", tmp_path / "data")
+    assert read(add(tmp_path / "rows", tmp_path / "data")) == [*GERMAN, *FRENCH]
+
+
+def test_a_data_folder_that_cannot_be_written_is_the_machines(quick: Command, project: Path) -> None:
+    (project / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
+    (project / "data").rename(project / "kept")
+    (project / "data").symlink_to("/sys/kernel")  # where root cannot write either
+    done = quick("data", "add", "a.csv", "--copy")
+    assert done.returncode == 3 and "data: permission denied" in done.stderr and "--copy" not in done.stderr
+    assert "see to the rights" in done.stderr
+
+
 @pytest.mark.parametrize(("mark", "rows"), [(";", GERMAN), (",", CHINESE)])
 def test_an_uncertain_encoding_is_told_with_two_readings_and_can_be_stated(
     mark: str, rows: list[tuple[str, str]], tmp_path: Path
@@ -121,7 +200,7 @@ def test_an_uncertain_encoding_is_told_with_two_readings_and_can_be_stated(
     (tmp_path / "a.csv").write_bytes(table([short], mark).encode(name))
     problem = refused(tmp_path / "a.csv")
     assert "is not certain" in problem.what and problem.where.line == 2 and problem.what.count("' in ") >= 2
-    assert short[1] in problem.what and f"data add {tmp_path}/a.csv --encoding {name} (or" in problem.fix
+    assert short[1] in problem.what and f"data add {tmp_path}/a.csv --encoding {name}` (or" in problem.fix
     assert read(add(tmp_path / "a.csv", tmp_path / "data", encoding=name)) == [short]
 
 
@@ -148,6 +227,9 @@ def test_latin_letters_are_never_read_as_chinese(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(objects(GERMAN).encode())[:-20], "the packed file is damaged", None),
         ("a.csv.gz", b"no archive", "the packed file is damaged", None),
         ("a.csv", table(GERMAN, ";").encode() + b"one;two;three\n", "3 cells for 2 columns", 5),
+        ("a.csv", b'question;answer\n"a; b";"c\nd"\n"say;no\nask;yes\n', "no quote ends it", 4),
+        ("a.csv", b"question,answer,answer\na,b,c\n", "several columns are named 'answer'", 1),
+        ("a.csv", b"question;answer;answer\na;b;c\n", "several columns are named 'answer'", 1),
         ("a.csv", b"question~answer\na~b\n", "the format is not recognised; the columns are: question~answer", None),
         ("a.jsonl", objects(GERMAN).encode() + b"{broken\n" + objects(GERMAN).encode(), "not valid JSON", 4),
     ],
@@ -224,6 +306,28 @@ def test_a_parquet_with_nested_columns_names_them_and_takes_them(tmp_path: Path)
     assert read(added) == GERMAN and not added.found.usable
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"id": 1, "data": {"question": "a", "answer": "b"}}, "instruction=data.question,output=data.answer"),
+        ({"id": 1, "data": {"q": "a", "a": "b"}}, "instruction=data.q,output=data.a"),
+        ({"tags": ["x"], "frage": {"text": "a"}, "antwort": "b"}, "instruction=antwort,output=frage.text"),
+        ({"id": 1, "turns": [{"speaker": "x", "text": "y"}]}, None),
+    ],
+)
+def test_the_columns_that_are_proposed_hold_texts(row: dict[str, Any], columns: str | None, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(row, row))
+    fix = refused(tmp_path / "a.jsonl").fix
+    assert fix.endswith(f"--columns {columns}") if columns else "--columns" not in fix
+
+
+def test_a_command_in_the_fix_of_a_row_can_be_pasted() -> None:
+    fixes = {case: Fault(case, "x").sentence("my rows.csv")[1] for case in read_table("row_faults.toml")}
+    commands = {case: advice.verdict("fix", fix) for case, fix in fixes.items() if "iis-finetune" in fix}
+    assert commands.keys() >= {"encoding", "bom", "delimiter", "answer_kind"}
+    assert all(kind.startswith("a command") and not wrong for kind, wrong in commands.values()), commands
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Two hubs in one, each with data sets; both are reached by their own ways."""
@@ -298,5 +402,6 @@ def test_long_cells_are_read_and_line_ends_of_an_old_mac_are_a_sentence(quick: C
     (project / "old.csv").write_bytes(b"instruction,output\rsay,yes\rask,no\r")
     refused = quick("data", "add", "old.csv")
     assert refused.returncode == 2 and "save it with line ends of LF or CRLF" in refused.stderr
+    assert "universal-newline" not in refused.stderr
     page = quick("data", "preview", "tiny", "--html", "nowhere/page.html")
     assert page.returncode == 2 and "there is no folder nowhere" in page.stderr

@@ -43,9 +43,9 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 @pytest.mark.slow
 def test_token_ids_and_loss_mask_are_those_of_llamafactorys_own_loader(verdicts: dict[str, dict[str, Any]]) -> None:
-    """Eight families of templates, ten kinds of rows, fifty rows each."""
-    assert len(verdicts) == 80
-    assert [name for name, found in verdicts.items() if found["error"] or not found["same"] or found["rows"] < 25] == []
+    """Eight families of templates, twelve kinds of rows, fifty rows each, or what max_samples and val_size leave."""
+    assert len(verdicts) == 96
+    assert [name for name, found in verdicts.items() if found["error"] or not found["same"] or found["rows"] < 10] == []
 
 
 @pytest.mark.slow
@@ -99,22 +99,41 @@ def test_a_mistake_is_told_before_anything_is_asked(quick: Command) -> None:
 
 def test_the_numbers_of_a_data_set(project: Path, quick: Command) -> None:
     rows = [{"instruction": f"问题 {n}", "input": "", "output": "да" if n < 10 else f"answer {n}"} for n in range(40)]
-    register(project, "own", [*rows, {"instruction": "no answer", "input": "", "output": None}])
+    register(project, "own", [*rows, *rows[-3:], {"instruction": "no answer", "input": "", "output": None}])
     shown = quick("data", "stats", "tiny", "dataset=own,little")
     assert shown.returncode == 0, shown.stderr
-    assert "own: 41 rows, 40 usable" in shown.stdout
-    assert "answers that stand in an earlier row: 22.5%" in shown.stdout
+    assert "own: 44 rows, 43 usable" in shown.stdout
+    assert "answers that stand in an earlier row: 27.9%" in shown.stdout
     assert "cjk" in shown.stdout and "cyrillic" in shown.stdout
-    assert "mixed by concat" in shown.stdout and "own: 41, 56.2% of the rows" in shown.stdout
-    assert "100% of the rows of 'little' fit in cutoff_len=64: half of the memory of a full row" in shown.stdout
-    assert "iis-finetune data clean own" in shown.stdout
+    assert "mixed by concat" in shown.stdout and "own: 44, 57.9% of the rows" in shown.stdout
+    fits = (
+        "100% of the rows of 'little' fit in cutoff_len=64: half of a full row's tokens, and so of a step's activations"
+    )
+    assert fits in shown.stdout
+    assert "7% of the rows of 'own' equal an earlier row: iis-finetune data clean own" in shown.stdout
     assert shown.stdout.rstrip().endswith("next: iis-finetune data preview tiny dataset=own,little")
     told = json.loads(quick("data", "stats", "tiny", "dataset=little", "--json").stdout)
     assert told["unit"] == "tokens" and told["data"]["little"]["turns"]["max"] == 2
     alone = quick("data", "stats", "own")
     assert alone.returncode == 0 and "characters  min 6" in alone.stdout and "over cutoff_len" not in alone.stdout
     assert alone.stdout.rstrip().endswith("next: iis-finetune data check own")
-    assert quick("data", "stats", "own", "cutoff_len=64").returncode == quick("data", "stats", "owm").returncode == 2
+    assert quick("data", "stats", "own", "cutoff_len=64").returncode == 2
+
+
+def test_a_name_that_is_neither_a_recipe_nor_a_data_set_is_told_with_both_lists(quick: Command) -> None:
+    near, far = quick("data", "stats", "litle"), quick("data", "stats", "nope")
+    assert near.returncode == far.returncode == 2
+    assert "'nope' is neither a recipe nor a registered data set" in far.stderr
+    assert "did you mean 'little'?" in near.stderr
+    assert "`iis-finetune recipes`" in far.stderr and "`iis-finetune data check`" in far.stderr
+    assert "the recipe file 'mine.yaml' does not exist" in quick("data", "stats", "mine.yaml").stderr
+
+
+def test_classes_are_not_called_copies(project: Path, quick: Command) -> None:
+    rows = [{"instruction": f"text {n}", "input": "", "output": str(n % 2)} for n in range(40)]
+    register(project, "classes", rows)
+    shown = quick("data", "stats", "classes").stdout
+    assert "answers that stand in an earlier row: 95%" in shown and "data clean" not in shown
 
 
 def test_lengths_are_those_of_every_row_or_of_a_sample_that_is_the_same_each_time(project: Path) -> None:
@@ -143,7 +162,7 @@ def test_rows_are_mixed_as_llamafactory_mixes_them(
     strategy: str, probabilities: str | None, expected: dict[str, int] | None
 ) -> None:
     stats = {
-        name: dataset.Stats(rows=n, turns=[], lengths=[], repeated=0, scripts={})
+        name: dataset.Stats(rows=n, turns=[], lengths=[], repeated=0, copies=0, scripts={})
         for name, n in (("one", 90), ("two", 20))
     }
     stated = {"mix_strategy": strategy, "interleave_probs": probabilities, "max_samples": 60}

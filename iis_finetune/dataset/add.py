@@ -19,13 +19,12 @@ from .encodings import refused
 from .faults import Fault
 from .formats import NEEDED, Format, doubt, guess, recognise
 from .material import Written, forms_of, rows_of
-from .registry import Registry, enter, read_registry
+from .registry import Registered, Registry, enter, read_registry
 from .rows import Progress, Reading, check_rows
-from .sources import FILE_TYPES, HUB_KEYS, Options, Source, data_file, layout_of
+from .sources import FILE_TYPES, HUB_KEYS, REWRITTEN, Options, Source, data_file, layout_of, origin_of
 
 LOOKED_AT = 2000  # rows that decide the format
 ROWS = {"csv": "a line of column names, then a row a line", "text": "a text a line", "json": "one JSON object a row"}
-REWRITTEN = ".utf8.jsonl"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -84,14 +83,16 @@ class Unregistered(Struct, frozen=True):
 def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added:
     """Register one's own data; what LLaMA-Factory cannot read is written once as UTF-8 JSONL, beside it or as `copy`.
 
+    Rows that were written before from this file are written anew, and kept as .old.
     Raises ProblemsFound, with nothing written, when they cannot be used, are not recognised or their name is taken.
     """
     registry, name = _open(data_dir), own.name or _name_of(own.stem)
-    _check_name(name, registry, Place(str(own.path)))
-    found = look(own)
+    if old := _check_name(name, registry, Place(str(own.path))):
+        own = structs.replace(own, copy=False, columns=own.columns or old.value.get("columns", {}))
+    found = structs.replace(look(own), usable=False) if old else look(own)
     target = _target(own, found, data_dir)
-    entry = {"file_name": _file_name(target, data_dir), **found.format.entry}
-    with _made(found, target) as files:
+    entry = old.value if old else {"file_name": _file_name(target, data_dir), **found.format.entry}
+    with _made(found, target, old is not None) as files:
         source = Source(name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(entry))
         reading = check_rows(source, Options(found.format.stage), progress=progress)
         if target != found.place:  # rows are told apart by their numbers, which both files share
@@ -116,10 +117,14 @@ def look(own: OwnFile) -> Found:
         raise refused(*question, own.path)
     found = recognise([_lifted(row) for row in rows] if lifts else rows, seen, own.columns)
     if found is None:
-        fix = f"needed are {NEEDED}; or say which is which: {guess([*seen, *deep], own.path)}"
-        raise refused(f"the format is not recognised; {_listed(seen, deep)}", fix, own.path)
+        flat = [name for name, item in _lifted(rows[0]).items() if isinstance(item, str)]
+        asked = f"; or say which is which: {guess(flat, own.path)}" if flat else ""
+        raise refused(f"the format is not recognised; {_listed(seen, deep)}", f"needed are {NEEDED}{asked}", own.path)
     files = [form.file for form in forms]
     place = files[0] if len(files) == 1 else files[0].parent
+    read = [column for key, column in found.entry["columns"].items() if key != "kto_tag"]
+    if any(isinstance(row.get(column), int | float) for row in rows for column in read):
+        forms = [structs.replace(form, numbers=form.file_type == "csv") for form in forms]
     alone = place in files or (not own.copy and sorted(place.iterdir()) == files)
     usable = alone and all(form.usable and form.file_type == forms[0].file_type for form in forms) and not lifts
     return Found(forms, found, place, usable, lifts)
@@ -173,16 +178,20 @@ def _name_of(stem: str) -> str:
     return re.sub(r"[^\w-]+", "_", stem)
 
 
-def _check_name(name: str, registry: Registry, place: Place) -> None:
+def _check_name(name: str, registry: Registry, place: Place) -> Registered | None:
+    """The entry of this name, if its rows were written from this very file; raises ProblemsFound for another's name."""
     if not re.fullmatch(r"[\w.-]+", name):
         raise ProblemsFound([Problem(f"'{name}' cannot name a data set", "use letters, digits, _ and -", place)])
-    if name in registry.entries:
-        what = f"a data set '{name}' is registered already"
-        fix, entry = "give another name: iis-finetune data add FILE --name NAME", registry.entries[name]
+    entry, own = registry.entries.get(name), Path(str(place.file)).resolve()
+    if entry:
         its_own = entry.value.get("file_name", "") if isinstance(entry.value, dict) else ""
-        if (registry.file.parent / str(its_own)).resolve() == Path(str(place.file)).resolve():
+        lies = (registry.file.parent / str(its_own)).resolve()
+        fix = "give another name: iis-finetune data add FILE --name NAME"
+        if lies == own:
             fix = f"nothing need be done: this very file is read anew at every start; else {fix}"
-        raise ProblemsFound([entry.problem(what, fix)])
+        if origin_of(lies) != own:
+            raise ProblemsFound([entry.problem(f"a data set '{name}' is registered already", fix)])
+    return entry
 
 
 def _first_rows(forms: list[Written], path: Path) -> tuple[list[dict[Any, Any]], list[str]]:
@@ -228,7 +237,7 @@ def _beside(own: OwnFile) -> Path:
 
 
 @contextmanager
-def _made(found: Found, target: Path) -> Iterator[tuple[Path, ...]]:
+def _made(found: Found, target: Path, anew: bool) -> Iterator[tuple[Path, ...]]:
     """The files to register; what has to be made gets its name, which no other file has, when all went well."""
     if target == found.place:
         yield tuple(form.file for form in found.forms)
@@ -240,9 +249,15 @@ def _made(found: Found, target: Path) -> Iterator[tuple[Path, ...]]:
             shutil.copyfile(found.place, part) if found.usable else _rewrite(found, part)
             yield (part,)
             if target.exists() and not filecmp.cmp(part, target, shallow=False):
-                raise refused(f"{target} is there already", "rename one of the two files", found.place)
+                if not anew:
+                    raise refused(f"{target} is there already", "rename one of the two files", found.place)
+                target.replace(target.with_name(f"{target.name}.old"))
+            latest = max(each.stat().st_mtime for each in (part, found.forms[0].file))  # another computer's clock
+            os.utime(part, (latest, latest))
             part.replace(target)
     except PermissionError as error:
+        if target.parent != found.place.parent:
+            raise PermissionError(error.errno, error.strerror, str(target.parent)) from None
         raise refused(f"{target.parent}: {error.strerror}", "--copy writes into data/ instead", found.place) from None
 
 

@@ -62,7 +62,7 @@ def _guessed(file: BinaryIO, path: Path) -> str:
         shown = max(cells, key=lambda readings: (len(set(readings)), len(readings[0]), readings))
         read = "; ".join(f"'{text}' in {name}" for text, name in zip(shown, names, strict=False))
         what = f"the file is not UTF-8, and what it is written in is not certain: it reads {read}"
-        command = f"iis-finetune data add {shlex.quote(str(path))} --encoding {names[0]}"
+        command = f"`iis-finetune data add {shlex.quote(str(path))} --encoding {names[0]}`"
         fix = f"say which is right: {command} (or {', '.join(names[1:3])}, or another that Python knows)"
         raise refused(what, fix, path, first)
     return names[0]

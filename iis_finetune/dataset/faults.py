@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Fault(Exception):
 
     def sentence(self, file: str) -> tuple[str, str]:
         """What is wrong, and what mends it."""
-        words = {"detail": self.detail, "file": file}
+        words = {"detail": self.detail, "file": shlex.quote(file)}
         row = read("row_faults.toml")[self.case]
         return row["what"].format(**words), row["fix"].format(**words)
 

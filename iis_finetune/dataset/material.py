@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ..errors import Place, Problem, ProblemsFound
 from .encodings import encoding_of, lines_of, refused
 from .faults import Row
 from .readers import DELIMITERS, LONGEST_ROW_CHARACTERS, is_lines, read_rows, texts
-from .sources import FILE_TYPES, correction
+from .sources import FILE_TYPES, correction, origin_of
 
 TYPES = {**FILE_TYPES, "ndjson": "json", "tsv": "csv"}
 TABLES = ("parquet", "arrow")
@@ -35,6 +36,8 @@ class Written(Struct, frozen=True):
     encoding: str = "utf-8"
     delimiter: str = ","
     cut: int = 0
+    quoted: bool = True  # whether quotes hold cells together
+    numbers: bool = False  # whether LLaMA-Factory would take texts of this CSV for numbers
 
     @property
     def packed(self) -> bool:
@@ -44,12 +47,14 @@ class Written(Struct, frozen=True):
     def usable(self) -> bool:
         """Whether LLaMA-Factory reads the file itself; pandas takes a byte order mark out of CSV."""
         text = self.encoding == "utf-8" or (self.encoding == "utf-8-sig" and self.file_type == "csv")
-        return text and self.delimiter == "," and not self.cut and self.file.suffix[1:] in FILE_TYPES
+        plain = self.delimiter == "," and self.quoted and not (self.numbers or self.cut)
+        return text and plain and self.file.suffix[1:] in FILE_TYPES
 
     def __str__(self) -> str:
         encoding = "UTF-8 with a byte order mark" if self.encoding == "utf-8-sig" else self.encoding.upper()
         text = "" if self.file_type in TABLES else f" in {encoding}"
         cells = "" if self.delimiter == "," else f", cells separated by '{DELIMITERS[self.delimiter]}'"
+        cells += ", quotes are letters" * (not self.quoted) + ", texts that look like numbers" * self.numbers
         cut = f"; line {self.cut}, the last, is broken off and left out" if self.cut else ""
         return f"{'packed ' * self.packed}{self.file_type}{text}{cells}{cut}"
 
@@ -60,7 +65,7 @@ def forms_of(path: Path, encoding: str | None = None) -> list[Written]:
         what, where = f"{path} is not there", Place(str(path))
         raise ProblemsFound([Problem(what, correction(path), where, kind="missing", code=2)])
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [each for each in inside if each == path or not any(map(_beside, each.relative_to(path).parts))]
+    files = [each for each in inside if each == path or not _beside(each, path)]
     found = [_form(each, encoding) for each in files if each.is_file() and _type_of(each)]
     if not found:
         what = f"{path} is a folder without data files" if path.is_dir() else f"'{path.suffix}' files cannot be read"
@@ -69,8 +74,10 @@ def forms_of(path: Path, encoding: str | None = None) -> list[Written]:
     return found
 
 
-def _beside(part: str) -> bool:
-    return part.startswith(".") or part in DESCRIPTIONS
+def _beside(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder is hidden, describes data, or was written anew from another that lies there."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return hidden or file.name in DESCRIPTIONS or origin_of(file) is not None
 
 
 def _type_of(file: Path) -> str | None:
@@ -83,11 +90,13 @@ def _form(file: Path, encoding: str | None) -> Written:
         with _opened(form) as opened:
             form = structs.replace(form, encoding=encoding or encoding_of(opened, file))
         with plain(form) as opened:
-            cut = _cut(opened) if form.file_type == "json" else 0
-            try:
-                form = structs.replace(form, cut=cut, delimiter=_delimiter(opened) if form.file_type == "csv" else ",")
-            except csv.Error as error:
-                raise refused(f"this is no CSV: {error}", "save it with line ends of LF or CRLF", file) from None
+            if form.encoding == "utf-16" and b"\t" in opened.readline():  # what Excel saves as Unicode text
+                form = structs.replace(form, file_type="csv")
+            opened.seek(0)
+            if form.file_type == "csv":
+                mark = _delimiter(opened, file)
+                return structs.replace(form, delimiter=mark, quoted=_quoted(opened, mark.encode()))
+            return structs.replace(form, cut=_cut(opened) if form.file_type == "json" else 0)
     return form
 
 
@@ -117,13 +126,34 @@ def plain(form: Written) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
 
 
-def _delimiter(file: BinaryIO) -> str:
+def _quoted(file: BinaryIO, mark: bytes) -> bool:
+    """Whether quotes hold cells together: not where none closes a cell on its line and all lines have as many cells."""
+    file.seek(0)
+    closed = re.compile(b'"(?<![^%b]")[^"]*(""[^"]*)*"(?![^%b\r\n])' % (mark, mark))
+    cells, begun = set[int](), False
+    for line in filter(bytes.strip, file):
+        cells.add(line.count(mark))
+        begins = line.startswith(b'"') or mark + b'"' in line
+        if len(cells) > 1 or (begins and closed.search(line)):
+            return True
+        begun = begun or begins
+    return not begun or cells == {0}
+
+
+def _delimiter(file: BinaryIO, path: Path) -> str:
     """The mark that cuts the first lines into equally many cells, the most it can; else into most in the header."""
     csv.field_size_limit(LONGEST_ROW_CHARACTERS)
     lines = [line.decode("utf-8", "replace") for line in islice(file, SNIFFED)]
-    cells = {mark: [len(row) for row in csv.reader(lines, delimiter=mark) if row] for mark in (",", *DELIMITERS)}
-    even = [mark for mark, found in cells.items() if len(set(found[: SNIFFED - 2])) == 1 and found[0] > 1]
-    return max(even or cells, key=lambda mark: cells[mark][:1])
+    try:
+        cells = {mark: [row for row in csv.reader(lines, delimiter=mark) if row] for mark in (",", *DELIMITERS)}
+    except csv.Error:
+        raise refused("a line ends as on an old Mac, with CR", "save it with line ends of LF or CRLF", path) from None
+    even = [mark for mark, found in cells.items() if len(set(map(len, found[: SNIFFED - 2]))) == 1 < len(found[0])]
+    best = max(even or cells, key=lambda mark: [*map(len, cells[mark][:1])])
+    header = [name for name in next(iter(cells[best]), []) if name.strip()]
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise refused(f"several columns are named '{twice}'", "give each a name of its own", path, 1)
+    return best
 
 
 def _cut(file: BinaryIO) -> int:
@@ -141,5 +171,5 @@ def rows_of(form: Written) -> Iterator[Row]:
     """The rows as LLaMA-Factory would read them, or those of a file that it cannot read; not a broken last one."""
     with plain(form) as file:
         cells = form.file_type == "csv" and not form.usable
-        rows = texts(file, form.delimiter) if cells else read_rows(file, form.file_type)
+        rows = texts(file, form.delimiter, form.quoted) if cells else read_rows(file, form.file_type)
         yield from (row for row, _ in pairwise(rows)) if form.cut else rows

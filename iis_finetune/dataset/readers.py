@@ -209,18 +209,23 @@ def _typed(tables: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
             yield values, texts <= first
 
 
-def texts(file: BinaryIO, delimiter: str = ",") -> Iterator[Row]:
+def texts(file: BinaryIO, delimiter: str = ",", quoted: bool = True) -> Iterator[Row]:
     """The rows of a table with every cell as text, but the labels of KTO; with the line that each ends on."""
     csv.field_size_limit(LONGEST_ROW_CHARACTERS)
     labels = read("row_formats.toml")["columns"]["kto_tag"]
     with TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        table = csv.DictReader(text, delimiter=delimiter)
-        for number, cells in enumerate(table, 1):
-            value: Any = {name: LABELS.get(cell, cell) if name in labels else cell for name, cell in cells.items()}
-            if surplus := cells.get(None):
-                columns = len(table.fieldnames or ())
-                value = Fault("csv_cells", f"{columns + len(surplus)} cells for {columns} columns")
-            yield Row(number, table.line_num, value)
+        table = csv.DictReader(
+            text, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        )
+        try:
+            for number, cells in enumerate(table, 1):
+                value: Any = {name: LABELS.get(cell, cell) if name in labels else cell for name, cell in cells.items()}
+                if surplus := cells.get(None):
+                    columns = len(table.fieldnames or ())
+                    value = Fault("csv_cells", f"{columns + len(surplus)} cells for {columns} columns")
+                yield Row(number, table.line_num, value)
+        except csv.Error as error:
+            yield Row(0, table.line_num + 1, Fault("quote", str(error)))
 
 
 def _long_row(file: BinaryIO) -> Row | None:

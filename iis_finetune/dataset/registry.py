@@ -4,6 +4,7 @@ import codecs
 import json
 import locale
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +184,11 @@ def _registered(entry: Registered, stage: str, place: Place) -> tuple[Source | N
     files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
     if wrong := _file_problem(path, files):
         return None, [*problems, replace(wrong, where=entry.place("file_name"))]
+    origin = sources.origin_of(path)
+    if origin and origin.stat().st_mtime > path.stat().st_mtime + 2:  # seconds: less when both were copied together
+        what = f"{origin} has changed since these rows were written from it"
+        fix = f"write them anew: iis-finetune data add {shlex.quote(str(origin))} --name {entry.name}"
+        problems.append(Problem(what, fix, entry.place("file_name"), "warning"))
     return Source(entry.name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(value)), problems
 
 

@@ -1,5 +1,6 @@
 """A registered data set: how its rows are laid out, in LLaMA-Factory's words, and what a training does with them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ TAGS = {
 ROLES = ("user", "assistant", "observation", "function", "system")
 LIMIT = 200_000  # rows that are read when not all are asked for
 SAMPLE = 1000  # rows that a smoke run reads
+REWRITTEN = ".utf8.jsonl"
 
 
 class Layout(Struct, frozen=True):
@@ -92,6 +94,14 @@ def data_file(word: str) -> Path | None:
         return path if path.suffix[1:].lower() in FILE_TYPES and path.is_file() else None
     except (OSError, RuntimeError):  # too long for a name, or the home of a user that there is not
         return None
+
+
+def origin_of(rows: Path) -> Path | None:
+    """What rows were written anew from, if it lies beside them."""
+    if not rows.name.endswith(REWRITTEN) or not rows.parent.is_dir():
+        return None
+    named = re.compile(re.escape(rows.name.removesuffix(REWRITTEN)) + r"(\.\w+(\.gz)?)?")
+    return next((each for each in rows.parent.iterdir() if named.fullmatch(each.name)), None)
 
 
 def correction(path: Path) -> str:

@@ -29,13 +29,15 @@ Samples = Iterator[tuple[Row, Sample]]
 class Stats(Struct, frozen=True, kw_only=True):
     """`turns` of the usable rows and `lengths` of those that were drawn are in ascending order.
 
-    `repeated` is the share of the answers that an earlier row has as well, `scripts` are shares of the letters.
+    `repeated` is the share of the answers that an earlier row has as well, `copies` of the rows that equal an earlier
+    one; `scripts` are shares of the letters.
     """
 
     rows: int
     turns: list[int]
     lengths: list[int]
     repeated: float
+    copies: float
     scripts: dict[str, float]
 
     def within(self, length: int) -> float:
@@ -67,7 +69,7 @@ def spread(ordered: Sequence[int]) -> dict[str, int]:
 
 def measure(source: Source, options: Options, tokenizer_json: Path | None, progress: Progress | None = None) -> Stats:
     """Read every row once; of `options.limit` rows the lengths are counted, as `row_lengths` does."""
-    rows, turns, answers, letters = count(), list[int](), Counter[int](), Counter[str]()
+    rows, turns, answers, letters, texts = count(), list[int](), Counter[int](), Counter[str](), set[int]()
 
     def usable() -> Samples:
         for row, sample in samples(source, replace(options, limit=None), progress):
@@ -75,6 +77,7 @@ def measure(source: Source, options: Options, tokenizer_json: Path | None, progr
             if isinstance(sample, Sample):
                 turns.append(len(sample.prompt) + bool(sample.answers))
                 answers.update(hash(answer.text) for answer in sample.answers if answer.text)
+                texts.add(hash(sample.text))
                 yield row, sample
 
     def lettered(drawn: Samples) -> Samples:
@@ -87,8 +90,9 @@ def measure(source: Source, options: Options, tokenizer_json: Path | None, progr
     for letter in filter(str.isalpha, letters):  # Unicode's name of a letter begins with its script
         scripts[unicodedata.name(letter, "OTHER").split()[0].lower()] += letters[letter]
     shares = {name: many / scripts.total() for name, many in scripts.most_common(5)}
-    repeated = 1 - len(answers) / max(1, answers.total())
-    return Stats(rows=next(rows), turns=sorted(turns), lengths=lengths, repeated=repeated, scripts=shares)
+    repeated, copies = 1 - len(answers) / max(1, answers.total()), 1 - len(texts) / max(1, len(turns))
+    found = {"repeated": repeated, "copies": copies}
+    return Stats(rows=next(rows), turns=sorted(turns), lengths=lengths, scripts=shares, **found)
 
 
 def _drawn(found: Samples, most: int | None) -> Samples:
@@ -144,8 +148,8 @@ def advice(name: str, stats: Stats, cutoff_len: int | None) -> Iterator[str]:
         share = f"{stats.within(best):.0%} of the rows of '{name}' fit in cutoff_len={best}"
         if best < cutoff_len:
             part = "half" if best * 2 == cutoff_len else f"1/{cutoff_len // best}"
-            yield f"{share}: {part} of the memory of a full row"
+            yield f"{share}: {part} of a full row's tokens, and so of a step's activations and logits; others are cut"
         elif best > cutoff_len:
             yield f"{share}, {stats.within(cutoff_len):.0%} in cutoff_len={cutoff_len}: the others are cut"
-    if stats.repeated > REPEATED:
-        yield f"{stats.repeated:.0%} of the answers of '{name}' stand in an earlier row: iis-finetune data clean {name}"
+    if stats.copies > REPEATED:
+        yield f"{stats.copies:.0%} of the rows of '{name}' equal an earlier row: iis-finetune data clean {name}"

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from .. import dataset
 from .. import recipe as recipes
 from ..arguments import Settings, find_template, table
-from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, errors_of
+from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, did_you_mean, errors_of
 from . import TRAINED_ON, Examined, Question, deep, examine
 
 
@@ -48,6 +48,10 @@ def measure(question: Question) -> dict[str, Any]:
         stage, folder = dataset.stage_of(registry.entries[name].value), None  # without a recipe there are no tokens
         settings, place = Settings(table()).decide(dataset=name, dataset_dir="{data}"), Place(COMMAND_LINE)
         recipe = None
+    elif not (name in recipes.registered(question.workspace.recipes) or Path(name).suffix or "/" in name):
+        known = [*recipes.registered(question.workspace.recipes), *registry.entries]
+        usual = "recipes are listed by `iis-finetune recipes`, data sets by `iis-finetune data check`"
+        raise Misused(f"'{name}' is neither a recipe nor a registered data set", did_you_mean(name, known, usual))
     else:
         seen = _sound(examine(replace(question, rows=False)))
         settings, place, folder = seen.plan.settings, seen.recipe.place(TRAINED_ON), seen.model.folder

@@ -1,11 +1,12 @@
 """Rows as LLaMA-Factory gives them to a training: its own parser, loader, template, tokenizer and data processors.
 
 Usage: python -m iis_finetune.probe.preview '{"command": "train", "arguments": {...}, "rows": [1, 3], "words": [...]}'
-Where rows are packed, it is the blocks of these numbers that the first rows make. A model that is not here is replaced
-by a tokenizer of bytes with the template's special `words`, and nothing is cut. The last line printed is the parser's,
-where `found` has for each data set {"rows": how many it has, "examples": [{"number", "about", "parts"}]}. A part is a
-row, one of its two answers or a block: {"name", "ids", "labels", "whole": how many tokens before the cut, "stops":
-whether a token that ends an answer carries loss, "pieces": [["loss", "plain" or "cut", text]]}.
+Where rows are packed, it is the blocks of these numbers that the first rows make as a training takes them, of all data
+sets together. A model that is not here is replaced by a tokenizer of bytes with the template's special `words`, and
+nothing is cut. The last line printed is the parser's, where `found` has for each data set {"rows": how many it has,
+"examples": [{"number", "about", "parts"}]}. A part is a row, one of its two answers or a block: {"name", "ids",
+"labels", "whole": how many tokens before the cut, "stops": whether a token that ends an answer carries loss,
+"pieces": [["loss", "plain" or "cut", text]]}.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
     from transformers import ByT5Tokenizer
 
     model, data, training, finetuning, _ = arguments
-    data.max_samples, data.streaming, data.preprocessing_num_workers = None, False, None
+    data.streaming, data.preprocessing_num_workers = False, None
     if Path(model.model_name_or_path).is_dir():
         tokenizer = load_tokenizer(model)["tokenizer"]
     else:
@@ -40,18 +41,24 @@ def look(asked: dict[str, Any], *arguments: Any) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     encoded: list[list[int]] = []
     if not packed:
+        data.max_samples = None  # any row can be looked at
         sides = 1 if stage == "ppo" else 2  # there the model answers by itself
         template.encode_oneturn = with_places(template.encode_oneturn, encoded, sides)
         template.encode_multiturn = with_places(template.encode_multiturn, encoded, sides)
 
     def align_chosen(rows: Any, *rest: Any) -> Any:
-        found[name] = {"rows": len(rows)}
-        chosen = rows.select([number for number in range(first - 1, last) if number < len(rows)])
+        found[name]["rows"] += len(rows)
+        some = [number for number in range(first - 1, last) if number < len(rows)]
+        chosen = rows if packed and data.val_size else rows.select(some)  # a share is drawn from all
         return align(chosen, *rest) if len(chosen) else chosen
 
     loader.align_dataset = align_chosen
-    for name in data.dataset:
-        rows = loader._get_merged_dataset([name], model, data, training, stage)
+    for names in [data.dataset] if packed else [[each] for each in data.dataset]:
+        found[name := ", ".join(names)] = {"rows": 0}
+        rows = loader._get_merged_dataset(names, model, data, training, stage)
+        if packed:
+            trained = loader.split_dataset(rows, None, data, training.seed)[0]["train"]
+            rows = trained.select(range(min(last, len(trained))))
         made = enumerate(blocks(processor, rows) if packed else examples(processor, rows, stage, encoded), first)
         wanted = range(asked["rows"][0], asked["rows"][1] + 1)
         found[name]["examples"] = [{"number": number, **each} for number, each in made if number in wanted]
