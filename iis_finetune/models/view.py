@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Place, Problem, ProblemsFound
+from ..hub import read_manifest
 from ..runs import read_json
 from ..tensors import TORCH_NAMES
 from .facts import CONFIG, ModelFacts
@@ -57,6 +58,16 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
         if key not in ("dtype", "torch_dtype")
     }
     return {**edited, "dtype": dtype}
+
+
+def called(model: str) -> str:
+    """What to call a model elsewhere: its hub's id where that is known, else its folder's name; never a path."""
+    if not Path(model).is_absolute():
+        return model
+    folder = Path((read_json(Path(model) / RECORD) or {}).get("source", model))
+    manifest = read_manifest(folder.resolve())
+    name = folder.parent.name if folder.name in ("output", "export") else folder.name
+    return manifest.model if manifest else name.partition("@")[0]
 
 
 def _record(folder: Path, precision: str) -> dict[str, Any]:

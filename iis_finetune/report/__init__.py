@@ -13,6 +13,7 @@ from typing import Any
 from .. import __version__
 from ..arguments import trained_with
 from ..launch import KIT
+from ..models import called
 from ..observe import number
 from ..runs import Run, attempts, events, provenance_of, read_decided, read_json, read_lines, state
 from ..supervise import loaded_by
@@ -71,7 +72,7 @@ def view(run: Run) -> dict[str, Any]:
         "facts": facts(run),
         "decisions": decided.decisions if decided else (),
         "events": [_event(each) for each in events(run)],
-        "data": provenance_of(run).data_sha256,
+        "data": {Path(name).name: digest for name, digest in provenance_of(run).data_sha256.items()},
         "checkpoints": [read_json(path) for path in sorted(run.evaluation.glob("*/checkpoints.json"))],
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
@@ -86,7 +87,7 @@ def facts(run: Run) -> dict[str, Any]:
     seconds = sum((each.ended or each.started) - each.started for each in tried)
     peaks = [peak for peak in (number(line.get("vram_reserved")) for line in log) if peak]
     return {
-        "model": provenance_of(run).model or arguments.get("model_name_or_path"),
+        "model": called(provenance_of(run).model or str(arguments.get("model_name_or_path", ""))) or None,
         "method": trained_with(arguments)["finetuning_type"] if decided else None,
         "data": arguments.get("dataset"),
         "machine": (read_json(run.machine) or {}).get("title"),
