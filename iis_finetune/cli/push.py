@@ -4,18 +4,18 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import typer
 from rich.filesize import decimal
 
 from .. import evaluate, hub, process, runs
-from ..errors import Misused
-from ..export.parcel import Kind, Parcel, Piece, pack
+from ..errors import Misused, ProblemsFound
+from ..export.parcel import Kind, Parcel, pack
 from ..models import called
 from . import show
-from .words import AsJson, RunName, run_named
+from .words import RunName, run_named
 
 Repository = Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository; made if it is not there.")]
 Source = Annotated[
@@ -33,7 +33,6 @@ def push(
     what: What = "adapter",
     private: Private = False,
     yes: Yes = False,
-    as_json: AsJson = False,
 ) -> None:
     """Give the result away on a hub: a list first, no secrets, and every hash compared."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", to):
@@ -41,36 +40,34 @@ def push(
     found, environment = run_named(run, runs.finished_run), dict(os.environ)
     trained = evaluate.result_of(found)
     with process.scratch_folder() as folder:
-        licence = hub.licence_of(called(trained.weights.model), environment)
-        pieces = pack(Parcel(found, trained, what, folder), licence, environment)
-        files = tuple(piece.file for piece in pieces)
-        gift = hub.Gift(repository=to, folder=folder, files=files, source=source, private=private)
-        _list(pieces, f"{to} on {gift.hub(environment).name}{', private' if private else ''}", as_json)
-        sure = yes or _asked(len(files))
-        sent = hub.give(gift, environment) if sure else None
-    if as_json:
-        show.document({"run": found.name, "files": files, "sent": sent})
-    elif sent:
-        show.line(f"sent {len(sent.sent)} files, {len(sent.kept)} were there already: every hash is as it is here")
-        show.line(sent.page)
-        show.line(f"next: iis-finetune report {found.number:04d}")
+        base = called(trained.weights.model)
+        licence = hub.licence_of(base, environment) if "/" in base else None
+        packed = pack(Parcel(found, trained, what, folder), licence, environment)
+        gift = hub.Gift(to, folder, tuple(packed), source, private)
+        _list(packed, f"to {to} on {gift.hub(environment).name}{', private' if private else ''}:")
+        if what == "adapter" and trained.weights.adapters and "/" not in base:
+            show.aside(f"warning: '{base}' came from no hub: others cannot load the adapter without it (--what export)")
+        if not yes and not _wanted(len(packed)):
+            show.line("nothing was sent")
+            return
+        try:
+            sent = hub.give(gift, environment)
+        except ProblemsFound as refused:
+            show.verdict(refused.problems)
+    show.line(f"sent {len(sent.sent)} files, {len(sent.kept)} were there already: every hash is as it is here")
+    show.line(f"{sent.page}\nnext: iis-finetune report {found.number:04d}")
 
 
-def _list(pieces: Sequence[Piece], where: str, as_json: bool) -> None:
-    say = show.aside if as_json else show.line
-    say(f"to {where}:")
-    rows = [(f"  {piece.file.path}", decimal(piece.file.size), piece.note) for piece in pieces]
-    total = decimal(sum(piece.file.size for piece in pieces))
-    if not as_json:
-        show.table(("  file", "size", ""), [*rows, ("  together", total, "nothing else of the run")], numbers=(1,))
+def _list(packed: Mapping[hub.RemoteFile, str], title: str) -> None:
+    show.line(title)
+    rows = [(f"  {file.path}", decimal(file.size), note) for file, note in packed.items()]
+    total = decimal(sum(file.size for file in packed))
+    show.table(("  file", "size", ""), [*rows, ("  together", total, "nothing else of the run")], numbers=(1,))
 
 
-def _asked(count: int) -> bool:
+def _wanted(count: int) -> bool:
     """Whether a person on a terminal wants it sent; raises Misused where there is none to ask."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         again = shlex.join(["iis-finetune", *sys.argv[1:], "--yes"])
         raise Misused("nothing was sent: there is no terminal to ask on", again)
-    if not typer.confirm(f"send these {count} files?"):
-        show.line("nothing was sent")
-        return False
-    return True
+    return typer.confirm(f"send these {count} files?")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ CARD, HEAD_ENDS = "README.md", "\n# "
 NOT_TEXT = (".safetensors", ".bin", ".gguf", ".model", ".tiktoken")
 BLOCK_BYTES, OVERLAP = 1 << 20, 512
 SECRET_NAMES, SHORTEST_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD"), 12  # how such variables end; their values
+Secrets = Mapping[bytes, tuple[re.Pattern[bytes], str]]  # by the mark that is looked for first: patterns are slow
 
 
 class Parcel(Struct, frozen=True):
@@ -34,131 +35,102 @@ class Parcel(Struct, frozen=True):
     folder: Path
 
     @property
-    def holds(self) -> Kind:
-        """What lies in it: a training of all weights makes a whole model."""
-        whole = trained_with(self.trained.arguments)["finetuning_type"] in WHOLE
-        return "export" if whole and self.kind == "adapter" else self.kind
-
-    @property
     def renamed(self) -> dict[str, str]:
-        """The folders of this machine that a run's files name, each with what others call it; the longest first."""
-        models = (
-            self.trained.weights.model,
-            provenance_of(self.run).model,
-            self.trained.arguments["model_name_or_path"],
-        )
-        names = {str(model): called(str(model)) for model in models if model and Path(model).is_absolute()}
-        names |= {str(self.run.folder.resolve()): self.run.name}
-        return dict(sorted(names.items(), key=lambda pair: -len(pair[0])))
+        """The folders of this machine that a run's files name, and what others call them."""
+        models = {self.trained.weights.model, str(provenance_of(self.run).model), *self.trained.weights.adapters}
+        names = {model: called(model) for model in models if Path(model).is_absolute()}
+        return {**names, str(self.run.folder.resolve()): self.run.name}
 
 
-class Piece(Struct, frozen=True):
-    """A file with its hashes, and what was made or changed for those who get it."""
-
-    file: RemoteFile
-    note: str = ""
-
-
-class Secret(Struct, frozen=True):
-    """`mark` is looked for first: a pattern is slow in gigabytes."""
-
-    name: str
-    mark: bytes
-    pattern: re.Pattern[bytes]
-
-
-def pack(parcel: Parcel, licence: str | None, environment: Mapping[str, str]) -> list[Piece]:
-    """Lay out the files that may go: links, and copies where a text names a folder of this machine.
+def pack(parcel: Parcel, licence: str | None, environment: Mapping[str, str]) -> dict[RemoteFile, str]:
+    """Lay out the files that may go, each with its hashes and what was made or changed for others.
 
     Raises Misused for what is not there yet, ProblemsFound for every secret with its file and line.
     """
     chosen = {path.name: path for path in _chosen(parcel)}
     notes = {CARD: "the card", **{name: _lay(path, parcel) for name, path in chosen.items()}}
     _write(parcel.folder / CARD, _card(parcel, licence), parcel)
-    secrets, pieces, problems = _secrets(parcel, environment), [], []
+    secrets, packed, problems = _secrets(parcel, environment), {}, []
     for name, note in notes.items():
-        digested, found = examine(parcel.folder / name, secrets)
+        file, found = examine(parcel.folder / name, secrets)
+        packed[file] = note
         where = str(chosen.get(name, name))
         problems += [Problem(f"{name} holds {what}", "take it out", Place(where, line)) for line, what in found.items()]
-        pieces.append(Piece(digested, note))
     if problems:
         raise ProblemsFound(problems)
-    return pieces
+    return packed
 
 
 def _chosen(parcel: Parcel) -> list[Path]:
-    run, rule = parcel.run, read("push.toml")["kinds"][parcel.holds]
+    run, table = parcel.run, read("push.toml")
+    whole = trained_with(parcel.trained.arguments)["finetuning_type"] in WHOLE
+    rule = table["kinds"]["export" if whole and parcel.kind == "adapter" else parcel.kind]
     folder = {"adapter": run.result, "export": run.export, "gguf": run.export / "gguf"}[parcel.kind]
+    export = f"iis-finetune export {run.number:04d}"
     if not any(folder.glob(rule["needs"])):
         gguf = " --gguf q8_0" if parcel.kind == "gguf" else ""
-        raise Misused(f"{run.name} has no {rule['title']} yet", f"iis-finetune export {run.number:04d}{gguf}", "--what")
+        raise Misused(f"{run.name} has no {rule['title']} yet", f"{export}{gguf}", "--what")
     if parcel.kind == "adapter" and len(parcel.trained.weights.adapters) > 1:
         what = f"the adapter of {run.name} stands on another one and is no use alone"
-        raise Misused(what, f"iis-finetune export {run.number:04d}, then --what export", "--what")
-    named = {path for pattern in (*read("push.toml")["shared"], *rule["files"]) for path in folder.glob(pattern)}
+        raise Misused(what, f"{export}, then --what export", "--what")
+    named = {path for pattern in (*table["shared"], *rule["files"]) for path in folder.glob(pattern)}
     return sorted(path for path in named if path.is_file())
 
 
 def _card(parcel: Parcel, licence: str | None) -> str:
     """A card made now; that of an export is kept, which tells how it was proven, under a head made now."""
-    fresh, own = card(parcel.trained, parcel.run, kind=parcel.holds, licence=licence), parcel.run.export / CARD
+    kind = parcel.kind if parcel.trained.weights.adapters or parcel.kind != "adapter" else "export"
+    fresh, own = card(parcel.trained, parcel.run, kind=kind, licence=licence), parcel.run.export / CARD
     if parcel.kind != "export" or not own.is_file():
         return fresh
-    head, kept = fresh.partition(HEAD_ENDS)[0], own.read_text(encoding="utf-8").partition(HEAD_ENDS)[2]
-    return f"{head}{HEAD_ENDS}{kept}" if kept else fresh
+    kept = own.read_text(encoding="utf-8").partition(HEAD_ENDS)[2]
+    return f"{fresh.partition(HEAD_ENDS)[0]}{HEAD_ENDS}{kept}" if kept else fresh
 
 
 def _lay(path: Path, parcel: Parcel) -> str:
-    """Link or copy a file; what was changed in it."""
+    """Link a file, or write it with other names in it; which."""
     there = parcel.folder / path.name
-    if path.suffix not in NOT_TEXT and (told := _write(there, path.read_text(encoding="utf-8"), parcel)):
-        return told
-    there.unlink(missing_ok=True)
+    if path.suffix not in NOT_TEXT:
+        return _write(there, path.read_text(encoding="utf-8"), parcel)
     there.symlink_to(path.resolve())
     return ""
 
 
 def _write(there: Path, text: str, parcel: Parcel) -> str:
-    """Write a text with names in place of this machine's folders; which ones."""
-    changed = []
-    for folder, name in parcel.renamed.items():
-        for written in (folder, json.dumps(folder)[1:-1]):
-            if written in text:
-                text = text.replace(written, name)
-                changed.append(name)
+    """Write a text with names in place of this machine's folders; which."""
+    told = ""
+    for folder, name in sorted(parcel.renamed.items(), reverse=True):  # what lies in another folder comes before it
+        for written in {folder, json.dumps(folder)[1:-1]}:
+            told = f"'{name}' in place of a folder of this machine" if written in text else told
+            text = text.replace(written, name)
     write(there, text)
-    return f"'{changed[0]}' in place of a folder of this machine" if changed else ""
+    return told
 
 
-def _secrets(parcel: Parcel, environment: Mapping[str, str]) -> list[Secret]:
+def _secrets(parcel: Parcel, environment: Mapping[str, str]) -> Secrets:
     """The forms of the table, the values of variables that hold secrets here, and the folders of this machine."""
-    root = parcel.run.folder.resolve().parent.parent
-    literal = {each: "a folder of this machine" for each in (*parcel.renamed, str(root)) if each.count("/") > 1}
+    folders = {*parcel.renamed, str(parcel.run.folder.resolve().parent.parent)}
+    literal = {each: "a folder of this machine" for each in folders if each.count("/") > 1}
     for name, value in environment.items():
         if name.endswith(SECRET_NAMES) and len(value) >= SHORTEST_SECRET:
             literal[value] = f"the value of {name}"
-    rows = [(row["name"], row["mark"], row["pattern"]) for row in read("push.toml")["secrets"]]
-    rows += [(name, text, re.escape(text)) for text, name in literal.items()]
-    return [Secret(name, mark.encode(), re.compile(pattern.encode())) for name, mark, pattern in rows]
+    rows = [(row["mark"], row["pattern"], row["name"]) for row in read("push.toml")["secrets"]]
+    rows += [(text, re.escape(text), name) for text, name in literal.items()]
+    return {mark.encode(): (re.compile(pattern.encode()), name) for mark, pattern, name in rows}
 
 
-def examine(path: Path, secrets: Sequence[Secret]) -> tuple[RemoteFile, dict[int, str]]:
-    """Read a file once: its hashes as both hubs state them, and the secrets in it by line."""
-    size, begin, tail, found = path.stat().st_size, 0, b"", dict[int, str]()
+def examine(path: Path, secrets: Secrets) -> tuple[RemoteFile, dict[int, str]]:
+    """Read a file once: its hashes as the hubs state them, and the first secret of each kind in it by its line."""
+    size, end, tail, found = path.stat().st_size, 0, b"", dict[str, int]()
     sha256, git_sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
             sha256.update(block)
             git_sha1.update(block)
-            window = tail + block
-            for secret in secrets:
-                if secret.mark in window and (match := secret.pattern.search(window)):
-                    found.setdefault(begin - len(tail) + match.start(), secret.name)
-            begin, tail = begin + len(block), window[-OVERLAP:]
-    file = RemoteFile(path.name, size, sha256.hexdigest(), git_sha1.hexdigest())
-    return file, {_line_at(path, at): name for at, name in found.items()}
-
-
-def _line_at(path: Path, position: int) -> int:
-    with path.open("rb") as stream:
-        return 1 + stream.read(position).count(b"\n")
+            window, begin = tail + block, end - len(tail)
+            for mark, (pattern, name) in secrets.items():
+                if mark in window and (match := pattern.search(window)):
+                    found.setdefault(name, begin + match.start())
+            end, tail = end + len(block), window[-OVERLAP:]
+    lines = {1 + path.read_bytes()[:at].count(b"\n"): name for name, at in found.items()}
+    return RemoteFile(path.name, size, sha256.hexdigest(), git_sha1.hexdigest()), lines

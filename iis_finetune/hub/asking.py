@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -140,17 +141,13 @@ def list_all(
 
 
 def licence_of(model: str, environment: Mapping[str, str]) -> str | None:
-    """The licence that a hub states for a model of its own; None where none does, or where nobody may be asked."""
-    order = ModelOrder(model, Path())
+    """The licence that a hub states for a model; None where none does, or none is to be asked."""
+    order, timeouts = ModelOrder(model, Path()), (PROBE_SECONDS, PROBE_SECONDS)
     for hub in [] if is_offline(order, environment) else hubs(order, environment):
-        url, seconds = hub.words["about"].format(endpoint=hub.endpoint, model=order.id_on(hub.source)), PROBE_SECONDS
-        try:
-            with open_session(hub, environment) as session, get(session, url, (seconds, seconds)) as response:
-                stated = LICENCE.search(read_body(response, LONGEST_LIST, seconds))
-        except HubFailure:
-            continue
-        if stated:
-            return stated[1].decode().lower()
+        url = hub.words["about"].format(endpoint=hub.endpoint, model=order.id_on(hub.source))
+        with suppress(HubFailure), open_session(hub, environment) as session, get(session, url, timeouts) as answer:
+            if stated := LICENCE.search(read_body(answer, LONGEST_LIST, PROBE_SECONDS)):
+                return stated[1].decode().lower()
     return None
 
 

@@ -34,7 +34,7 @@ def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> st
     """The whole HTML text without what a run does not have; `lengths`: (tokens, share of the rows) by data set."""
     pictures = [svg(title, lines) for title, lines in curves(runs).items()]
     pictures.append(svg("share of the training rows by length", lengths or {}, "tokens"))
-    return filled(
+    text = filled(
         TEMPLATE,
         title=", ".join(run.name for run in runs),
         runs=[view(run) for run in runs],
@@ -43,6 +43,11 @@ def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> st
         version=__version__,
         most_rows=MOST_ROWS,
     )
+    for run in runs:  # a page is sent to others
+        model = provenance_of(run).model
+        text = text.replace(model, called(model)) if model else text
+        text = text.replace(f"{run.folder.resolve().parent.parent}/", "")
+    return text
 
 
 def filled(template: str, **values: Any) -> str:
