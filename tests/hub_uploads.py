@@ -73,7 +73,11 @@ def about(handler: Handler, repository: str) -> None:
     if not (handler.hub.folder / repository).is_dir():
         return handler.answer(404, headers={"X-Error-Code": "RepoNotFound"})
     private = handler.hub.uploads.private.get(repository, False)
-    of_modelscope = {"Path": repository.partition("/")[0], "License": "apache-2.0", "Visibility": 1 if private else 5}
+    of_modelscope = {
+        "Path": repository.partition("/")[0],
+        "License": "Apache License 2.0",
+        "Visibility": 1 if private else 5,
+    }
     of_huggingface = {"id": repository, "private": private, "cardData": {"license": "apache-2.0"}, "siblings": []}
     return handler.answer(200, json.dumps({**of_huggingface, "Code": 200, "Data": of_modelscope}))
 

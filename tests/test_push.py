@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, Command
 from hub_server import Hub, Refusal
 
+from iis_finetune import hub
 from iis_finetune.export.parcel import examine
 from iis_finetune.hub.folder import MANIFEST
 from iis_finetune.report import page
@@ -177,6 +178,7 @@ def test_a_base_of_a_hub_is_named_by_its_id_and_with_its_licence(
     assert "model_name_or_path: Org/Base" in card and "dataset_dir: data" in card
     assert "The base model's licence (apache-2.0) and limits apply too." in card
     assert "Org/Base" in page([mine]) and str(project) not in page([mine])
+    assert hub.licence_of("Org/Base", {**server.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}) == "apache-2.0"
 
 
 @pytest.mark.usefixtures("merged")
@@ -327,21 +329,21 @@ def test_a_private_push_makes_it_private_and_never_goes_to_a_public_one(
 
 
 REFUSALS: dict[str, tuple[Callable[[Hub, pytest.MonkeyPatch], object], str]] = {
-    "no right to write": (lambda hub, _: setattr(hub.uploads, "token", "another"), "this token may not write to me/x"),
+    "no right to write": (lambda at, _: setattr(at.uploads, "token", "another"), "this token may not write to me/x"),
     "a wrong token": (
-        lambda hub, _: setattr(hub.behaviour, "refusals", [Refusal("/api/*", 401)]),
+        lambda at, _: setattr(at.behaviour, "refusals", [Refusal("/api/*", 401)]),
         "does not accept the token",
     ),
     "too busy": (
-        lambda hub, _: setattr(hub.behaviour, "refusals", [Refusal("*/me/x/*", 429)]),
+        lambda at, _: setattr(at.behaviour, "refusals", [Refusal("*/me/x/*", 429)]),
         "refuses for the moment: it answered 429",
     ),
     "a quota": (
-        lambda hub, _: setattr(hub.behaviour, "refusals", [Refusal("*/commit/*", 402)]),
+        lambda at, _: setattr(at.behaviour, "refusals", [Refusal("*/commit/*", 402)]),
         "does not take it: it answered 402",
     ),
     "offline": (lambda _, patch: patch.setenv("HF_HUB_OFFLINE", "1"), "the network is switched off"),
-    "nobody there": (lambda hub, _: hub.server.server_close(), "cannot reach"),
+    "nobody there": (lambda at, _: at.server.server_close(), "cannot reach"),
 }
 
 

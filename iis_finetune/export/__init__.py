@@ -15,7 +15,7 @@ from msgspec import Struct
 from .. import launch, process
 from ..arguments import trained_with
 from ..errors import Place, Problem, ProblemsFound, RunFailed, errors_of
-from ..models import called, look
+from ..models import called, look, without_folders
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
@@ -27,7 +27,6 @@ from .gguf import LONGEST_SECONDS, Asked, Wish, convert, cost, printed, wish_of
 TABLES = launch.KIT / "tables"
 CARD_ALWAYS = ("stage", "finetuning_type")  # what else a YAML file does not state may have been otherwise
 CARD_TOLD = (*CARD_ALWAYS, "lora_rank", "dataset", "template", "cutoff_len", "quantization_bit")
-FOLDERS = re.compile(r"""(?<![\w.:/~-])~?/(?:[^\s/"',\]}]+/)+([^\s/"',\]}]+)""")  # a path; its last name is kept
 NEW_TOKENS = 32
 ANSWERED, HELD_OUT_ROWS = "*/tuned.jsonl", 20  # what an evaluation leaves; the rows that rounding's loss is told of
 
@@ -196,7 +195,7 @@ def card(trained: Trained, run: Run | None, **told: Any) -> str:
         base=called(base),
         on_a_hub=re.fullmatch(r"[\w.-]+/[\w.-]+", called(base)),
         data={Path(name).name: digest for name, digest in provenance.data_sha256.items()},
-        recipe=FOLDERS.sub(r"\1", recipe.replace(base, called(base))),
+        recipe=without_folders(recipe.replace(base, called(base))),
         evaluations=[each for each in scores if each.get("metrics")] if run else None,
         **told,
     )

@@ -36,7 +36,7 @@ MOST_REDIRECTS = 10
 LONGEST_LIST = 64 * 2**20  # bytes; 200,000 files are about 40 MB
 LONGEST_REFUSAL = 4096
 BLOCK_BYTES = 1 << 16
-LICENCE = re.compile(rb'"[lL]icense": ?"([\w.+-]{2,60})"')  # both hubs' word for it
+LICENCE = re.compile(rb'"[lL]icense": ?"([\w.+ -]{2,60})"')  # both hubs' word for it
 PROBE_SECONDS = 5.0
 
 
@@ -147,7 +147,7 @@ def licence_of(model: str, environment: Mapping[str, str]) -> str | None:
         url = hub.words["about"].format(endpoint=hub.endpoint, model=order.id_on(hub.source))
         with suppress(HubFailure), open_session(hub, environment) as session, get(session, url, timeouts) as answer:
             if stated := LICENCE.search(read_body(answer, LONGEST_LIST, PROBE_SECONDS)):
-                return stated[1].decode().lower()
+                return stated[1].decode().lower().replace("apache license ", "apache-").removesuffix(" license")
     return None
 
 

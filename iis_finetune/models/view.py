@@ -7,6 +7,7 @@ folder that says so. The original is never touched.
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..tensors import TORCH_NAMES
 from .facts import CONFIG, ModelFacts
 
 RECORD = ".view.json"
+ABSOLUTE = re.compile(r"""(?<![\w.:/~-])~?/(?:[^\s/"',\]}]+/)+([^\s/"',\]}]+)""")
 
 
 def needs_view(facts: ModelFacts, precision: str) -> bool:
@@ -68,6 +70,11 @@ def called(model: str) -> str:
     manifest = read_manifest(folder.resolve())
     name = folder.parent.name if folder.name in ("output", "export") else folder.name
     return manifest.model if manifest else name.partition("@")[0]
+
+
+def without_folders(text: str) -> str:
+    """A text for others: of each absolute path in it the last name alone."""
+    return ABSOLUTE.sub(r"\1", text)
 
 
 def _record(folder: Path, precision: str) -> dict[str, Any]:

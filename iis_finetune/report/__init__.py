@@ -13,7 +13,7 @@ from typing import Any
 from .. import __version__
 from ..arguments import trained_with
 from ..launch import KIT
-from ..models import called
+from ..models import called, without_folders
 from ..observe import number
 from ..runs import Run, attempts, events, provenance_of, read_decided, read_json, read_lines, state
 from ..supervise import loaded_by
@@ -34,7 +34,7 @@ def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> st
     """The whole HTML text without what a run does not have; `lengths`: (tokens, share of the rows) by data set."""
     pictures = [svg(title, lines) for title, lines in curves(runs).items()]
     pictures.append(svg("share of the training rows by length", lengths or {}, "tokens"))
-    text = filled(
+    return filled(
         TEMPLATE,
         title=", ".join(run.name for run in runs),
         runs=[view(run) for run in runs],
@@ -43,11 +43,6 @@ def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> st
         version=__version__,
         most_rows=MOST_ROWS,
     )
-    for run in runs:  # a page is sent to others
-        model = provenance_of(run).model
-        text = text.replace(model, called(model)) if model else text
-        text = text.replace(f"{run.folder.resolve().parent.parent}/", "")
-    return text
 
 
 def filled(template: str, **values: Any) -> str:
@@ -60,12 +55,12 @@ def filled(template: str, **values: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown."""
+    """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown, no folders."""
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def view(run: Run) -> dict[str, Any]:
