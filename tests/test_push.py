@@ -52,6 +52,14 @@ def write_json(path: Path, content: object) -> None:
 
 
 @pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a base model of a few bytes: nothing here is computed."""
+    (tmp_path / "recipes").mkdir()
+    write_json(tmp_path / "models" / "tiny" / "config.json", {"model_type": "qwen2"})
+    return tmp_path
+
+
+@pytest.fixture
 def mine(project: Path) -> Run:
     """A run as a training, an evaluation and an export leave it, with much beside that is nobody else's."""
     made, base = Run(project / "runs" / "0001-tiny"), project / "models" / "tiny"
@@ -161,14 +169,8 @@ def test_a_base_of_a_hub_is_named_by_its_id_and_with_its_licence(
     quick: Command, server: Hub, project: Path, mine: Run, source: str
 ) -> None:
     (server.folder / "Org" / "Base").mkdir(parents=True)
-    base = project / "models" / "tiny"
-    target = base.resolve()
-    base.unlink()
-    base.mkdir()
-    for path in target.iterdir():
-        (base / path.name).symlink_to(path)
     origin = {"model": "Org/Base", "source": source, "endpoint": "x", "revision": "main", "commit": None}
-    write_json(base / MANIFEST, {**origin, "files": [], "verified": None})
+    write_json(project / "models" / "tiny" / MANIFEST, {**origin, "files": [], "verified": None})
     done = quick("push", "1", "--to", "me/tiny", "--source", source, "--yes")
     assert done.returncode == 0, done.stderr
     files = there(server, "me/tiny")
