@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import re
 import subprocess
@@ -137,6 +138,21 @@ def test_without_a_terminal_a_list_is_shown_and_nothing_is_sent(quick: Command, 
     assert "'tiny' came from no hub: others cannot load the adapter without it" in done.stderr
     assert str(project) not in done.stdout
     assert server.behaviour.requests == []
+
+
+@pytest.mark.usefixtures("mine")
+def test_on_a_terminal_it_asks(server: Hub, project: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "iis_finetune", "push", "last", "--to", "me/tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(command, cwd=project, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.write(ours, b"n\n")
+    assert child.wait(120) == 0
+    said = os.read(ours, 65536).decode()
+    assert "send these 5 files? [y/N]" in said and said.rstrip().endswith("nothing was sent")
+    assert server.behaviour.requests == []
+    os.close(ours)
+    os.close(theirs)
 
 
 @both

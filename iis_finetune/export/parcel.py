@@ -14,7 +14,7 @@ from ..errors import Misused, Place, Problem, ProblemsFound
 from ..hub import RemoteFile
 from ..models import called
 from ..plan.after import Trained
-from ..runs import Run, provenance_of, write
+from ..runs import Run, provenance_of
 from ..tables import read
 from . import card
 
@@ -49,7 +49,7 @@ def pack(parcel: Parcel, licence: str | None, environment: Mapping[str, str]) ->
     """
     chosen = {path.name: path for path in _chosen(parcel)}
     notes = {CARD: "the card", **{name: _lay(path, parcel) for name, path in chosen.items()}}
-    _write(parcel.folder / CARD, _card(parcel, licence), parcel)
+    _write(parcel.folder / CARD, _card(parcel, licence).encode(), parcel)
     secrets, packed, problems = _secrets(parcel, environment), {}, []
     for name, note in notes.items():
         file, found = examine(parcel.folder / name, secrets)
@@ -91,19 +91,19 @@ def _lay(path: Path, parcel: Parcel) -> str:
     """Link a file, or write it with other names in it; which."""
     there = parcel.folder / path.name
     if path.suffix not in NOT_TEXT:
-        return _write(there, path.read_text(encoding="utf-8"), parcel)
+        return _write(there, path.read_bytes(), parcel)
     there.symlink_to(path.resolve())
     return ""
 
 
-def _write(there: Path, text: str, parcel: Parcel) -> str:
+def _write(there: Path, text: bytes, parcel: Parcel) -> str:
     """Write a text with names in place of this machine's folders; which."""
     told = ""
     for folder, name in sorted(parcel.renamed.items(), reverse=True):  # what lies in another folder comes before it
-        for written in {folder, json.dumps(folder)[1:-1]}:
+        for written in {folder.encode(), json.dumps(folder)[1:-1].encode()}:
             told = f"'{name}' in place of a folder of this machine" if written in text else told
-            text = text.replace(written, name)
-    write(there, text)
+            text = text.replace(written, name.encode())
+    there.write_bytes(text)
     return told
 
 

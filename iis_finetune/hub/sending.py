@@ -134,7 +134,7 @@ def _meant(error: BaseException) -> HubFailure:
             lasts = failure.kind == "busy" and status < 500 and status not in MAY_PASS
             return HubFailure("refused", failure.detail) if lasts else failure
         at = at.__cause__ or at.__context__
-    return HubFailure("broken", type(error).__name__)
+    return HubFailure("forbidden" if isinstance(error, PermissionError) else "broken", type(error).__name__)
 
 
 def _told(failure: HubFailure, hub: Hub, gift: Gift) -> ProblemsFound:
