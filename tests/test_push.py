@@ -20,6 +20,7 @@ from hub_server import Hub, Refusal
 from iis_finetune import hub
 from iis_finetune.export.parcel import examine
 from iis_finetune.hub.folder import MANIFEST
+from iis_finetune.models import without_folders
 from iis_finetune.report import page
 from iis_finetune.runs import Run
 
@@ -162,7 +163,7 @@ def test_the_adapter_arrives_with_its_card_and_without_this_machine(
     before = (mine.output / "adapter_config.json").read_bytes()
     done = quick("push", "last", "--to", "me/tiny", "--source", source, "--yes")
     assert done.returncode == 0, done.stderr
-    assert "sent 5 files, 0 were there already: every hash is as it is here" in done.stdout
+    assert "5 files are there, 5 of them sent now; every hash is as it is here" in done.stdout
     assert done.stdout.rstrip().endswith("next: iis-finetune report 0001")
     files = there(server, "me/tiny")
     assert set(files) == ADAPTER
@@ -177,7 +178,7 @@ def test_the_adapter_arrives_with_its_card_and_without_this_machine(
     assert not [name for name, data in files.items() if str(project).encode() in data]
     again = quick("push", "last", "--to", "me/tiny", "--source", source, "--yes")
     assert again.returncode == 0, again.stderr
-    assert "sent 0 files, 5 were there already" in again.stdout
+    assert "5 files are there, 0 of them sent now" in again.stdout
 
 
 @both
@@ -285,6 +286,18 @@ def test_hashes_are_those_that_git_and_the_hubs_state(tmp_path: Path) -> None:
     assert found.sha256 == summed.split()[0] and secrets == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("dataset_dir: /home/me/project/data", "dataset_dir: data"),
+        ("[~/rows/one.json, '/data/two.json']", "[one.json, 'two.json']"),
+        ("see https://hub.org/owner/name, or 3/4 of it, or /", "see https://hub.org/owner/name, or 3/4 of it, or /"),
+    ],
+)
+def test_of_a_path_of_this_machine_the_last_name_is_left(text: str, told: str) -> None:
+    assert without_folders(text) == told
+
+
 # ---- what goes wrong on the way
 
 
@@ -327,7 +340,7 @@ def test_a_file_that_is_not_the_same_there_is_named_and_sent_anew_next_time(
         server.uploads.spoil = set()
         server.uploads.blobs.clear()
         done = quick(*words)
-        assert done.returncode == 0 and "sent 1 files, 4 were there already" in done.stdout, done.stderr
+        assert done.returncode == 0 and "5 files are there, 1 of them sent now" in done.stdout, done.stderr
 
 
 @pytest.mark.usefixtures("mine")

@@ -51,11 +51,11 @@ def push(
             show.line("nothing was sent")
             return
         try:
-            sent = hub.give(gift, environment)
+            page, sent = hub.give(gift, environment)
         except ProblemsFound as refused:
             show.verdict(refused.problems)
-    show.line(f"sent {len(sent.sent)} files, {len(sent.kept)} were there already: every hash is as it is here")
-    show.line(f"{sent.page}\nnext: iis-finetune report {found.number:04d}")
+    show.line(f"{len(packed)} files are there, {len(sent)} of them sent now; every hash is as it is here")
+    show.line(f"{page}\nnext: iis-finetune report {found.number:04d}")
 
 
 def _list(packed: Mapping[hub.RemoteFile, str], title: str) -> None:

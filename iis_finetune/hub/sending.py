@@ -38,14 +38,6 @@ class Gift(Struct, frozen=True):
         return hubs(self.order, environment)[0]
 
 
-class Sent(Struct, frozen=True):
-    """The repository's page, what was sent, and what was there already as it is here."""
-
-    page: str
-    sent: tuple[str, ...]
-    kept: tuple[str, ...]
-
-
 class Client(Struct, frozen=True):
     """What is asked of a hub's own client, and how it fails."""
 
@@ -55,8 +47,8 @@ class Client(Struct, frozen=True):
     errors: tuple[type[Exception], ...]
 
 
-def give(gift: Gift, environment: Mapping[str, str]) -> Sent:
-    """Send what the hub lacks and compare all with what it has then. Raises ProblemsFound with exit code 3."""
+def give(gift: Gift, environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Send what the hub lacks, compare all with what it has then; the page, what was sent. Raises ProblemsFound (3)."""
     hub = gift.hub(environment)
     if hub.token is None or is_offline(gift.order, environment):
         raise _told(HubFailure("token" if hub.token is None else "offline"), hub, gift)
@@ -75,8 +67,7 @@ def give(gift: Gift, environment: Mapping[str, str]) -> Sent:
         raise _told(failure, hub, gift) from failure
     except client.errors as error:
         raise _told(_meant(error), hub, gift) from error
-    kept = tuple(file.path for file in gift.files if file.path not in lacking)
-    return Sent(hub.words["page"].format(site=hub.site, model=gift.repository), lacking, kept)
+    return hub.words["page"].format(site=hub.site, model=gift.repository), lacking
 
 
 def _huggingface(hub: Hub, gift: Gift) -> Client:
