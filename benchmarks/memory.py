@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "use_dora": False,
     "pure_bf16": False,
     "eval_batch_size": 0,
+    "quantization_bit": None,
 }
 BF16 = {"saved": "bfloat16", "precision": "bf16"}
 ALL_KEPT = {"gradient_checkpointing": False}
@@ -97,9 +98,13 @@ def small_cases() -> list[dict[str, Any]]:
     return [{**DEFAULTS, "config": shape, **more} for shape, more in cases]
 
 
-def real_cases() -> list[dict[str, Any]]:
+def real_shapes() -> dict[str, dict[str, Any]]:
     table = tomllib.loads((ROOT / "iis_finetune" / "tables" / "models.toml").read_text(encoding="utf-8"))["model"]
-    shapes = {name: row["config"] for row in table for name in row["names"]}
+    return {name: row["config"] for row in table for name in row["names"]}
+
+
+def real_cases() -> list[dict[str, Any]]:
+    shapes = real_shapes()
     usual = {**BF16, "lora_rank": 64, "lora_dropout": 0.05, "cutoff_len": 1024}
     cases: list[tuple[str, dict[str, Any]]] = [
         ("0.5B", {}),
@@ -120,7 +125,7 @@ def has_gpu() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def measured(cases: list[dict[str, Any]], gpu: bool) -> list[dict[str, Any]]:
+def measured(cases: list[dict[str, Any]], gpu: bool, limit_seconds: float = TIME_LIMIT_SECONDS) -> list[dict[str, Any]]:
     """One child for all cases."""
     hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     environment = {**os.environ, **hidden, "PYTHONPATH": f"{AUDIO}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
@@ -129,14 +134,15 @@ def measured(cases: list[dict[str, Any]], gpu: bool) -> list[dict[str, Any]]:
         file.flush()
         command = [sys.executable, "-P", str(CHILD), file.name]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS, check=False
+            command, env=environment, capture_output=True, text=True, timeout=limit_seconds, check=False
         )
     if done.returncode:
         raise SystemExit(done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"peak_gib"')]
 
 
-def row_of(case: dict[str, Any], seen: dict[str, Any], gpu: bool) -> dict[str, Any]:
+def predicted(case: dict[str, Any], gpu: bool) -> tuple[float, str | None]:
+    """GiB that torch is to allocate, and the largest part of it."""
     facts = from_config(ModelFacts("random"), {**case["config"], "dtype": case["saved"]})
     stated = {NAMES.get(key, key): value for key, value in case.items() if key not in KEYS}
     stated["disable_gradient_checkpointing"] = not case["gradient_checkpointing"]
@@ -153,15 +159,22 @@ def row_of(case: dict[str, Any], seen: dict[str, Any], gpu: bool) -> dict[str, A
         accumulates=case["accumulation"] > 1,
     )
     found = estimate(facts, workload, None)
-    predicted = (found.per_device_gib or 0) - found.items.get("device context", 0)
+    beside = sum(
+        found.items.get(name, 0) for name in ("device context", "allocator")
+    )  # what is reserved, or not torch's
+    return (found.per_device_gib or 0) - beside, found.largest
+
+
+def row_of(case: dict[str, Any], seen: dict[str, Any], gpu: bool) -> dict[str, Any]:
+    expected, largest = predicted(case, gpu)
     return {
         "case": name_of(case),
-        "predicted_gib": predicted,
+        "predicted_gib": expected,
         "measured_gib": seen["peak_gib"],
-        "error": predicted / seen["peak_gib"] - 1,
+        "error": expected / seen["peak_gib"] - 1,
         "process_gib": seen["rss_gib"],
         "context_gib": seen["context_gib"],
-        "largest": found.largest,
+        "largest": largest,
     }
 
 

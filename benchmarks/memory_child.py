@@ -8,6 +8,7 @@ CASES.json is a list of cases, each holding
     method      lora, full or freeze                         lora_rank, lora_target, lora_dropout
     micro_batch_size, cutoff_len, accumulation               tokens are random and fill every row
     gradient_checkpointing, attention (disabled, sdpa), optimizer, use_dora, pure_bf16
+    quantization_bit            4: the blocks' linear layers as bitsandbytes holds them; not for a CPU's peak
     eval_batch_size                                          rows of an evaluation after the steps; 0 for none
 Prints one line of JSON a case: {"peak_gib", "rss_gib", "context_gib", "parameters", "trainable", "device"}. The peak
 counts torch's own allocations, weights included: those of the accelerator if there is one, else those of the CPU as
@@ -44,6 +45,8 @@ def build(case: dict[str, Any]) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, case["saved"]), attn_implementation=ATTENTION[case["attention"]]
         )
+    if case["quantization_bit"]:
+        quantise(model)
     model_arguments = ModelArguments(
         model_name_or_path="random", disable_gradient_checkpointing=not case["gradient_checkpointing"]
     )
@@ -57,6 +60,27 @@ def build(case: dict[str, Any]) -> Any:
     )
     prepare_model_for_training(model, model_arguments)
     return init_adapter(config, model, model_arguments, finetuning, is_trainable=True)
+
+
+def quantise(model: Any) -> None:
+    """As LLaMA-Factory has it loaded: NF4, doubly quantised. The peak of making it is not the training's."""
+    import bitsandbytes as bnb
+
+    for parent in list(model.model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is torch.nn.Linear:
+                where, bias = layer.weight.device, layer.bias is not None
+                new = bnb.nn.Linear4bit(  # type: ignore[no-untyped-call]
+                    layer.in_features, layer.out_features, bias, layer.weight.dtype, quant_type="nf4", device="meta"
+                )
+                new.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+                new.bias = layer.bias
+                setattr(parent, name, new.to(where))
+    model.is_loaded_in_4bit = True
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def train(model: Any, case: dict[str, Any], folder: str) -> None:

@@ -49,15 +49,17 @@ save_steps: 20
 """
 
 
-def prepare(folder: Path, steps: int) -> None:
+def prepare(folder: Path, steps: int, dtype: str = "float32") -> None:
     (folder / "recipes").mkdir()
     (folder / "recipes" / "pair.yaml").write_text(RECIPE.format(steps=steps))
     (folder / "data").symlink_to(ROOT / "data")
     tokenizer = {"train_on": [str(ROOT / "data" / "intelligence_train.json")], "vocab_size": 1600}
     spec = folder / "spec.json"
-    spec.write_text(json.dumps({"config": CONFIG, "tokenizer": tokenizer, "to": str(folder / "models" / "small")}))
+    made = {"config": CONFIG, "tokenizer": tokenizer, "dtype": dtype, "to": str(folder / "models" / "small")}
+    spec.write_text(json.dumps(made))
     (folder / "models").mkdir()
-    subprocess.run([sys.executable, "-m", "iis_finetune.probe.scratch", str(spec)], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "iis_finetune.probe.scratch", str(spec)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def wrapped(folder: Path, environment: dict[str, str]) -> tuple[Path, float, float]:

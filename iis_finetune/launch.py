@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, hub, process
+from .errors import Problem, ProblemsFound
 from .machine import Machine, dropped_variables, package_version
 from .models import fingerprint
 from .plan import Plan
@@ -31,7 +32,7 @@ def rewrite(run: Run, examined: Examined, workspace: Workspace, data: Mapping[st
     `data` are the hashes of the data files that it is trained on.
     """
     plan = examined.plan
-    write(run.recipe, yaml_text(document_of(examined.recipe)))
+    write(run.recipe, yaml_text(document_of(plan.recipe)))
     write(run.arguments, yaml_text(fill(plan.arguments, run, workspace)))
     for name, content in plan.files.items():
         write_json(run.folder / name, content)
@@ -129,12 +130,26 @@ def programs(chosen: Mapping[str, str]) -> Path:
     return Path(chosen["VIRTUAL_ENV"]) / "bin" if "VIRTUAL_ENV" in chosen else Path(sys.executable).parent
 
 
-def start(run: Run, environment: Mapping[str, str], arguments: Path) -> process.Child:
-    """Start the training in the run folder, in a session of its own, everything it prints into train.log."""
+def start(run: Run, environment: Mapping[str, str], arguments: Path, bound: bool = False) -> process.Child:
+    """Start the training in the run folder, in a session of its own, everything it prints into train.log.
+
+    One that is `bound` ends when this process does.
+    """
     # A bare file name, because LLaMA-Factory cuts its torchrun command at spaces.
     words = program("train", arguments.name, path=environment.get("PATH"))
+    words = process.bound(words) if bound else words
     # What it prints is watched: in a file Python would hold 8 KB of it back, sixty steps and more.
     return process.start(process.Launch(words, {**environment, "PYTHONUNBUFFERED": "1"}, run.folder, run.log))
+
+
+def make_scratch(spec: Mapping[str, Any], file: Path, machine: Machine, environment: Mapping[str, str]) -> None:
+    """A model folder with random weights, made in a child as the spec, which is kept in the file, orders."""
+    write_json(file, spec)
+    own = child_environment(machine, environment, {"PYTHONPATH": str(KIT.parent)})
+    done = process.capture([sys.executable, "-m", "iis_finetune.probe.scratch", str(file)], 600, own)
+    if done is None or done.returncode != 0:
+        text = done.stderr.strip().splitlines()[-1:] if done else ["no python"]
+        raise ProblemsFound([Problem(f"the model could not be made: {' '.join(text)}", "see the log", kind="machine")])
 
 
 def program(*words: str, path: str | None = None) -> list[str]:

@@ -92,14 +92,14 @@ def start(launch: Launch) -> Child:
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """A temporary folder, locked while it is needed; those that a killed process left behind are put away first."""
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/"):
+    for left in (parent or Path(tempfile.gettempdir())).glob(f"{SCRATCH}*/"):
         with contextlib.suppress(OSError):  # another user's, in use, or gone by now
             if time.time() - left.stat().st_mtime > NEW_SECONDS:
                 with locked(left, wait=False):
                     shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as made, locked(Path(made)):
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as made, locked(Path(made)):
         yield Path(made)
 
 

@@ -8,6 +8,7 @@ Asked for answers, it leaves a file `answering` and takes FAKE_ANSWER_SECONDS be
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -52,7 +53,7 @@ def log(step: int, **values: object) -> None:
     print(f"\r{step:3}%|#| {step}/{STEPS} [00:01<00:08, 1.00it/s]", end="", flush=True)
 
 
-def do(what: str, folder: Path, step: int) -> None:  # noqa: C901 - one branch a failure
+def do(what: str, folder: Path, step: int) -> None:  # noqa: C901, PLR0912 - one branch a failure
     """Fail as real trainings do."""
     if what == "oom":
         sys.exit(f"Traceback (most recent call last):\n{OOM}")
@@ -80,10 +81,29 @@ def do(what: str, folder: Path, step: int) -> None:  # noqa: C901 - one branch a
     if what == "unloadable":
         trace = 'File "trainer.py", line 1646, in _load_optimizer_and_scheduler'
         sys.exit(f"Traceback (most recent call last):\n  {trace}\n_pickle.UnpicklingError: invalid load key, 'x'.")
+    if what == "fault":
+        sys.exit(
+            "Memory access fault by GPU node-1 (Agent handle: 0x55d0) on address 0x7f00. Reason: Page not present."
+        )
     if what == "exit":
         sys.exit(0)
     if what == "full":
         sys.exit("Traceback (most recent call last):\nOSError: [Errno 28] No space left on device")
+
+
+def trial(run: Path, arguments: str, plan: dict[str, object]) -> None:
+    """A trial of `tune`: FAKE_SKIPS leaves every second update out, which takes no time and teaches nothing."""
+    skips, found = "FAKE_SKIPS" in os.environ, re.search(r"max_steps: (\d+)", arguments)
+    steps = int(found[1]) if found else 0
+    with (run / "trial.jsonl").open("w", buffering=1) as lines:
+        for step in range(1, steps + 1):
+            time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.04")) / (2 if skips else 1))
+            if plan.get("at") == step and plan["do"] != "nan":
+                do(str(plan["do"]), run / "output", step)
+            loss = math.nan if plan.get("at") == step else 3 - 0.05 * ((step - 1) // 2 if skips else step - 1)
+            told = {"step": step, "at": time.time(), "tokens": 100, "loss": loss, "held_gib": 1.0}
+            lines.write(json.dumps(told) + "\n")
+        lines.write(json.dumps({"held_out": 3 - 0.05 * (steps // 2 if skips else steps)}) + "\n")
 
 
 def main() -> None:
@@ -99,6 +119,9 @@ def main() -> None:
     plan = told[number] if number < len(told) else {}
     if plan.get("at") == 0:
         do(plan["do"], run / "output", 0)
+    if "IIS_TRIAL" in os.environ:
+        trial(run, arguments, plan)
+        return
     output = run / "output"
     output.mkdir(exist_ok=True)
     found = re.search(r"resume_from_checkpoint: \"(.*)\"", arguments)

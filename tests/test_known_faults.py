@@ -287,6 +287,7 @@ FAILED = {
     "LLVM ERROR: Cannot select: intrinsic %llvm.amdgcn.fdot2.bf16.bf16": "Triton cannot compile bf16",
     "RuntimeError: unsupported target: 'gfx906'": "no support for this card (gfx906)",
     "RuntimeError: CUDA error: HIPBLAS_STATUS_UNKNOWN_ERROR": "matrix library",
+    'File "/x/torch/utils/file_baton.py", line 46 in wait': "holds the lock",
     "Configured ROCm binary not found at /x/libbitsandbytes_rocm63.so": "no library for this ROCm",
 }
 

@@ -306,6 +306,7 @@ WITH_OFFLOAD = {
     "automatic": ("", "zero3", []),
     "ZeRO-2": ("kit: {launcher: zero2_offload}\n", "zero2_offload", ["119.7"]),
     "ZeRO-3": ("kit: {launcher: zero3_offload}\n", "zero3_offload", ["134.6"]),
+    "FSDP by true": ("fsdp: true\n", "fsdp", []),
     "FSDP": ("fsdp: full_shard offload\n", "fsdp", ["104.7"]),
     "a file": ("deepspeed: FILE\n", "deepspeed", ["134.6"]),
 }

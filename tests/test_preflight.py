@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from iis_finetune import machine, preflight
+from iis_finetune import doctor, machine, preflight
+from iis_finetune.doctor import Subject
 from iis_finetune.preflight import Question
 from iis_finetune.runs import Workspace
 
@@ -168,3 +169,28 @@ def test_a_merge_recipe_is_not_measured_by_the_memory_of_a_training(question: Qu
     found = told(replace(question, on="rtx3060"), text)
     assert not any("GiB" in what for what, _ in found)
     assert any("iis-finetune download meta-llama" in fix for _, fix in found)
+
+
+def test_the_lock_of_a_broken_off_build_stops_a_deepspeed_training_before_it_waits_without_end(
+    question: Question, tmp_path: Path
+) -> None:
+    lock = tmp_path / "my kernels" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    environment = {**question.environment, "TORCH_EXTENSIONS_DIR": str(tmp_path / "my kernels")}
+    words = ("kit.launcher=zero2", "kit.devices=2", "finetuning_type=full")
+    here = replace(question, recipe="tiny", overrides=words, on=None, environment=environment)
+
+    def said(asked: Question) -> list[tuple[str, str]]:
+        return [(each.severity, each.fix) for each in preflight.examine(asked).problems if "broken off" in each.what]
+
+    assert said(here) == [("error", f"rm '{lock}'")]
+    assert said(replace(here, overrides=("kit.devices=2",))) == said(replace(here, on="mi50x2")) == []
+    with lock.open():  # a build under way
+        assert said(here) == []
+    subject = Subject(machine.detect(environment=environment), environment, question.workspace)
+    (check,) = [each for each in doctor.examine(subject, quick=True) if each.name == "compiled kernels"]
+    assert (check.state, check.found) == ("warning", "1 half made")
+    lock.unlink()
+    assert said(here) == []
+    assert "compiled kernels" not in [each.name for each in doctor.examine(subject, quick=True)]

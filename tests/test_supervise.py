@@ -19,6 +19,7 @@ from iis_finetune import process, recover, runs
 from iis_finetune.decision import Decision
 from iis_finetune.errors import Problem, ProblemsFound, RunFailed
 from iis_finetune.runs import Decided, Run, write_decided
+from iis_finetune.session.supervision import failure
 from iis_finetune.supervise import StallLimits, Stop, Task, attempt, disk, supervise
 
 FAKE = Path(__file__).parent / "fake_training.py"
@@ -316,6 +317,11 @@ def test_a_stall_is_dumped_ended_and_resumed_once(run: Run) -> None:
     assert supervise(given, Stop()) == "failed"
     assert starts(run) == [None, "checkpoint-4"]
     assert seen(run).count("stacks dumped") == 2 and "IOMMU" in str(runs.attempts(run)[-1].why)
+    assert "IOMMU" in failure(run).what + failure(run).fix
+    (run.folder / "stacks-0.log").write_text(
+        '  File "/x/torch/utils/file_baton.py", line 46 in wait\n', encoding="utf-8"
+    )
+    assert "holds the lock" in failure(run).what, "what the processes were doing tells more"
 
 
 def test_kit_on_failure_stop_means_one_attempt(run: Run) -> None:

@@ -28,6 +28,7 @@ VERBS = {
     "download": ("download.download", "Fetch a base model, resumable and verified."),
     "models": ("download.models", "The base models on disk."),
     "data": ("rows.app", "Register, look at and check your own data sets."),
+    "tune": ("tune.tune", "Measure a recipe's settings on this machine; the plan uses the best."),
     "train": ("train.train", "Check, fetch what is missing, train, watch."),
     "slurm": ("plan.slurm", "A Slurm job of a recipe, over one machine or several."),
     "runs": ("runs.runs_", "List the runs, or delete one."),

@@ -18,7 +18,7 @@ from ..plan import after
 from ..preflight import rows as of_recipe
 from ..report import blind
 from ..runs import Run
-from . import show
+from . import show, tune
 from .summary import tell_found
 from .tuned import Checkpoint, environment_of, run_of
 from .words import AsJson, RunName, question, run_named, run_names, workspace
@@ -38,6 +38,7 @@ Last = Annotated[int, typer.Option("--last", min=1, metavar="N", help="With --ch
 Votes = Annotated[list[Path] | None, typer.Option("--votes", metavar="FILE...", help="What people's votes say.")]
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More votes, behind --votes FILE.")]
 Blind = Annotated[bool, typer.Option("--blind", help="Instead: a page to vote on, which names no model.")]
+Tuning = Annotated[bool, typer.Option("--tuning", help="Instead: what `tune` measured of a RECIPE [k=v ...].")]
 Names = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="One run, or several to compare.", autocompletion=run_names)
 ]
@@ -117,23 +118,32 @@ def _lengths(run: Run) -> dict[str, list[tuple[float, float]]]:
     return {name: each["bars"] for name, each in told["data"].items()} if told["unit"] == "tokens" else {}
 
 
-def report(names: Names, to: To = None, blinded: Blind = False, data: Data = None) -> None:
+def report(names: Names, to: To = None, blinded: Blind = False, data: Data = None, tuning: Tuning = False) -> None:
     """One HTML page that needs no network: curves, decisions, events, metrics, answers side by side."""
+    if tuning:
+        name, page = tune.page(names[0], names[1:])
+        _written(workspace().measured / f"{name}.html", to, page)
+        return
     found = list(dict.fromkeys(run_named(name) for name in names))
     numbers = "-".join(f"{run.number:04d}" for run in found)
     name, base = "blind" if blinded else "report", found[1] if len(found) > 1 else evaluation.BASE
     target = found[0].report.with_stem(name) if len(found) == 1 else workspace().runs / f"{name}-{numbers}.html"
-    if to is not None:
-        target = to if to.suffix.lower() in (".html", ".htm") and not to.is_dir() else to / target.name
     named = _data(found[0], data) if blinded else ""
     page = blind.ballot(found[0], named, base) if blinded else reporting.page(found, _lengths(found[0]))
+    _written(target, to, page)
+    if blinded:
+        against = f" --baseline {found[1].number:04d}" if len(found) > 1 else ""
+        read = f"iis-finetune evaluate {found[0].number:04d} --data {named}{against} --votes FILE..."
+        show.line(f"send it to those who are to judge; what they save and send back is read by: {read}")
+
+
+def _written(target: Path, to: Path | None, page: str) -> None:
+    """Write a page to its own place, or to the one asked for."""
+    if to is not None:
+        target = to if to.suffix.lower() in (".html", ".htm") and not to.is_dir() else to / target.name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         runs.write(target, page)
     except OSError as error:
         raise Misused(f"'{target}' cannot be written: {error.strerror}", "give --to another place", "--to") from None
     show.line(f"{target}: {target.stat().st_size / 1024:.0f} KB")
-    if blinded:
-        against = f" --baseline {found[1].number:04d}" if len(found) > 1 else ""
-        read = f"iis-finetune evaluate {found[0].number:04d} --data {named}{against} --votes FILE..."
-        show.line(f"send it to those who are to judge; what they save and send back is read by: {read}")

@@ -49,7 +49,7 @@ def train(
     else:
         session.check_devices(examined, workspace())
         for decision in examined.plan.decisions:
-            if decision.name in ("precision", "attention", "launcher", "nodes"):
+            if decision.name in ("precision", "attention", "launcher", "nodes", "tuned", "expected_seconds"):
                 show.line(f"{decision.name}: {decision.value} ({decision.reason})")
     order = Order(str(examined.recipe.path.absolute()), asking.overrides, None if smoke else asking.nodes, smoke)
     _start(order, asking.readings, background)

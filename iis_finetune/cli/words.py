@@ -48,13 +48,14 @@ NAMING_DATA = ("dataset", "eval_dataset", "kit.evaluate_after", "kit.guard")
 
 
 def workspace() -> Workspace:
-    """The current folder's; IIS_MODELS and IIS_RUNS move two of its parts, IIS_PPO names stage ppo's environment."""
+    """The current folder's; IIS_MODELS, IIS_RUNS, IIS_MEASURED move its parts, IIS_PPO is stage ppo's environment."""
     try:
         root = Path.cwd()
     except OSError:
         raise Misused("the current folder does not exist any more", "cd to the project's folder") from None
     models, ran = _folder("IIS_MODELS", root / "models"), _folder("IIS_RUNS", root / "runs")
-    return Workspace(root, models, ran, _folder("IIS_PPO", runs.PPO))
+    ppo, measured = _folder("IIS_PPO", runs.PPO), _folder("IIS_MEASURED", root / "measured")
+    return Workspace(root, models, ran, ppo, measured_in=measured)
 
 
 def newest_start(name: str) -> Detached | None:

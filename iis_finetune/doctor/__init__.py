@@ -20,6 +20,7 @@ def examine(subject: Subject, quick: bool = False) -> list[Check]:
         hardware.numa(subject),
         builds.torch(subject),
         builds.companions(subject),
+        builds.kernels(subject),
         builds.llamafactory(subject, quick),
         hardware.variables(subject),
         *(hardware.disk(folder) for folder in (subject.workspace.models, subject.workspace.runs)),

@@ -16,6 +16,7 @@ from ..machine import (
     trouble,
     version_numbers,
 )
+from ..preflight import broken_off_builds
 from ..rules import ALWAYS, check_always
 from ..wheels import PLACEHOLDER, TRIO, load_error, read_table
 from .subject import Check, Subject
@@ -74,6 +75,12 @@ def companions(subject: Subject) -> Check:
     found = ", ".join(f"{name} {versions[name] or 'absent'}" for name in TRIO[1:])
     covered = " (text-only placeholder in use)" if placeholder else ""
     return Check("companions", found + covered, check_always(versions, placeholder))
+
+
+def kernels(subject: Subject) -> Check | None:
+    """Whether a build of torch's own or DeepSpeed's kernels was broken off."""
+    problems = broken_off_builds(subject.environment)
+    return Check("compiled kernels", f"{len(problems)} half made", problems) if problems else None
 
 
 def llamafactory(subject: Subject, quick: bool) -> Check:

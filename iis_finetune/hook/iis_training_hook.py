@@ -136,6 +136,10 @@ def look(trainer: Any, callback: Any) -> None:
     refuse_another_precision(loaded, os.environ.get("IIS_PRECISION", "as-saved"))
     name_the_original(trainer.model, os.environ.get("IIS_BASE"))
     trainer.add_callback(sharing_callback(callback)(run, trainer, loaded))
+    if os.environ.get("IIS_TRIAL"):
+        import iis_trial_hook  # type: ignore[import-not-found] # beside this file, on the training's path only
+
+        trainer.add_callback(iis_trial_hook.callback(callback)(run, trainer))
     if nodes() == 1:
         trainer.add_callback(stop_callback(callback)(run, rank))
 

@@ -10,4 +10,4 @@ from .folder import installed, is_whole, read_manifest, verify
 from .order import ModelOrder, Patience, RemoteFile, hubs
 from .selection import weights_faults
 from .sending import Gift, give
-from .transfer import Progress
+from .transfer import Progress, Report

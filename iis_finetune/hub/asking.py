@@ -123,7 +123,7 @@ def read_body(response: Response, most: int, seconds: float) -> bytes:
 def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
     """Ask one hub once for the model's files that training needs. Raises HubFailure."""
     commit, files = list_all(hub, order, environment, seconds)
-    wanted = needed(files) if order.noun == "model" else of_rows(files)
+    wanted = needed(files, order.texts) if order.noun == "model" else of_rows(files)
     return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(wanted))
 
 

@@ -47,6 +47,7 @@ class ModelOrder(Struct, frozen=True):
     """Which model or data set, from where, to where; `model` is a hub's id or one of LLaMA-Factory's display names.
 
     `to` is the models or data folder, in which it gets `<org>--<name>`, unless `exact` says that it is the model's own.
+    `texts`: its configuration and tokenizer alone, without weights.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ModelOrder(Struct, frozen=True):
     patience: Patience = Patience()
     chosen_by: str = "--source "  # what a person types before a hub's name, in the verb that asks
     noun: Noun = "model"
+    texts: bool = False
 
     @property
     def folder(self) -> Path:

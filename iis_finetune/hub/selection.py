@@ -21,17 +21,17 @@ HELD_OUT = re.compile(r"(^|[/._-])(test|valid|validation|dev|eval)[/._-]")
 TOKENIZER = re.compile(r"tokenizer.*|vocab\..*|.*\.(model|tiktoken)|spiece.*")
 
 
-def needed(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """Return the text files and one set of weights: safetensors where there are any, else PyTorch's."""
+def needed(files: Iterable[RemoteFile], texts_alone: bool = False) -> list[RemoteFile]:
+    """Return the text files and, if wanted, one set of weights: safetensors where there are any, else PyTorch's."""
     seen = [file for file in files if not any(part.startswith(".") for part in file.path.split("/"))]
     top = [file for file in seen if "/" not in file.path]
-    weights = _weights(top)
+    weights = [] if texts_alone else _weights(top)
     index = (".bin" if any(file.path.endswith(".bin") for file in weights) else ".safetensors") + ".index.json"
     texts = [
         file
         for file in top
         if any(fnmatch(file.path, pattern) for pattern in TEXT)
-        and (file.path.endswith(index) or not file.path.endswith(".index.json"))
+        and (not file.path.endswith(".index.json") or (weights and file.path.endswith(index)))
         and not VARIANT.search(file.path)
         and not file.path.startswith("consolidated")
     ]

@@ -61,12 +61,18 @@ def torchaudio_placeholder(prefix: Path) -> bool | None:
 
 def cpu_flags(root: Path) -> tuple[str, ...]:
     """The vector extensions (avx, amx) of the first processor."""
+    flags = (of_processor(root, "flags") or "").split()
+    return tuple(sorted(flag for flag in flags if flag.startswith(("avx", "amx"))))
+
+
+def of_processor(root: Path, key: str) -> str | None:
+    """What the kernel says of the first processor."""
     try:
         with (root / "proc/cpuinfo").open(errors="replace") as file:  # the first block only: the kernel makes each one
-            line = next((line for line in file if line.startswith("flags")), "")
+            line = next((line for line in file if line.startswith(key)), "")
     except OSError:
-        return ()
-    return tuple(sorted(flag for flag in line.split() if flag.startswith(("avx", "amx"))))
+        return None
+    return line.partition(":")[2].strip() or None
 
 
 def cpu_count(root: Path) -> int:

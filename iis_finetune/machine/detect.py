@@ -22,8 +22,7 @@ def detect(
 ) -> Machine:
     """The machine below `root`; the user's own `*_VISIBLE_DEVICES` filter its devices. Runs on a bare Python.
 
-    `prefer`: whose cards are taken where both vendors' are here; None: those that the installed torch serves.
-    """
+    `prefer`: whose cards are taken where both vendors' are here; None: those that the installed torch serves."""
     memory_gib, torch_build = computer.memory_gib(root), computer.package_version("torch")
     amd = drivers.amd_devices(root)
     nvidia, driver, problems = drivers.nvidia_devices(root, memory_gib or 0.0)
@@ -39,6 +38,7 @@ def detect(
         cpu_count=computer.cpu_count(root),
         memory_gib=memory_gib,
         cpu_flags=computer.cpu_flags(root),
+        processor=computer.of_processor(root, "model name"),
         torch_build=torch_build,
         torchaudio_placeholder=computer.torchaudio_placeholder(Path(sys.prefix)),
         driver=driver,

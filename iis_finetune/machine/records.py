@@ -44,6 +44,7 @@ class Machine:
     cpu_count: int = 1
     memory_gib: float | None = None
     cpu_flags: tuple[str, ...] = ()
+    processor: str | None = None
     torch_build: str | None = None
     torchaudio_placeholder: bool | None = None
     driver: str | None = None

@@ -4,5 +4,5 @@ from .base import Base, base_of, stacked
 from .facts import ModelFacts, Shapes, find_folder, from_config, layers_of, look
 from .folder_check import check_folder, fingerprint
 from .match import check_adapter, check_additional_target, check_targets, check_template
-from .specs import facts_of, scratch_spec, smoke_spec
+from .specs import facts_of, scratch_spec, smoke_spec, with_layers
 from .view import called, needs_view, precision_view, view_path, without_folders

@@ -45,6 +45,12 @@ class Shapes(Struct, frozen=True):
     def key_value_size(self) -> int:
         return self.key_value_heads * self.head_dim
 
+    @property
+    def words(self) -> str:
+        """Architecture and widths: `qwen2 24x896x4864 h14/2x64 v151936`."""
+        heads = f"h{self.attention_heads}/{self.key_value_heads}x{self.head_dim} v{self.vocabulary_size}"
+        return f"{self.model_type} {self.layers}x{self.hidden_size}x{self.intermediate_size} {heads}"
+
 
 class ModelFacts(Struct, frozen=True):
     """What is known of a model; what is unknown is None.

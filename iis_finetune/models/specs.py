@@ -103,6 +103,16 @@ def shrink(config: Mapping[str, Any], vocabulary_size: int | None = None) -> dic
     return small
 
 
+def with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The config with its exact widths and fewer layers, the kinds of layers in their own order."""
+    cut = {key: value for key, value in config.items() if key not in NOT_KEPT}
+    if isinstance(config.get("text_config"), Mapping):
+        cut["text_config"] = with_layers(config["text_config"], layers)
+    cut |= {key: layers for key in ("num_hidden_layers",) if key in cut}
+    cut |= {key: min(layers, cut[key]) for key in ("max_window_layers",) if isinstance(cut.get(key), int)}
+    return cut | {key: cut[key][:layers] for key in ("layer_types",) if isinstance(cut.get(key), list)}
+
+
 def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
     whole = config["num_attention_heads"]
     groups = max(1, whole // (config.get("num_key_value_heads") or whole))

@@ -6,6 +6,7 @@ from ..arguments import settings_of
 from ..errors import in_file_order
 from .choices import accumulation, attention, environment, micro_batch, output, precision
 from .fit import NO_TRAINING, fit, machine_problems
+from .measured import global_batch, key_of, now_of, stated, tuned
 from .processes import UNNAMED, launcher, several_nodes, several_processes
 from .record import Inputs, Plan
 from .starting_point import starting_point
@@ -18,7 +19,7 @@ STEPS = (
 
 def make(inputs: Inputs) -> Plan:
     """Plan a training; the problems of the recipe's own lines are in it, found all together."""
-    plan = fit(_planned(inputs), _planned)
+    plan = tuned(inputs, lambda inputs: fit(_planned(inputs), _planned))
     return replace(plan, problems=tuple(in_file_order(plan.problems)))
 
 

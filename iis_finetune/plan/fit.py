@@ -18,6 +18,7 @@ from ..machine import (
 )
 from ..recipe import Recipe
 from ..rules import Case, check
+from .measured import corrected
 from .memory import MemoryEstimate, Workload, estimate, offloaded_gib
 from .record import Inputs, Launcher, Plan
 
@@ -87,7 +88,7 @@ def fit(plan: Plan, planned: Planner) -> Plan:
     """Estimate the memory; what does not fit is an error, what may not a warning, with the changes that would help."""
     if not (plan.settings["do_train"] or plan.settings["dataset"] or plan.settings["eval_dataset"]):
         return replace(plan, memory=MemoryEstimate(limit_gib=limit_gib(plan.machine), not_counted=(NO_TRAINING,)))
-    memory = needed(plan, plan.launch)
+    memory = corrected(needed(plan, plan.launch), plan)
     plan = replace(plan, memory=memory).complain(*problems_of_offload(plan, plan.launch))
     if memory.ready:
         return plan

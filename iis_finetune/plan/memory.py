@@ -26,6 +26,7 @@ from .activations import Items, Pass, at_loss, in_attention, in_mlp, without_gra
 GIB = 2**30
 HALF = ("bf16", "fp16")
 PAIRS = ("rm", "dpo")  # the stages whose sample is two answers
+MEASURED = "measured beside the estimate"  # the item that makes the sum of the others what was measured
 NO_SHAPES = "the sizes of the model are not known"
 
 
@@ -77,8 +78,8 @@ class MemoryEstimate(Struct, frozen=True):
     """Peak of one device in GiB and what it is made of; None and empty when it cannot be known.
 
     `not_counted` makes the peak a lower bound, or says why there is none. Up to `ready_gib` it fits; from there to
-    `limit_gib` it may not, as the estimate is not that exact. `host_gib` is what offload keeps at least in the memory
-    of the computer, all its processes together; None without offload.
+    `limit_gib` it may not, as the estimate is not that exact, unless it was measured. `host_gib` is what offload keeps
+    at least in the memory of the computer, all its processes together; None without offload.
     """
 
     per_device_gib: float | None = None
@@ -94,6 +95,8 @@ class MemoryEstimate(Struct, frozen=True):
     @property
     def ready(self) -> bool:
         """Whether nothing is known that speaks against it."""
+        if MEASURED in self.items:
+            return self.fits
         return self.per_device_gib is None or self.ready_gib is None or self.per_device_gib <= self.ready_gib
 
     @property

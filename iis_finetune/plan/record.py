@@ -16,7 +16,7 @@ from ..errors import Problem
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..recipe import Entry, Recipe
-from ..runs import Decided, Nodes, Workspace
+from ..runs import Decided, Measured, Nodes, Workspace
 from .memory import MemoryEstimate
 
 SHOWN = ("recipe", "machine", "arguments", "environment", "command", "decisions", "memory", "problems")
@@ -32,6 +32,8 @@ class Inputs(Struct, frozen=True):
     base: Base | None = None
     nodes: Nodes | None = None
     reward: Base | None = None
+    measured: tuple[Measured, ...] | None = None  # None: not looked for
+    applied: Measured | None = None  # the one of these whose settings the recipe has been given
 
 
 class Launcher(Struct, frozen=True):

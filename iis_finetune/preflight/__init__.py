@@ -7,17 +7,17 @@ from pathlib import Path
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from .. import dataset, machine, models, plan, rules
+from .. import dataset, machine, models, plan, rules, runs
 from .. import recipe as recipes
 from ..arguments import Settings, as_meant
-from ..errors import Problem, in_file_order
+from ..errors import Place, Problem, in_file_order
 from ..machine import Machine
 from ..models import Base, ModelFacts
 from ..plan import Plan
 from ..recipe import Recipe
 from ..runs import Nodes, Workspace
 from . import deep
-from .here import fitting, here_problems
+from .here import broken_off_builds, fitting, here_problems
 from .model import looks_local, model_problems, reward_problems
 
 DataFound = tuple[list[Problem], int | None]  # what is wrong with the data sets; usable rows, where they were counted
@@ -86,8 +86,12 @@ def look(question: Question) -> Examined:
     nodes = question.nodes
     if nodes and host.here and nodes.address != plan.UNNAMED:
         nodes = replace(nodes, interface=machine.interface_to(nodes.address))
-    planned = plan.make(plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward))
-    found = (*problems, *base_problems, *reward_problems, *planned.problems)
+    # A run that goes on has what was measured in its own recipe, and all nodes of one must plan the same.
+    bound = question.workspace.before is not None or nodes is not None
+    rows, damaged = runs.load(runs.REPORTED, *([question.workspace.measured] if host.here else []))
+    inputs = plan.Inputs(recipe, host, model, question.workspace, base, nodes, reward)
+    planned = plan.make(inputs if bound else replace(inputs, measured=rows))
+    found = (*problems, *base_problems, *reward_problems, *damaged, *planned.problems)
     return Examined(recipe, host, planned, base, model, found, reward)
 
 
@@ -149,6 +153,13 @@ def _data(seen: Examined, question: Question) -> DataFound:
     problems += _leaks(seen, question, read)
     counts = [each.reading.kept if each.reading.complete else None for each in read[TRAINED_ON]]
     return problems, sum(count or 0 for count in counts) if counts and None not in counts else None
+
+
+def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
+    """The training's data sets, as far as they are on disk."""
+    settings = examined.plan.settings
+    registry = question.registry(settings)
+    return dataset.check_registered(settings.names("dataset"), registry, settings["stage"], Place())[0]
 
 
 def _leaks(seen: Examined, question: Question, read: Mapping[str, list[dataset.Read]]) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """What this computer lacks for a plan: packages, the launcher's program, disk for the checkpoints."""
 
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: 
         versions = {name: machine.package_version(name) for name in rules.packages_of(case)}
         problems += rules.check_packages(case, versions)
     problems += _login(case, environment)
+    if planned.settings["deepspeed"]:
+        problems += [replace(each, severity="error") for each in broken_off_builds(environment)]
     return [*problems, *_unwritable(case, workspace), *_disk(case, workspace.runs)]
 
 
@@ -73,6 +76,24 @@ def _of_ppo(case: Case, environment: Path) -> list[Problem]:
     versions = {name: machine.package_version(name, paths) for name in rules.packages_of(case)}
     pip = f"{environment / 'bin' / 'pip'} install"
     return [replace(each, fix=each.fix.replace("pip install", pip)) for each in rules.check_needs(case, versions)]
+
+
+def broken_off_builds(environment: Mapping[str, str]) -> list[Problem]:
+    """Kernels that something ended in the compiling: the lock stays, and whoever needs the kernel waits without end.
+
+    Torch asks only whether the file is there (torch/utils/file_baton.py, 2.13); who compiles holds it open.
+    """
+    cache = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "~")).expanduser() / ".cache"
+    folder = Path(environment.get("TORCH_EXTENSIONS_DIR") or Path(cache, "torch_extensions"))
+    locks = {path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern)}
+    if not locks:
+        return []
+    import psutil  # 30 ms
+
+    held = {Path(file.path) for who in psutil.process_iter(["open_files"]) for file in who.info["open_files"] or ()}
+    what = "the build of {} was broken off, and its lock is left: every training that needs it waits without end"
+    left = sorted(locks - held)
+    return [machine.trouble(what.format(lock.parent.name), f"rm {shlex.quote(str(lock))}") for lock in left]
 
 
 def _login(case: Case, environment: Mapping[str, str]) -> list[Problem]:

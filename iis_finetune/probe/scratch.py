@@ -3,8 +3,8 @@
     python -m iis_finetune.probe.scratch SPEC.json
 
 SPEC.json holds
-    config      the model's config.json as an object; `model_type` is needed. `vocab_size` and the token ids are
-                filled in from the tokenizer when that is trained here
+    config      the model's config.json as an object; `model_type` is needed. The token ids, and a `vocab_size`
+                that is missing or too small, come from the tokenizer when that is trained here
     tokenizer   {"train_on": [FILE or {"file": FILE, "columns": [NAME, ..]}, ..], "vocab_size": N} trains a
                 byte-level BPE with ChatML tokens, or with the "special_words" of another template, on all the
                 texts or on "most_texts" of them;
@@ -102,7 +102,7 @@ def write_tokenizer(spec: dict[str, Any], config: dict[str, Any], folder: Path) 
     content = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config.update(ids, vocab_size=len(tokenizer))
+    config.update(ids, vocab_size=max(len(tokenizer), config.get("vocab_size", 0)))
 
 
 def write_model(spec: dict[str, Any], config: dict[str, Any], folder: Path) -> int:

@@ -73,6 +73,7 @@ class Kit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_failure: Annotated[Literal["recover", "stop"], Meta(description="whether the supervisor may restart a run")] = (
         "recover"
     )
+    tuned: Annotated[bool, Meta(description="whether the plan takes what `tune` measured of this training")] = True
     from_scratch: Annotated[
         FromScratch | None, Meta(description="make the model_name_or_path folder when it is missing")
     ] = None

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from .. import __version__
 from ..arguments import trained_with
 from ..launch import KIT
 from ..models import called, without_folders
 from ..observe import number
-from ..runs import Run, attempts, events, provenance_of, read_decided, read_json, read_lines, state
+from ..runs import Measured, Run, attempts, events, provenance_of, read_decided, read_json, read_lines, state
 from ..supervise import loaded_by
 
 TEMPLATE = "report.html.j2"
@@ -27,6 +29,7 @@ INK, GRID = "#010203", "#040506"  # stand-ins that become the page's CSS variabl
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 WIDTH, HEIGHT = 5.2, 2.6  # inches; at 390 pixels its letters still are 7 pixels high
 MOST_POINTS = 2000
+BARS = ("tokens_per_second", "peak_gib")  # of a trial
 Points = Sequence[tuple[float, float]]
 
 
@@ -39,19 +42,28 @@ def page(runs: Sequence[Run], lengths: Mapping[str, Points] | None = None) -> st
         title=", ".join(run.name for run in runs),
         runs=[view(run) for run in runs],
         pictures=list(filter(None, pictures)),
-        written=time.strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
         most_rows=MOST_ROWS,
     )
 
 
+def tuning(name: str, row: Measured, limit_gib: float | None) -> str:
+    """The page of what `tune` measured: how fast each trial was, what it held beside what there is, the verdicts."""
+    most = {key: max([each[key] for each in row.trials if key in each], default=1.0) for key in BARS}
+    most["peak_gib"] = max(most["peak_gib"], limit_gib or 0.0)
+    key = {title.replace("_", " "): value for title, value in to_builtins(row.key).items() if value is not None}
+    speed = {"seconds a step, at first": row.start_seconds_per_step, "seconds a step, at best": row.seconds_per_step}
+    facts = {**speed, "rows a step": row.global_batch_size, "device memory, GiB": limit_gib, **key}
+    return filled(TEMPLATE, title=f"{name}: {row.told}", facts=facts, trials=row.trials, most=most, limit=limit_gib)
+
+
 def filled(template: str, **values: Any) -> str:
-    """The text of a page."""
+    """The text of a page, which says when it was written."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(KIT / "tables"), autoescape=True, trim_blocks=True)
     environment.filters["shown"] = shown
-    return str(environment.get_template(template).render(**values))
+    written = time.strftime("%Y-%m-%d %H:%M")
+    return str(environment.get_template(template).render(written=written, version=__version__, **values))
 
 
 def shown(value: Any) -> str:

@@ -60,8 +60,8 @@ class Sharing(Struct, frozen=True, dict=True):
 
     @property
     def _fsdp(self) -> list[str]:
-        words = self.settings["fsdp"] or []
-        return words.split() if isinstance(words, str) else [str(word) for word in words]
+        words = self.settings["fsdp"]  # or true: all is cut up
+        return words.split() if isinstance(words, str) else list(map(str, words)) if isinstance(words, list) else []
 
     def _elsewhere(self, part: str) -> bool:
         if self.launcher == "deepspeed":

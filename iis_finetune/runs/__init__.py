@@ -20,5 +20,6 @@ from .listing import (
     steps_done,
     weights,
 )
+from .measured import REPORTED, Key, Measured, Value, load, matching, save, share
 from .run import KIT, PPO, Request, Run, Workspace, fill, step_of
 from .starts import Detached, starts

@@ -34,6 +34,7 @@ class Workspace(Struct, frozen=True):
     runs: Path
     ppo: Path = PPO
     before: int | None = None
+    measured_in: Path | None = None
 
     @property
     def recipes(self) -> Path:
@@ -42,6 +43,10 @@ class Workspace(Struct, frozen=True):
     @property
     def data(self) -> Path:
         return self.root / "data"
+
+    @property
+    def measured(self) -> Path:
+        return self.measured_in or self.root / "measured"
 
 
 class Named:

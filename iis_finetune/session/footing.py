@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from .. import dataset, launch, preflight, runs, supervise
+from .. import launch, preflight, runs, supervise
 from ..arguments import WHOLE, trained_with
 from ..errors import COMMAND_LINE, Place, Problem, ProblemsFound, errors_of
 from ..plan.recovery import Footing, differences, resume_problems
@@ -84,12 +84,5 @@ def check_devices(examined: Examined, workspace: Workspace, but: Run | None = No
 
 def data_hashes(examined: Examined, question: Question) -> dict[str, str]:
     """The SHA-256 of each file of the training's data."""
-    found = sources_of(examined, question)
+    found = preflight.sources_of(examined, question)
     return {name: text for source in found for name, text in question.readings.sha256(source).items()}
-
-
-def sources_of(examined: Examined, question: Question) -> list[dataset.Source]:
-    """The training's data sets, as far as they are on disk."""
-    settings = examined.plan.settings
-    registry = question.registry(settings)
-    return dataset.check_registered(settings.names("dataset"), registry, settings["stage"], Place())[0]

@@ -1,17 +1,13 @@
 """Make what a training is given: a model from a hub or of random weights, a precision view, a base's own folder."""
 
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from msgspec import to_builtins
 
-from .. import hub, launch, models, process, runs
-from ..errors import Problem, ProblemsFound
+from .. import hub, launch, models, runs
 from ..preflight import Examined, Question
 from ..runs import Request, Run, Workspace
 
@@ -24,7 +20,8 @@ def make_model(request: Request, examined: Examined, question: Question) -> None
     recipe, name, environment = examined.recipe, examined.model.name, question.environment
     if recipe.kit.from_scratch:
         request.tell(phase=f"making {name} with random weights")
-        make_scratch(request, models.scratch_spec(recipe, question.workspace), examined, environment)
+        spec = models.scratch_spec(recipe, question.workspace)
+        launch.make_scratch(spec, request.folder / "scratch.json", examined.machine, environment)
         return
     revision, folder = recipe.value("model_revision"), question.workspace.models
     order = hub.ModelOrder(name, folder, False, revision, recipe.kit.source, chosen_by="kit.source=")
@@ -44,17 +41,6 @@ class _Teller:
             if progress.note or time.monotonic() - self.told >= TOLD_SECONDS:
                 self.told = time.monotonic()
                 self.request.tell(download=to_builtins(progress))
-
-
-def make_scratch(request: Request, spec: Mapping[str, Any], examined: Examined, environment: Mapping[str, str]) -> None:
-    """A model folder with random weights, made in a child as the spec orders."""
-    file = request.folder / "scratch.json"
-    runs.write_json(file, spec)
-    own = launch.child_environment(examined.machine, environment, {"PYTHONPATH": str(launch.KIT.parent)})
-    done = process.capture([sys.executable, "-m", "iis_finetune.probe.scratch", str(file)], 600, own)
-    if done is None or done.returncode != 0:
-        text = done.stderr.strip().splitlines()[-1:] if done else ["no python"]
-        raise ProblemsFound([Problem(f"the model could not be made: {' '.join(text)}", "see the log", kind="machine")])
 
 
 def make_view(request: Request, examined: Examined, workspace: Workspace) -> None:

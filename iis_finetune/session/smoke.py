@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import arguments, evaluate, export, models, preflight
+from .. import arguments, evaluate, export, launch, models, preflight
 from ..errors import FINE, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..preflight import Examined
 from ..recipe import Recipe
 from ..runs import Run
 from .bringup import Session, brought_up
-from .footing import sources_of
-from .making import make_scratch
 from .supervision import environment_of, tell_ending
 
 FOLDER = "@smoke"
@@ -94,9 +92,10 @@ def _make_model(session: Session, examined: Examined) -> Path:
     folder = question.workspace.models / f"{name}{FOLDER}"
     template = arguments.find_template(str(examined.plan.arguments.get("template")))
     words = template.tokens if template else ()
-    texts = [file for source in sources_of(examined, question) for file in source.files]
+    texts = [file for source in preflight.sources_of(examined, question) for file in source.files]
     session.tell(phase=f"shrinking {facts.name} to {folder}")
-    make_scratch(session.request, models.smoke_spec(facts, words, texts, folder), examined, question.environment)
+    spec = models.smoke_spec(facts, words, texts, folder)
+    launch.make_scratch(spec, session.request.folder / "scratch.json", examined.machine, question.environment)
     return folder
 
 

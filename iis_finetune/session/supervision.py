@@ -86,9 +86,9 @@ def tell_ending(request: Request, made: Run, stop: Stop) -> int:
 
 def failure(made: Run) -> Problem:
     """The known cause of a failed run, else what its log says."""
-    known = rules.explain(tail(made.log), Place(str(made.log)))
-    if known:
-        return known
+    for path in (made.log, *made.stacks()):
+        if known := rules.explain(tail(path), Place(str(path))):
+            return known
     if began(made):
         why, _, advice = (_why(made) or "no reason in the log").partition("; ")
         return Problem(f"{made.name} failed: {why}", advice or f"see {made.log}", Place(str(made.log)))
