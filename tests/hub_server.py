@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import hub_uploads
+
 COMMIT = "c0ffee" + "0" * 34
 BLOCK_BYTES = 1 << 20
 
@@ -74,7 +76,7 @@ class Served:
 
     @property
     def is_large(self) -> bool:
-        return self.path.endswith((".safetensors", ".bin", ".pth"))
+        return self.path.endswith((".safetensors", ".bin", ".pth", ".gguf"))
 
     @property
     def etag(self) -> str:
@@ -87,6 +89,7 @@ class Hub:
     def __init__(self, folder: Path, behaviour: Behaviour | None = None, certificate: Path | None = None):
         self.folder = folder
         self.behaviour = behaviour or Behaviour()
+        self.uploads = hub_uploads.Uploads()
         self.listings: dict[str, dict[str, Served]] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -159,8 +162,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        self.do_GET()
+
     def do_POST(self) -> None:
-        self.answer(404)
+        self.do_GET()
 
     def do_GET(self) -> None:
         behaviour, path = self.hub.behaviour, unquote(self.path)
@@ -173,7 +179,10 @@ class Handler(BaseHTTPRequestHandler):
         if refusal and refusal.endless:
             self.answer_endlessly(refusal)
         elif refusal:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.answer(refusal.status, refusal.body or "{}", refusal.headers)
+        elif self.command in ("POST", "PUT"):
+            hub_uploads.receive(self, urlsplit(path).path)
         else:
             self.route(urlsplit(self.path).path)
 
@@ -184,6 +193,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.huggingface_list(f"{org}/{name}", revision, tree=kind == "tree")
             case [org, name, "resolve", revision, *rest]:
                 self.huggingface_file(f"{org}/{name}", revision, "/".join(rest))
+            case ["api", "models", org, name] | ["api", "v1", "models", org, name]:
+                hub_uploads.about(self, f"{org}/{name}")
             case ["cdn", org, name, *rest]:
                 self.hub.behaviour.elsewhere_with_token += "Authorization" in self.headers or "Cookie" in self.headers
                 self.send_file(self.hub.listing(f"{org}/{name}")["/".join(rest)])

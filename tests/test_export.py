@@ -147,8 +147,8 @@ def test_the_card_says_what_was_done_and_nothing_that_is_not_known(tmp_path: Pat
     run.provenance.write_text(json.dumps({"model": "org/base", "data_sha256": {"/data/little.json": "ab"}}))
     run.recipe.write_text("stage: sft\n")
     trained = after.Trained("0001-a", {"template": "qwen"}, after.Weights("models/base@fp32"), "fp32")
-    told = export.card(trained, run, "float32", PROVEN)
-    assert told.startswith("---\nbase_model: base\nlibrary_name: transformers\n")
+    told = export.card(trained, run, dtype="float32", found=PROVEN)
+    assert told.startswith("---\nbase_model: org/base\nlibrary_name: transformers\n")
     for line in (
         "A fine-tuned model, made from `org/base`, saved in float32.",
         "- method: sft, lora, rank 8",
@@ -159,7 +159,7 @@ def test_the_card_says_what_was_done_and_nothing_that_is_not_known(tmp_path: Pat
         "- greedy answers that are equal: 19 of 20 (1 more: equal up to a near tie)",
     ):
         assert line in told.splitlines(), line
-    from_a_file = export.card(trained, None, "float32", PROVEN)
+    from_a_file = export.card(trained, None, dtype="float32", found=PROVEN)
     assert "made from `models/base@fp32`" in from_a_file and "- template: qwen" in from_a_file
     assert "rank" not in from_a_file and "longest row" not in from_a_file  # the file does not say what they were
 

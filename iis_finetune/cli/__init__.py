@@ -42,6 +42,7 @@ VERBS = {
     "chat": ("tuned.chat", "Talk to the tuned model."),
     "serve": ("tuned.serve", "An OpenAI-style server of the tuned model."),
     "report": ("evaluate.report", "One page about a run, or several."),
+    "push": ("push.push", "Give the result away: listed first, then verified."),
     "schema": ("recipes.schema", "The JSON schema of recipes, for editors."),
     "_train": ("train.detached", ""),
     "_notify": ("train.notice", ""),

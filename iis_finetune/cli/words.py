@@ -89,6 +89,8 @@ def in_project(words: list[str]) -> list[str]:
         return words
     show.aside(f"project: {above}")
     os.chdir(above)
+    if words[0] == "push":  # its --to is a repository
+        return words
     return [_whole(word, before, here) for before, word in pairwise(["", *words])]
 
 

@@ -1,6 +1,7 @@
 """Register one's own data: recognise a file's format and write its entry into dataset_info.json."""
 
 import filecmp
+import os
 import re
 import shlex
 import shutil

@@ -1,6 +1,7 @@
 """Merge what was trained into one model folder, and prove that it is the same model."""
 
 import json
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from msgspec import Struct
 from .. import launch, process
 from ..arguments import trained_with
 from ..errors import Place, Problem, ProblemsFound, RunFailed, errors_of
-from ..models import look
+from ..models import called, look, without_folders
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
@@ -68,7 +69,7 @@ def export(trained: Trained, wanted: Export) -> Exported:
         if errors_of(problems):
             raise ProblemsFound(_kept(making / "model", refused, problems))
         finish(making / "model", found)
-        write(making / "model" / "README.md", card(trained, wanted.run, dtype, found))
+        write(making / "model" / "README.md", card(trained, wanted.run, dtype=dtype, found=found))
         _open_to_the_same(making / "model")
         replaced = wanted.target.exists()
         if replaced:
@@ -175,21 +176,26 @@ def _change(path: Path, **values: Any) -> None:
     write(path, json.dumps({**(read_json(path) or {}), **values}, indent=2, ensure_ascii=False) + "\n")
 
 
-def card(trained: Trained, run: Run | None, dtype: str, found: Mapping[str, Any]) -> str:
-    """README.md of the folder: what it is, where from, what was measured; its head is what model hubs read."""
+def card(trained: Trained, run: Run | None, **told: Any) -> str:
+    """README.md of the folder: what it is, where from, what was measured; its head is what model hubs read.
+
+    `told`: dtype and found of a merge; kind and licence of what is given away.
+    """
     from jinja2 import Environment, FileSystemLoader
 
     loader = FileSystemLoader(TABLES)
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701 - not HTML
     settings, provenance = trained_with(trained.arguments), provenance_of(run) if run else Provenance()
+    base = provenance.model or trained.weights.model
+    recipe = run.recipe.read_text(encoding="utf-8").rstrip() if run and run.recipe.is_file() else ""
     scores = [read_json(path) or {} for path in sorted(run.evaluation.glob("*/scores.json"))] if run else []
     return environment.get_template("card.md.j2").render(
         trained=trained,
         settings={name: settings[name] for name in CARD_TOLD if run or name in CARD_ALWAYS or settings.states(name)},
-        base=provenance.model or trained.weights.model,
+        base=called(base),
+        on_a_hub=re.fullmatch(r"[\w.-]+/[\w.-]+", called(base)),
         data={Path(name).name: digest for name, digest in provenance.data_sha256.items()},
-        recipe=run.recipe.read_text(encoding="utf-8").rstrip() if run and run.recipe.is_file() else "",
+        recipe=without_folders(recipe.replace(base, called(base))),
         evaluations=[each for each in scores if each.get("metrics")] if run else None,
-        dtype=dtype,
-        found=found,
+        **told,
     )

@@ -9,8 +9,11 @@ however much came in between: 20 cuts lost 2 of 4 files. No line of ours would h
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -20,7 +23,7 @@ from msgspec.structs import replace
 from ..errors import ProblemsFound
 from ..tables import read
 from .file_lists import read_list
-from .order import Hub, Listing, ModelOrder, first_set, hubs
+from .order import Hub, Listing, ModelOrder, RemoteFile, first_set, hubs, is_offline
 from .refusals import HubFailure, no_answer, problem_of, refusal
 from .selection import needed, of_rows
 
@@ -33,6 +36,8 @@ MOST_REDIRECTS = 10
 LONGEST_LIST = 64 * 2**20  # bytes; 200,000 files are about 40 MB
 LONGEST_REFUSAL = 4096
 BLOCK_BYTES = 1 << 16
+LICENCE = re.compile(rb'"[lL]icense": ?"([\w.+ -]{2,60})"')  # both hubs' word for it
+PROBE_SECONDS = 5.0
 
 
 def open_session(hub: Hub, environment: Mapping[str, str]) -> Session:
@@ -116,16 +121,34 @@ def read_body(response: Response, most: int, seconds: float) -> bytes:
 
 
 def list_files(hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None) -> Listing:
-    """Ask one hub once for the model's files. Raises HubFailure."""
+    """Ask one hub once for the model's files that training needs. Raises HubFailure."""
+    commit, files = list_all(hub, order, environment, seconds)
+    wanted = needed(files, order.texts) if order.noun == "model" else of_rows(files)
+    return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(wanted))
+
+
+def list_all(
+    hub: Hub, order: ModelOrder, environment: Mapping[str, str], seconds: float | None = None
+) -> tuple[str | None, list[RemoteFile]]:
+    """Ask one hub once for the commit and every file of it. Raises HubFailure."""
     patience = order.patience
     timeouts = (seconds or patience.connect_seconds, seconds or patience.read_seconds)
     with open_session(hub, environment) as session, get(session, hub.list_url(order), timeouts) as response:
         body = read_body(response, LONGEST_LIST + 1, timeouts[1])
     if len(body) > LONGEST_LIST:
         raise HubFailure("malformed", f"its list of files is longer than {LONGEST_LIST >> 20} MB")
-    commit, files = read_list(body)
-    wanted = needed(files, order.texts) if order.noun == "model" else of_rows(files)
-    return Listing(hub, order.id_on(hub.source), hub.revision(order), commit, tuple(wanted))
+    return read_list(body)
+
+
+def licence_of(model: str, environment: Mapping[str, str]) -> str | None:
+    """The licence that a hub states for a model; None where none does, or none is to be asked."""
+    order, timeouts = ModelOrder(model, Path()), (PROBE_SECONDS, PROBE_SECONDS)
+    for hub in [] if is_offline(order, environment) else hubs(order, environment):
+        url = hub.words["about"].format(endpoint=hub.endpoint, model=order.id_on(hub.source))
+        with suppress(HubFailure), open_session(hub, environment) as session, get(session, url, timeouts) as answer:
+            if stated := LICENCE.search(read_body(answer, LONGEST_LIST, PROBE_SECONDS)):
+                return stated[1].decode().lower().replace("apache license ", "apache-").removesuffix(" license")
+    return None
 
 
 def choose_source(order: ModelOrder, environment: Mapping[str, str], say: Callable[[str], object] = str) -> Listing:

@@ -32,9 +32,9 @@ class HubFailure(Exception):
         return self.kind in read("hubs.toml")["passing"]
 
 
-def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder) -> Problem:
-    """Put a hub's refusal into the user's words."""
-    advice = read("hubs.toml")["advice"][failure.kind]
+def problem_of(failure: HubFailure, hub: Hub, order: ModelOrder, doing: str = "fetching") -> Problem:
+    """Put a hub's refusal into the user's words, which depend on what is being done."""
+    advice = read("hubs.toml")[doing].get(failure.kind) or read("hubs.toml")["fetching"][failure.kind]
     advice = advice["with_token"] if hub.token and "with_token" in advice else advice
     model, rows = order.id_on(hub.source), frozen("models")["models"].values()
     known = {row[source] for row in rows for source in ("huggingface", "modelscope") if row[source]}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from .. import dataset, process
 from ..errors import Place, Problem, ProblemsFound, errors_of
+from ..hub import read_manifest
 from ..recipe import FromScratch, Recipe
 from ..runs import Workspace, read_json
 from ..tables import read
@@ -17,6 +19,7 @@ from ..tensors import TORCH_NAMES
 from .facts import CONFIG, ModelFacts, from_config
 
 RECORD = ".view.json"
+ABSOLUTE = re.compile(r"""(?<![\w.:/~-])~?/(?:[^\s/"',\]}]+/)+([^\s/"',\]}]+)""")
 HEAD_DIM = 32  # even, as rotary embeddings need; bitsandbytes' 4 bit on a CPU takes rows by 32
 LAYERS = 2
 NOT_KEPT = ("quantization_config", "_name_or_path")
@@ -61,6 +64,21 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
         if key not in ("dtype", "torch_dtype")
     }
     return {**edited, "dtype": dtype}
+
+
+def called(model: str) -> str:
+    """What to call a model elsewhere: its hub's id where that is known, else its folder's name; never a path."""
+    if not Path(model).is_absolute():
+        return model
+    folder = Path((read_json(Path(model) / RECORD) or {}).get("source", model))
+    manifest = read_manifest(folder.resolve())
+    name = folder.parent.name if folder.name in ("output", "export") else folder.name
+    return manifest.model if manifest else name.partition("@")[0]
+
+
+def without_folders(text: str) -> str:
+    """A text for others: of each absolute path in it the last name alone."""
+    return ABSOLUTE.sub(r"\1", text)
 
 
 def _record(folder: Path, precision: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from msgspec import to_builtins
 from .. import __version__
 from ..arguments import trained_with
 from ..launch import KIT
+from ..models import called, without_folders
 from ..observe import number
 from ..runs import Measured, Run, attempts, events, provenance_of, read_decided, read_json, read_lines, state
 from ..supervise import loaded_by
@@ -66,12 +67,12 @@ def filled(template: str, **values: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown."""
+    """How a value is written: four digits of a fraction, yes and no, an en dash for what is unknown, no folders."""
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def view(run: Run) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def view(run: Run) -> dict[str, Any]:
         "facts": facts(run),
         "decisions": read_decided(run).decisions,
         "events": [_event(each) for each in events(run)],
-        "data": provenance_of(run).data_sha256,
+        "data": {Path(name).name: digest for name, digest in provenance_of(run).data_sha256.items()},
         "checkpoints": [read_json(path) for path in sorted(run.evaluation.glob("*/checkpoints.json"))],
         "evaluations": [each for each in map(evaluation, sorted(run.evaluation.glob("*/scores*.json"))) if each],
     }
@@ -97,7 +98,7 @@ def facts(run: Run) -> dict[str, Any]:
     seconds = sum((each.ended or each.started) - each.started for each in tried)
     peaks = [peak for peak in (number(line.get("vram_reserved")) for line in log) if peak]
     return {
-        "model": provenance_of(run).model or arguments.get("model_name_or_path"),
+        "model": called(provenance_of(run).model or str(arguments.get("model_name_or_path", ""))) or None,
         "method": trained_with(arguments)["finetuning_type"] if arguments else None,
         "data": arguments.get("dataset"),
         "machine": (read_json(run.machine) or {}).get("title"),
