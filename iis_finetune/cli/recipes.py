@@ -22,17 +22,18 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
     if copy:
         _copy(*copy)
         return
-    rows = [_row(path) for path in recipe_files.registered(workspace().recipes).values()]
+    here = workspace().recipes
+    own = recipe_files.own_recipes(here)
+    rows = [{**_row(path), "shipped": name not in own} for name, path in recipe_files.registered(here).items()]
     if as_json:
         show.document({"recipes": rows})
         return
-    if not rows:
-        what, fix = f"no recipes in {workspace().recipes}", "go to the project's folder, or give the path of a recipe"
-        raise Misused(what, fix)
     columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
     show.table(columns, [[_cell(row, key) for key in _KEYS] for row in rows])
     machine = next((row["machine"] for row in rows if row.get("machine")), None)
     show.line(f"\nmemory GiB: of each device of {machine}; >= where not everything is counted" if machine else "")
+    if shipped := ", ".join(row["recipe"] for row in rows if row["shipped"]):
+        show.line(f"shipped with the kit: {shipped}; one is made yours by: iis-finetune recipes --copy NAME FILE")
     show.line(f"next: iis-finetune check {shlex.quote(rows[0]['recipe'])}")
 
 
@@ -69,6 +70,7 @@ def _copy(name: str, file: str) -> None:
     target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
     if len(target.parts) == 1:
         target = Path(os.path.relpath(workspace().recipes)) / target
+        target.parent.mkdir(exist_ok=True)
     what, fix = f"'{target}' exists already", "choose another name, or remove it"
     if not target.parent.is_dir():
         what, fix = f"there is no folder '{target.parent}'", f"mkdir -p {target.parent}"

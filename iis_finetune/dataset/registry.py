@@ -4,19 +4,21 @@ import codecs
 import json
 import locale
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
+from .. import tables
 from ..errors import Place, Problem, ProblemsFound, Severity, did_you_mean, errors_of
 from ..process import locked
 from ..runs import write
 from . import sources
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
+SHIPPED = tables.SHIPPED / "data"
 SPACE = re.compile(r"\s*")
 EXAMPLE = re.compile(r"identity|\w+_demo")  # what LLaMA-Factory's own recipes train on
 EXAMPLES = "https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/"
@@ -43,6 +45,13 @@ class Registered(Struct, frozen=True):
     start: int
     end: int
 
+    @property
+    def whole(self) -> Any:
+        """Its value with the full path of its file: an entry that can stand in the registry of any folder."""
+        if not isinstance(self.value, dict) or "file_name" not in self.value:
+            return self.value
+        return {**self.value, "file_name": str((self.file.parent / str(self.value["file_name"])).resolve())}
+
     def place(self, key: str = "") -> Place:
         """The line of one of its keys, or of the entry when it has no such key."""
         found = re.compile(rf'"{re.escape(key)}"\s*:').search(self.text, self.start + 1, self.end) if key else None
@@ -60,6 +69,11 @@ class Registry(Struct, frozen=True):
     text: str
     entries: Mapping[str, Registered]
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def own(self) -> list[str]:
+        """The names in this very file."""
+        return [name for name, each in self.entries.items() if each.file == self.file]
 
 
 def with_entries(text: str, entries: Mapping[str, Any]) -> str:
@@ -115,6 +129,35 @@ def read_registry(data_dir: Path, encoding: str | None = None, also: Mapping[str
     return Registry(file, text, by_name, tuple(problems))
 
 
+def known(data_dir: Path, also: Mapping[str, Any] | None = None) -> Registry:
+    """The folder's registry and, behind its own names, what the kit ships; one that cannot be read stays alone."""
+    own = read_registry(data_dir, None, also)
+    if own.file.exists() and errors_of(own.problems):
+        return own
+    return Registry(own.file, own.text, {**own.entries, **_shipped_beside(own)}, own.problems)
+
+
+def _shipped_beside(own: Registry) -> dict[str, Registered]:
+    return {name: each for name, each in read_registry(SHIPPED).entries.items() if name not in own.entries}
+
+
+def bring(names: Iterable[str], data_dir: Path) -> list[str]:
+    """Copy those of the named data sets that only the kit has into the data folder, and register them: LLaMA-Factory
+    looks nowhere else. Raises ProblemsFound where another file is in the way."""
+    shipped = _shipped_beside(read_registry(data_dir))
+    entries = {name: shipped[name].value for name in names if name in shipped}
+    for file in dict.fromkeys(str(each["file_name"]) for each in entries.values()):
+        text, target = (SHIPPED / file).read_text(encoding="utf-8"), data_dir / file
+        if target.exists() and target.read_bytes() != text.encode():
+            what = f"{target} is there already, and is not the kit's file of that name"
+            raise ProblemsFound([Problem(what, "rename it", Place(str(target)))])
+        data_dir.mkdir(parents=True, exist_ok=True)
+        write(target, text)
+    if entries:
+        enter(data_dir, entries)
+    return list(entries)
+
+
 def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
     """LLaMA-Factory opens the registry with the locale's encoding, so other letters than ASCII can be unreadable."""
     if raw.isascii() or codecs.lookup(encoding).name == "utf-8":
@@ -152,10 +195,10 @@ def check_registered(
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if str(data_dir) == "ONLINE" or str(data_dir).startswith("REMOTE:"):
         return [], [_not_checked(", ".join(wanted), f"dataset_dir: {data_dir}", place)]
-    registry = data_dir if isinstance(data_dir, Registry) else read_registry(Path(data_dir))
-    problems = list(registry.problems)
-    if not registry.text:
-        return [], problems
+    registry = data_dir if isinstance(data_dir, Registry) else known(Path(data_dir))
+    problems = list(registry.problems) if registry.text else []
+    if not registry.text and not registry.entries.keys() >= set(wanted):
+        return [], list(registry.problems)
     found = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:

@@ -23,8 +23,7 @@ def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: 
     """What is missing on the machine that the kit runs on; a named profile has none of this."""
     problems = [*case.machine.problems]
     if machine.package_version("llamafactory") is None:
-        fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
-        problems.append(Problem("LLaMA-Factory is not installed", fix, kind="missing"))
+        problems.append(rules.NO_LLAMAFACTORY)
     problems += _launcher(planned, environment)
     if case["stage"] == "ppo":
         problems += _of_ppo(case, workspace.ppo)

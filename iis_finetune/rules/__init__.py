@@ -5,7 +5,7 @@ from .case import Case
 from .explain import explain, known_failures
 from .known_faults import rules_of_faults
 from .methods import method_of_another_tool
-from .packages import ALWAYS, check_always, check_elsewhere, check_needs, check_packages, packages_of
+from .packages import ALWAYS, NO_LLAMAFACTORY, check_always, check_elsewhere, check_needs, check_packages, packages_of
 from .rule import Rule, rules_of_arguments
 from .sharing import Sharing
 from .sizes import (
