@@ -232,9 +232,10 @@ def test_what_comes_after_training_says_it_too(bare: Path, evaluated_run: Run, t
         assert done.returncode == 3 and done.stderr.count("error:") == done.stderr.count(MISSING) == 1, words
 
 
-def test_data_of_ones_own_are_not_overwritten_by_what_is_copied_from_the_kit(project: Path, tmp_path: Path) -> None:
+def test_data_of_ones_own_are_not_overwritten_by_what_is_copied_from_the_kit(tmp_path: Path) -> None:
     """LLaMA-Factory looks into one folder: what is trained on is copied there, with its entry."""
-    data = project / "data"
+    data = tmp_path / "data"
+    enter(data, {"little": {"file_name": "little.json"}})
     assert dataset.bring(["little", "intelligence_alpaca"], data) == ["intelligence_alpaca"]
     assert {"little", "intelligence_alpaca"} == {*dataset.read_registry(data).entries}
     assert (data / "intelligence_train.json").read_bytes() == (ROOT / "data" / "intelligence_train.json").read_bytes()

@@ -93,7 +93,7 @@ def check(names: Names = None, stage: Stage = None, full: Full = False, as_json:
         raise ProblemsFound(registry.problems)
     problems: list[Problem] = []
     counts, parts = {}, {}
-    for name in names or registry.own:
+    for name in names or dataset.read_registry(workspace().data).entries:
         entry = registry.entries.get(name)
         for_stage = stage or dataset.stage_of(entry.value if entry else {})
         sources, found = dataset.check_registered([name], workspace().data, for_stage, Place(COMMAND_LINE))

@@ -19,20 +19,19 @@ def init(folder: Where = Path()) -> None:
     """Lay out recipes/, data/, a Makefile and the script that trains behind a closed terminal; overwrite nothing."""
     for source in sorted(path for path in BEGINNING.rglob("*") if path.is_file()):
         target = folder / source.relative_to(BEGINNING)
-        show.line(f"{_lay(source, target)}: {target}")
+        there = target.exists() or target.is_symlink()
+        if not there:
+            _lay(source, target)
+        show.line(f"{'kept as it was' if there else 'made'}: {target}")
     show.line("the kit's own recipes and data sets are found beside yours: iis-finetune recipes")
-    there = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
-    show.line(f"next: {there}iis-finetune check mine")
+    way = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    show.line(f"next: {way}iis-finetune check mine")
 
 
-def _lay(source: Path, target: Path) -> str:
-    """Copy a file, as executable as it is, where there is none; what became of it."""
-    if target.exists() or target.is_symlink():
-        return "kept as it was"
+def _lay(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise Misused(f"'{error.filename}' is a file, and a folder has to be there", "rename it") from None
     runs.write(target, source.read_text(encoding="utf-8"))
-    target.chmod(target.stat().st_mode | source.stat().st_mode & 0o111)
-    return "made"
+    target.chmod(target.stat().st_mode | source.stat().st_mode & 0o111)  # a script stays one

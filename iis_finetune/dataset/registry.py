@@ -1,6 +1,7 @@
 """Read data/dataset_info.json with its line numbers, and hold its entries to what LLaMA-Factory does with them."""
 
 import codecs
+import filecmp
 import json
 import locale
 import re
@@ -46,11 +47,10 @@ class Registered(Struct, frozen=True):
     end: int
 
     @property
-    def whole(self) -> Any:
-        """Its value with the full path of its file: an entry that can stand in the registry of any folder."""
-        if not isinstance(self.value, dict) or "file_name" not in self.value:
-            return self.value
-        return {**self.value, "file_name": str((self.file.parent / str(self.value["file_name"])).resolve())}
+    def whole(self) -> dict[str, Any]:
+        """The same with the full path of its file, if it names one: it can stand in the registry of any folder."""
+        file = self.value.get("file_name")
+        return {**self.value, **({"file_name": str((self.file.parent / file).resolve())} if file else {})}
 
     def place(self, key: str = "") -> Place:
         """The line of one of its keys, or of the entry when it has no such key."""
@@ -70,10 +70,9 @@ class Registry(Struct, frozen=True):
     entries: Mapping[str, Registered]
     problems: tuple[Problem, ...] = ()
 
-    @property
-    def own(self) -> list[str]:
-        """The names in this very file."""
-        return [name for name, each in self.entries.items() if each.file == self.file]
+    def shipped(self, names: Iterable[str]) -> dict[str, Registered]:
+        """Those of the names that only the kit has."""
+        return {name: each for name in names if (each := self.entries.get(name)) and each.file != self.file}
 
 
 def with_entries(text: str, entries: Mapping[str, Any]) -> str:
@@ -134,28 +133,22 @@ def known(data_dir: Path, also: Mapping[str, Any] | None = None) -> Registry:
     own = read_registry(data_dir, None, also)
     if own.file.exists() and errors_of(own.problems):
         return own
-    return Registry(own.file, own.text, {**own.entries, **_shipped_beside(own)}, own.problems)
-
-
-def _shipped_beside(own: Registry) -> dict[str, Registered]:
-    return {name: each for name, each in read_registry(SHIPPED).entries.items() if name not in own.entries}
+    return Registry(own.file, own.text, {**own.entries, **read_registry(SHIPPED).entries, **own.entries}, own.problems)
 
 
 def bring(names: Iterable[str], data_dir: Path) -> list[str]:
-    """Copy those of the named data sets that only the kit has into the data folder, and register them: LLaMA-Factory
-    looks nowhere else. Raises ProblemsFound where another file is in the way."""
-    shipped = _shipped_beside(read_registry(data_dir))
-    entries = {name: shipped[name].value for name in names if name in shipped}
-    for file in dict.fromkeys(str(each["file_name"]) for each in entries.values()):
-        text, target = (SHIPPED / file).read_text(encoding="utf-8"), data_dir / file
-        if target.exists() and target.read_bytes() != text.encode():
+    """Copy those of the data sets that only the kit has into a data folder; raises ProblemsFound if a file is there."""
+    shipped = known(data_dir).shipped(names)
+    for file in {each.value["file_name"] for each in shipped.values()}:
+        target = data_dir / file
+        if target.exists() and not filecmp.cmp(SHIPPED / file, target, shallow=False):
             what = f"{target} is there already, and is not the kit's file of that name"
             raise ProblemsFound([Problem(what, "rename it", Place(str(target)))])
         data_dir.mkdir(parents=True, exist_ok=True)
-        write(target, text)
-    if entries:
-        enter(data_dir, entries)
-    return list(entries)
+        write(target, (SHIPPED / file).read_text(encoding="utf-8"))
+    if shipped:
+        enter(data_dir, {name: each.value for name, each in shipped.items()})
+    return list(shipped)
 
 
 def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:

@@ -42,11 +42,10 @@ def seen_by_the_model(question: Question, numbers: tuple[int, int]) -> tuple[dic
 
 def _with_what_is_shipped(planned: Plan, folder: Path) -> Plan:
     """The plan with a registry of its own where it names what only the kit has: nothing is copied for a look."""
-    registry = dataset.known(folder)
-    named = {name: registry.entries[name] for name in planned.settings.names(TRAINED_ON) if name in registry.entries}
-    if set(named) <= {*registry.own}:
+    registry, names = dataset.known(folder), planned.settings.names(TRAINED_ON)
+    if not registry.shipped(names):
         return planned
-    entries = {name: each.whole for name, each in named.items()}
+    entries = {name: registry.entries[name].whole for name in names}
     return replace(planned.write(dataset_dir="{run}"), files={**planned.files, dataset.REGISTRY_FILE: entries})
 
 

@@ -110,16 +110,11 @@ def _made_ready(session: Session) -> Examined:
         make_model(session.request, examined, question)
         examined = without_errors(preflight.refresh(examined, question))
     make_view(session.request, examined, question.workspace)
-    _bring_data(session, examined)
-    return examined
-
-
-def _bring_data(session: Session, examined: Examined) -> None:
-    """What is trained on lies in the project: data sets that only the kit has are copied there."""
     settings = examined.plan.settings
-    folder = Path(session.question.data_folder(settings))
+    folder = Path(question.data_folder(settings))  # LLaMA-Factory looks there and nowhere else
     if brought := dataset.bring([*settings.names("dataset"), *settings.names("eval_dataset")], folder):
         session.tell(phase=f"copied from the kit to {folder}: {', '.join(brought)}")
+    return examined
 
 
 def _make_base(session: Session, recipe: Recipe, key: Named) -> None:
