@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import __version__, hub, process
+from . import __version__, hub, process, rules
 from .errors import Problem, ProblemsFound
 from .machine import Machine, dropped_variables, package_version
 from .models import fingerprint
@@ -160,8 +160,16 @@ def make_scratch(spec: Mapping[str, Any], file: Path, machine: Machine, environm
 
 def program(*words: str, path: str | None = None) -> list[str]:
     """The words that start LLaMA-Factory's command: the one on `path`, else that of this very installation."""
-    here = Path(sys.executable).parent
-    return [shutil.which("llamafactory-cli", path=path or str(here)) or "llamafactory-cli", *words]
+    found = shutil.which("llamafactory-cli", path=path or str(Path(sys.executable).parent))
+    if found is None:
+        need_llamafactory()
+    return [found or "llamafactory-cli", *words]
+
+
+def need_llamafactory() -> None:
+    """Raises ProblemsFound where LLaMA-Factory is not installed, with what to install."""
+    if package_version("llamafactory") is None:
+        raise ProblemsFound([rules.NO_LLAMAFACTORY])
 
 
 def occupant(environment: Mapping[str, str], workspace: Workspace, but: Run | None = None) -> Run | None:

@@ -15,7 +15,7 @@ project=$(cd "$(dirname "$0")/.." && pwd)
 kit=$project/.venv/bin/iis-finetune
 if [[ ! -x $kit ]]; then
     kit=$(command -v iis-finetune) || {
-        echo "iis-finetune is not installed: run 'make setup' in $project" >&2
+        echo "iis-finetune is not installed: run 'make setup' in a clone, or activate the environment that has it" >&2
         exit 3
     }
 fi

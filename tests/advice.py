@@ -99,7 +99,7 @@ def wrong_setting(key: str, value: str, folder: Path) -> str | None:
 
 def verdict(kind: str, text: str) -> tuple[str, str]:
     """What kind of advice a line is, and what is wrong with it (empty: nothing)."""
-    commands = [text] if kind == "next" else commands_in(text)
+    commands = [text.rpartition(" && ")[2]] if kind == "next" else commands_in(text)
     wrong: list[str] = []
     for each in commands:
         try:

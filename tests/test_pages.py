@@ -30,6 +30,9 @@ SHELL = (
     "export IIS_RUNS=",
     "conda env create",
     "vllm serve",
+    "python3 -m venv",
+    "pip install iis_finetune",
+    "cd ",
 )
 NOT_HERE = ("missing",)  # a model or a build that this machine lacks
 INLINE = r"`((?:\.venv/bin/)?iis-finetune [^`]+|make [^`]+)`"

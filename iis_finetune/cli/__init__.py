@@ -20,6 +20,7 @@ from . import show, streams
 
 VERBS = {
     # verb: where its function is, what `--help` says of it. Only the module of the verb that is asked for is imported.
+    "init": ("init.init", "Lay out a project of your own: recipes, data, Makefile."),
     "recipes": ("recipes.recipes", "List the recipes, with model, method and memory need."),
     "check": ("plan.check", "Every problem of a recipe, before anything starts."),
     "plan": ("plan.plan", "What would run: arguments, environment, memory, and why."),
@@ -131,7 +132,7 @@ def _words() -> list[str]:
     words = sys.argv[1:]
     if wide := next((word for word in words if re.match("[—–−－]+[a-z]", word)), None):
         raise Misused(f"'{wide}' begins with a full-width dash", f"type '--{wide.lstrip('—–−－')}'")
-    if words[:1] and words[0] in VERBS and "--help" not in words:
+    if words[:1] and words[0] in VERBS and words[0] != "init" and "--help" not in words:
         from .words import in_project
 
         return in_project(words)

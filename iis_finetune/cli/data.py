@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import dataset
-from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, did_you_mean, errors_of
+from ..errors import COMMAND_LINE, Misused, Place, Problem, ProblemsFound, did_you_mean, errors_of
 from . import data_make, show
 from .download import Source, fetch_rows
 from .words import AsJson, Full, workspace
@@ -88,11 +88,12 @@ def _part(source: dataset.Source, reading: dataset.Reading) -> str:
 @app.command()
 def check(names: Names = None, stage: Stage = None, full: Full = False, as_json: AsJson = False) -> None:
     """Read the rows as LLaMA-Factory would: what stops it, what it drops, what it trains oddly."""
-    registry = dataset.read_registry(workspace().data)
-    if errors_of(registry.problems):
+    registry = dataset.known(workspace().data)
+    if errors_of(registry.problems) and not (names and registry.entries):
         raise ProblemsFound(registry.problems)
-    problems, counts, parts = list(registry.problems), {}, {}
-    for name in names or registry.entries:
+    problems: list[Problem] = []
+    counts, parts = {}, {}
+    for name in names or dataset.read_registry(workspace().data).entries:
         entry = registry.entries.get(name)
         for_stage = stage or dataset.stage_of(entry.value if entry else {})
         sources, found = dataset.check_registered([name], workspace().data, for_stage, Place(COMMAND_LINE))

@@ -33,7 +33,7 @@ def check(
         examined = preflight.examine(asked)
     found = list(examined.problems)
     if deep:
-        found += preflight.ask_llamafactory(examined, asked)
+        found += [each for each in preflight.ask_llamafactory(examined, asked) if each not in found]
     ready = f"{examined.recipe.name} is ready for {examined.machine.title}: {show.count(found)}"
     verb = "plan" if on else "export" if examined.plan.memory.not_counted == (NO_TRAINING,) else "train"
     following = f"{verb} {typed(recipe, overrides)}{f' --on {examined.machine.name}' if on else ''}"

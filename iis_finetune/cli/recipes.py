@@ -22,16 +22,17 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
     if copy:
         _copy(*copy)
         return
-    rows = [_row(path) for path in recipe_files.registered(workspace().recipes).values()]
+    here = workspace().recipes
+    own = recipe_files.own_recipes(here)
+    rows = [{**_row(path), "shipped": name not in own} for name, path in recipe_files.registered(here).items()]
     show.answer({"recipes": rows}, as_json)
-    if not rows:
-        what, fix = f"no recipes in {workspace().recipes}", "go to the project's folder, or give the path of a recipe"
-        raise Misused(what, fix)
     columns = ("recipe", "model", "stage", "method", "memory GiB", "description")
     show.table(columns, [[_cell(row, key) for key in _KEYS] for row in rows])
     machine = next((row["machine"] for row in rows if row.get("machine")), None)
     show.line(f"\nmemory GiB: of each device of {machine}; >= where not everything is counted" if machine else "")
-    show.line(f"next: iis-finetune check {shlex.quote(rows[0]['recipe'])}")
+    if shipped := ", ".join(row["recipe"] for row in rows if row["shipped"]):
+        show.line(f"shipped with the kit: {shipped if own else 'all'}; to make one yours: recipes --copy NAME FILE")
+    show.line(f"next: iis-finetune check {shlex.quote(rows[0]['recipe'] if own else 'quickstart')}")
 
 
 _KEYS = ("recipe", "model", "stage", "method", "memory_gib", "description")
@@ -67,6 +68,7 @@ def _copy(name: str, file: str) -> None:
     target = Path(file) if Path(file).suffix in recipe_files.SUFFIXES else Path(f"{file}.yaml")
     if len(target.parts) == 1:
         target = Path(os.path.relpath(workspace().recipes)) / target
+        target.parent.mkdir(exist_ok=True)
     what, fix = f"'{target}' exists already", "choose another name, or remove it"
     if not target.parent.is_dir():
         what, fix = f"there is no folder '{target.parent}'", f"mkdir -p {target.parent}"

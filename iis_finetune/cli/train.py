@@ -11,7 +11,7 @@ import typer
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from .. import dataset, notify, preflight, process, runs, session
+from .. import dataset, notify, preflight, process, rules, runs, session
 from ..errors import COMMAND_LINE, INPUT, RUN_FAILED, Place, Problem, ProblemsFound, errors_of, exit_code
 from ..runs import Nodes, Run
 from ..session import Order
@@ -70,7 +70,7 @@ def _register(asking: preflight.Question, examined: preflight.Examined) -> bool:
 def _tell_problems(found: Sequence[Problem], smoke: bool) -> None:
     """Show what is wrong; ends the command unless it can go on: a smoke run needs neither the model nor the memory."""
     code = exit_code(found)
-    stops = code == INPUT or (code and not smoke)
+    stops = code == INPUT or (code and not smoke) or rules.NO_LLAMAFACTORY in found
     notes = errors_of(found) if not stops else []
     show.problems([each for each in found if each not in notes], nothing_started=bool(stops))
     if stops:

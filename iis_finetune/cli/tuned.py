@@ -196,6 +196,7 @@ def loopback(host: str) -> bool:
 
 def _attached(probe: str, subject: Tuned, chosen: Mapping[str, str]) -> int:
     """Run LLaMA-Factory's own program on this terminal; its exit code, 0 when a signal ended it."""
+    launch.need_llamafactory()
     process.ends_alike()
     with process.scratch_folder() as folder:
         runs.write(folder / "arguments.yaml", launch.yaml_text(after.converse(subject.trained)))

@@ -84,7 +84,7 @@ def in_project(words: list[str]) -> list[str]:
         here = Path.cwd()
     except OSError:  # the verb will say it
         return words
-    above = next((folder for folder in here.parents if recipe.registered(folder / "recipes")), None)
+    above = next((folder for folder in here.parents if recipe.own_recipes(folder / "recipes")), None)
     if above is None or any((here / name).is_dir() for name in ("recipes", "data", "runs")):
         return words
     show.aside(f"project: {above}")

@@ -5,7 +5,7 @@ from .clean import Cleaned, Wash, clean
 from .leaks import Leaks, Read, leaks_of, learnt
 from .near import NEAR, TEMPLATE
 from .readings import Readings, kept
-from .registry import Registry, check_registered, read_registry
+from .registry import Registry, bring, check_registered, known, read_registry
 from .rows import Progress, Reading, check_rows, count_rows
 from .sources import COLUMNS, FIELDS, LIMIT, REGISTRY_FILE, SAMPLE, Options, Source, options_of, stage_of
 from .split import Cut, Divided, split

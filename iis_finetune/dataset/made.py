@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from ..errors import COMMAND_LINE, Misused, Place, ProblemsFound, errors_of
 from ..process import scratch_folder
-from .registry import check_registered, enter, read_registry
+from .registry import check_registered, enter, known
 from .rows import Progress
 from .sources import Options, Source, stage_of
 
@@ -58,7 +58,7 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
 
 def registered(name: str, folder: Path, names: Sequence[str]) -> tuple[Source, dict[str, Any]]:
     """The data set of a name and its entry, when it is here and what is to be made of it can have these names."""
-    entries = read_registry(folder).entries
+    entries = known(folder).entries
     value = entries[name].value if name in entries else {}
     sources, problems = check_registered([name], folder, stage_of(value), Place(COMMAND_LINE))
     if not sources or errors_of(problems):

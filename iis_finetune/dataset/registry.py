@@ -1,23 +1,26 @@
 """Read data/dataset_info.json with its line numbers, and hold its entries to what LLaMA-Factory does with them."""
 
 import codecs
+import filecmp
 import json
 import locale
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
+from .. import tables
 from ..errors import Place, Problem, ProblemsFound, Severity, did_you_mean, errors_of
 from ..process import locked
 from ..runs import write
 from . import sources
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
+SHIPPED = tables.SHIPPED / "data"
 SPACE = re.compile(r"\s*")
 EXAMPLE = re.compile(r"identity|\w+_demo")  # what LLaMA-Factory's own recipes train on
 EXAMPLES = "https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/"
@@ -44,6 +47,12 @@ class Registered(Struct, frozen=True):
     start: int
     end: int
 
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The same with the full path of its file, if it names one: it can stand in the registry of any folder."""
+        file = self.value.get("file_name")
+        return {**self.value, **({"file_name": str((self.file.parent / file).resolve())} if file else {})}
+
     def place(self, key: str = "") -> Place:
         """The line of one of its keys, or of the entry when it has no such key."""
         found = re.compile(rf'"{re.escape(key)}"\s*:').search(self.text, self.start + 1, self.end) if key else None
@@ -61,6 +70,10 @@ class Registry(Struct, frozen=True):
     text: str
     entries: Mapping[str, Registered]
     problems: tuple[Problem, ...] = ()
+
+    def shipped(self, names: Iterable[str]) -> dict[str, Registered]:
+        """Those of the names that only the kit has."""
+        return {name: each for name in names if (each := self.entries.get(name)) and each.file != self.file}
 
 
 def with_entries(text: str, entries: Mapping[str, Any]) -> str:
@@ -116,6 +129,29 @@ def read_registry(data_dir: Path, encoding: str | None = None, also: Mapping[str
     return Registry(file, text, by_name, tuple(problems))
 
 
+def known(data_dir: Path, also: Mapping[str, Any] | None = None) -> Registry:
+    """The folder's registry and, behind its own names, what the kit ships; one that cannot be read stays alone."""
+    own = read_registry(data_dir, None, also)
+    if own.file.exists() and errors_of(own.problems):
+        return own
+    return Registry(own.file, own.text, {**own.entries, **read_registry(SHIPPED).entries, **own.entries}, own.problems)
+
+
+def bring(names: Iterable[str], data_dir: Path) -> list[str]:
+    """Copy those of the data sets that only the kit has into a data folder; raises ProblemsFound if a file is there."""
+    shipped = known(data_dir).shipped(names)
+    for file in {each.value["file_name"] for each in shipped.values()}:
+        target = data_dir / file
+        if target.exists() and not filecmp.cmp(SHIPPED / file, target, shallow=False):
+            what = f"{target} is there already, and is not the kit's file of that name"
+            raise ProblemsFound([Problem(what, "rename it", Place(str(target)))])
+        data_dir.mkdir(parents=True, exist_ok=True)
+        write(target, (SHIPPED / file).read_text(encoding="utf-8"))
+    if shipped:
+        enter(data_dir, {name: each.value for name, each in shipped.items()})
+    return list(shipped)
+
+
 def _encoding_problems(file: Path, raw: bytes, encoding: str) -> list[Problem]:
     """LLaMA-Factory opens the registry with the locale's encoding, so other letters than ASCII can be unreadable."""
     if raw.isascii() or codecs.lookup(encoding).name == "utf-8":
@@ -153,10 +189,10 @@ def check_registered(
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if str(data_dir) == "ONLINE" or str(data_dir).startswith("REMOTE:"):
         return [], [_not_checked(", ".join(wanted), f"dataset_dir: {data_dir}", place)]
-    registry = data_dir if isinstance(data_dir, Registry) else read_registry(Path(data_dir))
-    problems = list(registry.problems)
-    if not registry.text:
-        return [], problems
+    registry = data_dir if isinstance(data_dir, Registry) else known(Path(data_dir))
+    problems = list(registry.problems) if registry.text else []
+    if not registry.text and not registry.entries.keys() >= set(wanted):
+        return [], list(registry.problems)
     found = []
     for name in dict.fromkeys(wanted):
         if name in registry.entries:

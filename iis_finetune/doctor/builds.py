@@ -86,9 +86,9 @@ def kernels(subject: Subject) -> Check | None:
 def llamafactory(subject: Subject, quick: bool) -> Check:
     """Its version and, unless `quick`, whether it starts, which tests all its imports; about 10 s."""
     version = package_version("llamafactory", subject.packages)
-    fix = f"make setup, or pip install llamafactory=={LLAMAFACTORY}"
     if version is None:
-        return Check("llamafactory", "not installed", [trouble("LLaMA-Factory is not installed", fix, "error")])
+        return Check("llamafactory", "not installed", [rules.NO_LLAMAFACTORY])
+    fix = f"make setup, or pip install llamafactory=={LLAMAFACTORY}"
     what = f"LLaMA-Factory {version} is installed; this kit was made and tested with {LLAMAFACTORY}"
     problems = [trouble(what, fix)] if version != LLAMAFACTORY else []
     began = time.monotonic()

@@ -47,6 +47,7 @@ def install_plan(machine: Machine, environment: Mapping[str, str], folder: Path 
     if len(machine.devices) > 1:
         build = f"DS_BUILD_OPS=0 pip install -c {pins} --no-build-isolation deepspeed"
         commands += ["pip install setuptools wheel", build]
+    commands += ["iis-finetune doctor --fix"] if CLONE is None else []  # set-up does it in a clone
     return InstallPlan(machine.title, tuple(commands), row.confirmed, row.source, row.note)
 
 

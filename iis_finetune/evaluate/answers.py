@@ -88,8 +88,7 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     if not sources:  # on a hub: nothing to slice or to count here
         cut = tuple(f"{NOT_SOUGHT}: {each.what}" for each in problems)
         return Material(str(data_dir), {asked.data: None}, {asked.data: None}, cut=cut)
-    entry = dict(dataset.read_registry(data_dir).entries[asked.data].value)
-    entry["file_name"] = str((data_dir / entry["file_name"]).resolve())
+    entry = dataset.known(data_dir).entries[asked.data].whole
     reading = (read := _look(sources[0], trained)).reading
     count = min(reading.rows, settings["max_samples"] or reading.rows)
     whole = any(key in entry for key in UNSLICEABLE)

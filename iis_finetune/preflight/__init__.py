@@ -52,12 +52,16 @@ class Question(Struct, frozen=True):
     machine: Machine | None = None  # found already: it is not looked for again
     also: tuple[dataset.Unregistered, ...] = ()
 
+    def data_folder(self, settings: Settings) -> str:
+        """dataset_dir as it will be filled in."""
+        return str(settings["dataset_dir"]).replace("{data}", str(self.workspace.data))
+
     def registry(self, settings: Settings) -> dataset.Registry | str:
         """Where data sets are looked up: dataset_dir, and in the data folder what would be registered."""
-        folder = str(settings["dataset_dir"]).replace("{data}", str(self.workspace.data))
+        folder = self.data_folder(settings)
         if not self.also or Path(folder) != self.workspace.data:
             return folder
-        return dataset.read_registry(self.workspace.data, None, dataset.entries_of(self.also))
+        return dataset.known(self.workspace.data, dataset.entries_of(self.also))
 
 
 class Examined(Struct, frozen=True):

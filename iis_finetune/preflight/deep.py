@@ -69,6 +69,8 @@ def _problems(recipe: Recipe, done: process.Completed | None) -> tuple[list[Prob
     message = " ".join(str(answer["message"]).split())
     known = rules.explain(message, Place(str(recipe.path)))
     what = f"LLaMA-Factory ends with {answer['error']} while {answer['stage']}: {message or 'no message'}"
+    if re.search(r"No (module named|package metadata was found for) '?(llamafactory|torch)\b", message):
+        return [rules.NO_LLAMAFACTORY], {}
     missing = answer["error"] in {"ImportError", "ModuleNotFoundError", "PackageNotFoundError"}
     fix = known.fix if known else "change what it names"
     return [Problem(what, fix, _place(recipe, message), kind="missing" if missing else "invalid")], {}

@@ -23,11 +23,10 @@ INSTALLING = re.compile(r"(?P<setup>make setup, or )?(?P<pip>(?<!/)pip install '
 def here_problems(case: Case, planned: Plan, workspace: Workspace, environment: Mapping[str, str]) -> list[Problem]:
     """What is missing on the machine that the kit runs on; a named profile has none of this."""
     problems = [*case.machine.problems]
-    if machine.package_version("llamafactory") is None:
-        fix = f"make setup, or pip install llamafactory=={arguments.LLAMAFACTORY}"
-        problems.append(Problem("LLaMA-Factory is not installed", fix, kind="missing"))
     problems += _launcher(planned, environment)
-    if case["stage"] == "ppo":
+    if machine.package_version("llamafactory") is None:  # what else a recipe needs comes with it, or is told then
+        problems.append(rules.NO_LLAMAFACTORY)
+    elif case["stage"] == "ppo":
         problems += _of_ppo(case, workspace.ppo)
     else:
         versions = {name: machine.package_version(name) for name in rules.packages_of(case)}

@@ -10,6 +10,7 @@ from .. import dataset
 from .. import recipe as recipes
 from ..arguments import Settings, find_template, table
 from ..errors import COMMAND_LINE, INPUT, Misused, Place, Problem, ProblemsFound, did_you_mean, errors_of
+from ..plan import Plan
 from . import TRAINED_ON, Examined, Question, deep, examine
 
 
@@ -26,9 +27,10 @@ def seen_by_the_model(question: Question, numbers: tuple[int, int]) -> tuple[dic
     keys = ("dataset", "template", "cutoff_len")
     odd = [each for each in seen.problems if each.where.key in keys or each.where.file not in elsewhere]
     template, model = find_template(str(settings["template"])), seen.model.folder or seen.model.name
-    given, words = {**seen.plan.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
+    planned = _with_what_is_shipped(seen.plan, Path(question.data_folder(settings)))
+    given, words = {**planned.arguments, "model_name_or_path": str(model)}, template.tokens if template else ()
     asked = {"command": "train", "arguments": given, "rows": numbers, "words": words}
-    wrong, data = deep.heard(seen.plan, (question.workspace, question.environment), "preview", asked)
+    wrong, data = deep.heard(planned, (question.workspace, question.environment), "preview", asked)
     if wrong:
         raise ProblemsFound(wrong)
     if not any(found["examples"] for found in data.values()):
@@ -38,9 +40,18 @@ def seen_by_the_model(question: Question, numbers: tuple[int, int]) -> tuple[dic
     return {**about, "tokenised": seen.model.folder is not None, "data": data}, odd
 
 
+def _with_what_is_shipped(planned: Plan, folder: Path) -> Plan:
+    """The plan with a registry of its own where it names what only the kit has: nothing is copied for a look."""
+    registry, names = dataset.known(folder), planned.settings.names(TRAINED_ON)
+    if not registry.shipped(names):
+        return planned
+    entries = {name: registry.entries[name].whole for name in names}
+    return replace(planned.write(dataset_dir="{run}"), files={**planned.files, dataset.REGISTRY_FILE: entries})
+
+
 def measure(question: Question) -> dict[str, Any]:
     """The numbers of a recipe's data sets, or of a registered one, how several are mixed, and what to change."""
-    name, registry = question.recipe, dataset.read_registry(question.workspace.data)
+    name, registry = question.recipe, dataset.known(question.workspace.data)
     if name in registry.entries and name not in recipes.registered(question.workspace.recipes):
         if question.overrides:
             fix = f"iis-finetune data stats RECIPE dataset={name} {question.overrides[0]}"

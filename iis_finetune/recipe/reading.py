@@ -15,6 +15,7 @@ from .entry import Entry, without_secrets
 from .kit import Kit, as_meant, build
 
 REGISTRY = Path("recipes")
+SHIPPED = tables.SHIPPED / "recipes"
 SUFFIXES = (".yaml", ".yml")
 LONGEST_BYTES = 1_000_000  # a recipe is a page; anything larger is some other file
 HELD_OUT = "kit.evaluate_after"
@@ -54,7 +55,13 @@ class Recipe(Struct, frozen=True):
 
 
 def registered(registry: Path = REGISTRY) -> dict[str, Path]:
-    """Name -> file of every recipe below the registry folder; the folder is the registry."""
+    """Name -> file of every recipe, the folder's own before those that the kit ships."""
+    own = own_recipes(registry)
+    return own | {name: path for name, path in own_recipes(SHIPPED).items() if name not in own}
+
+
+def own_recipes(registry: Path) -> dict[str, Path]:
+    """Name -> file of every recipe in the registry folder; the folder is the registry."""
     files = sorted(path for path in registry.glob("*") if path.suffix in SUFFIXES) if registry.is_dir() else []
     return {path.stem: path for path in files}
 

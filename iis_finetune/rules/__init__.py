@@ -3,7 +3,7 @@
 from ..errors import Problem
 from .case import Case
 from .methods import method_of_another_tool
-from .packages import ALWAYS, check_always, check_elsewhere, check_needs, check_packages, packages_of
+from .packages import ALWAYS, NO_LLAMAFACTORY, check_always, check_elsewhere, check_needs, check_packages, packages_of
 from .rule import Rule, explain, known_failures, rules_of_arguments, rules_of_faults
 from .sizes import (
     block_parameters,

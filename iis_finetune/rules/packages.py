@@ -19,6 +19,13 @@ RANGES = accepted_versions()
 ALWAYS = (*RANGES, *TRIO)  # what matters whatever the recipe
 
 
+NO_LLAMAFACTORY = Problem(
+    "LLaMA-Factory is not installed",
+    "make setup; outside a clone the lines of `iis-finetune doctor --install-plan`, torch for this card first",
+    kind="missing",
+)
+
+
 class Need(Struct, frozen=True):
     """A package that the first of the arguments that a recipe states needs, and from which version on."""
 

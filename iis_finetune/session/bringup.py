@@ -182,6 +182,10 @@ def _made_ready(session: Session) -> Examined:
         make_model(session.request, examined, question)
         examined = without_errors(preflight.refresh(examined, question))
     make_view(session.request, examined, question.workspace)
+    settings = examined.plan.settings
+    folder = Path(question.data_folder(settings))  # LLaMA-Factory looks there and nowhere else
+    if brought := dataset.bring([*settings.names("dataset"), *settings.names("eval_dataset")], folder):
+        session.tell(phase=f"copied from the kit to {folder}: {', '.join(brought)}")
     return examined
 
 

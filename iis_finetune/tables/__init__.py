@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 TABLES = Path(__file__).parent
+SHIPPED = TABLES.parent / "shipped"  # recipes and data that are found behind one's own, and a project to begin with
 
 
 @cache
