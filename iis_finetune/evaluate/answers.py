@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,7 @@ class Material(Struct, frozen=True):
 
 def material(asked: Evaluation, trained: Trained) -> Material:
     """Register slices of the data set in the evaluation's own folder; raises ProblemsFound when it cannot be read."""
-    settings = trained_with(trained.arguments)
-    if settings["stage"] == "rm":
-        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
-        raise Misused(what, "evaluate a run of another stage")
+    settings = answering(asked, trained)
     stage = "pt" if settings["stage"] == "pt" else "sft"  # text without answers, or with
     data_dir = Path(settings["dataset_dir"])
     sources, problems = dataset.check_registered(asked.data, str(data_dir), stage, Place(COMMAND_LINE, key="--data"))
@@ -99,6 +96,15 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
     return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, settings, whole))
+
+
+def answering(asked: Evaluation, trained: Trained) -> Settings:
+    """The settings of a training; raises Misused where what it made gives no answers."""
+    settings = trained_with(trained.arguments)
+    if settings["stage"] == "rm":
+        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
+        raise Misused(what, "evaluate a run of another stage")
+    return settings
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:
@@ -201,15 +207,22 @@ def run_llamafactory(asked: Evaluation, name: str, arguments: Mapping[str, Any],
     log = asked.folder / f"{name}.log"
     log.unlink(missing_ok=True)
     words, environment = launch.program("train", "arguments.yaml"), after.one_process(asked.environment)
-    child = process.start(process.Launch(process.bound(words), environment, folder.resolve(), log.resolve()))
+    code = attend(asked, process.Launch(process.bound(words), environment, folder.resolve(), log.resolve()))
+    if code:
+        raise RunFailed(f"{name} could not be evaluated: {raised(log) or f'exit code {code}'}; see {log}")
+
+
+def attend(asked: Evaluation, program: process.Launch, look: Callable[[], None] = lambda: None) -> int:
+    """A child's exit code; it is looked at meanwhile, and ended when it is asked to stop: that raises RunFailed."""
+    child = process.start(program)
     who = process.identity(child.pid)
     try:
         while child.poll() is None and not asked.stop.asked:
+            look()
             time.sleep(POLL_SECONDS)
     finally:
         if who:
             process.end(process.tree(who), GRACE_SECONDS)
     if asked.stop.asked:
         raise RunFailed(f"the evaluation was asked to stop ({asked.stop.asked}); start it again to go on from here")
-    if child.wait() != 0:
-        raise RunFailed(f"{name} could not be evaluated: {raised(log) or f'exit code {child.returncode}'}; see {log}")
+    return child.wait()

@@ -15,6 +15,7 @@ PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its o
 LOSSES = "eval_results.json"
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+ATTENTION_OF_TRANSFORMERS = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 # Sampling and training-only arguments, dropped when evaluating.
 NOT_WHEN_MEASURING = (
     *("do_eval", "do_predict", "predict_with_generate", "compute_accuracy", "eval_on_each_dataset", "max_samples"),
@@ -93,20 +94,24 @@ def _kept(arguments: Mapping[str, Any], verb: Verb) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value is not None and key != "adapter_name_or_path"}
 
 
+def _rows_at_once(settings: Settings) -> int:
+    """What fitted in training fits after it."""
+    own = settings.states("per_device_eval_batch_size")
+    return int(settings[f"per_device_{'eval' if own else 'train'}_batch_size"])
+
+
 def _measured(settings: Settings, weights: Weights, rows: Rows) -> dict[str, Any]:
     """What predicting and measuring losses share: everything that decides what the model sees and computes in."""
     kept = {key: value for key, value in _kept(settings.stated, "predict").items() if key not in NOT_WHEN_MEASURING}
     if settings["pure_bf16"]:
         kept["bf16"] = True
-    own = settings.states("per_device_eval_batch_size")
     return {
         **kept,
         **_loaded(weights),
         "dataset_dir": rows.dataset_dir,
         "eval_dataset": ",".join(rows.names),
         "output_dir": rows.output,
-        # What fitted in training fits here.
-        "per_device_eval_batch_size": settings[f"per_device_{'eval' if own else 'train'}_batch_size"],
+        "per_device_eval_batch_size": _rows_at_once(settings),
         "report_to": "none",
     }
 
@@ -152,6 +157,20 @@ def export(trained: Trained, target: str, dtype: str) -> dict[str, Any]:
 def converse(trained: Trained) -> dict[str, Any]:
     """Chat and the server: the run's model, template and quantisation, in the precision it was trained in."""
     return {**_kept(trained.arguments, "chat"), **_loaded(trained.weights), "infer_dtype": trained.dtype}
+
+
+def benchmarked(trained: Trained) -> dict[str, Any]:
+    """How lm_eval loads the model: nothing merged, in the precision, attention and batches of the training."""
+    settings = trained_with(trained.arguments)
+    attention = ATTENTION_OF_TRANSFORMERS.get(settings["flash_attn"])
+    return {
+        "pretrained": trained.weights.model,
+        **({"peft": trained.weights.adapters[-1]} if trained.weights.adapters else {}),
+        "dtype": trained.dtype,
+        **({"attn_implementation": attention} if attention else {}),
+        "batch_size": _rows_at_once(settings),
+        "trust_remote_code": settings["trust_remote_code"],
+    }
 
 
 def server_environment(host: str, port: int, name: str) -> dict[str, str]:
