@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,9 @@ from .. import process, runs, session
 from .. import recipe as recipes
 from .. import report as reporting
 from ..errors import INTERRUPTED, KitError, Misused
+from ..evaluate import Evaluation
 from ..evaluate.checkpoints import compare_checkpoints
-from ..evaluate.tasks import NAME, Benchmarks, measure
+from ..evaluate.tasks import NAME, measure
 from ..plan import after
 from ..preflight import rows as of_recipe
 from ..report import blind
@@ -41,17 +43,10 @@ Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="M
 Tasks = Annotated[
     str | None, typer.Option("--tasks", metavar="A,B,..", help="Instead: lm_eval's tasks, or task files of your own.")
 ]
-Include = Annotated[
-    Path | None,
-    typer.Option(
-        "--include", metavar="DIR", exists=True, file_okay=False, help="With --tasks: a folder of more task files."
-    ),
-]
+Include = Annotated[Path | None, typer.Option("--include", exists=True, help="With --tasks: a folder of more tasks.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="With --tasks: rows of each task.")]
-Shots = Annotated[
-    int | None, typer.Option("--shots", min=0, metavar="N", help="With --tasks: examples before each row.")
-]
-Chat = Annotated[bool, typer.Option("--chat-template", help="With --tasks: ask in the tuned model's chat template.")]
+Shots = Annotated[int | None, typer.Option("--shots", min=0, metavar="N", help="With --tasks: examples before a row.")]
+Chat = Annotated[bool, typer.Option("--chat-template", help="With --tasks: in the tuned model's chat template.")]
 Blind = Annotated[bool, typer.Option("--blind", help="Instead: a page to vote on, which names no model.")]
 Names = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="One run, or several to compare.", autocompletion=run_names)
@@ -84,34 +79,25 @@ def evaluate(
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = run_named(run) if checkpoints else run_of(run, checkpoint)
-    wanted = _benchmarks(tasks, include, limit=limit, num_fewshot=shots, apply_chat_template=chat_template)
-    rows = NAME if wanted else _data(found, data, guard)
-    asked = evaluation.Evaluation(found, rows, environment_of(found), checkpoint=checkpoint)
+    data = NAME if tasks else _data(found, data, guard)
+    asked = Evaluation(found, data, environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
+    how = {"include_path": include, "limit": limit, "num_fewshot": shots, "apply_chat_template": chat_template}
     with _going_on(found):
-        scores = _scores(asked, wanted, [*(votes or ()), *(files or ())], last * checkpoints)
+        scores = (
+            measure(asked, tasks.split(","), how, show.aside)
+            if tasks
+            else _scores(asked, last * checkpoints, votes, files)
+        )
     show.document(scores) if as_json else tell_found(found, scores)
 
 
-def _benchmarks(names: str | None, include: Path | None, **how: Any) -> Benchmarks | None:
-    if names is None and (include or any(each not in (None, False) for each in how.values())):
-        raise Misused(
-            "--include, --limit, --shots and --chat-template are for --tasks", "add --tasks A,B,..", "--tasks"
-        )
-    folder = str(include.absolute()) if include else None
-    return Benchmarks(tasks=names.split(","), include_path=folder, **how) if names is not None else None
-
-
-def _scores(
-    asked: evaluation.Evaluation, wanted: Benchmarks | None, votes: Sequence[Path], checkpoints: int
-) -> dict[str, Any]:
-    """What was asked for: tasks, or people's votes, or checkpoints, else base against tuned."""
-    if wanted:
-        return measure(asked, wanted, show.aside)
-    if votes:
-        return blind.count(votes, asked.run, asked.data, asked.baseline)
-    return compare_checkpoints(asked, checkpoints) if checkpoints else evaluation.evaluate(asked)
+def _scores(asked: Evaluation, last: int, *votes: Sequence[Path] | None) -> dict[str, Any]:
+    """Of people's votes, of the last checkpoints, else of base and tuned."""
+    if any(votes):
+        return blind.count(list(chain(*filter(None, votes))), asked.run, asked.data, asked.baseline)
+    return compare_checkpoints(asked, last) if last else evaluation.evaluate(asked)
 
 
 @contextmanager

@@ -72,7 +72,10 @@ class Material(Struct, frozen=True):
 
 def material(asked: Evaluation, trained: Trained) -> Material:
     """Register slices of the data set in the evaluation's own folder; raises ProblemsFound when it cannot be read."""
-    settings = answering(asked, trained)
+    settings = trained_with(trained.arguments)
+    if settings["stage"] == "rm":
+        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
+        raise Misused(what, "evaluate a run of another stage")
     stage = "pt" if settings["stage"] == "pt" else "sft"  # text without answers, or with
     data_dir = Path(settings["dataset_dir"])
     sources, problems = dataset.check_registered(asked.data, str(data_dir), stage, Place(COMMAND_LINE, key="--data"))
@@ -96,15 +99,6 @@ def material(asked: Evaluation, trained: Trained) -> Material:
     # An answer longer than the longest expected one is wrong already; half as long again still shows how it goes on.
     tokens = None if longest is None else longest * 3 // 2 + 8
     return Material(str(folder.resolve()), parts, slices, tokens, sha256, *_seen(read, settings, whole))
-
-
-def answering(asked: Evaluation, trained: Trained) -> Settings:
-    """The settings of a training; raises Misused where what it made gives no answers."""
-    settings = trained_with(trained.arguments)
-    if settings["stage"] == "rm":
-        what = f"{asked.run.name} is a reward model: it scores answers and gives none"
-        raise Misused(what, "evaluate a run of another stage")
-    return settings
 
 
 def slices_of(kind: str, count: int, size: int, dropped: int = 0) -> dict[str, int]:

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,8 +29,7 @@ class Logged(Struct, frozen=True):
 
 
 LOGGED = re.compile(r"\{'loss':[^{}]*\}")
-OWN_BAR = re.compile(r"^ *\d+%\|.*?(\d+)/(\d+) \[", re.MULTILINE)  # the bars of loading and tokenizing have names
-TASK_BAR = re.compile(r"^Running \S+ requests: +(\d+%)", re.MULTILINE)  # lm_eval's
+OWN_BAR = re.compile(r"^(?:Running \S+ requests:)? *\d+%\|.*?(\d+)/(\d+) \[", re.MULTILINE)  # lm_eval's have names
 FIRST_STEP = "***** Running training *****"
 WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
 WINDOW_LINES = 20
@@ -121,22 +119,12 @@ def evaluating(run: Run) -> str | None:
     if not logs or max(logs) < changed_at(run.claim):
         return "evaluating"  # it still reads its rows
     log = logs[max(logs)]
-    if state := measuring(log.parent):
-        return f"evaluating: {' '.join(state)}"
     at, of = (OWN_BAR.findall(tail(log)) or [("0", "1")])[-1]
     parts = [name for name in read_json(log.parent / "rows" / "dataset_info.json") or {} if name.startswith("part-")]
     whole = 1 if log.stem.endswith("-loss") else max(len(parts), 1)
     done = len(list((log.parent / "parts" / log.stem).glob("*.jsonl"))) + int(at) / max(int(of), 1)
-    return f"evaluating on {log.parent.name}: {log.stem} {min(done / whole, 1):.0%}"
-
-
-def measuring(folder: Path) -> list[str]:
-    """What lm_eval does, and how much of it is done: `['gsm8k: base, 1 of 4', '34%']`; nothing where it is not run."""
-    state = read_json(folder / "state.json") or {}
-    if "reading" in state:
-        return [f"{state['reading']}: reading its rows"]
-    done = TASK_BAR.findall(tail(folder / "lm_eval.log", after=state.get("log", 0)))[-1:]
-    return [f"{state['task']}: {state['side']}, {state['number']} of {state['of']}", *done] if "side" in state else []
+    doing = (read_json(log.parent / "state.json") or {}).get("doing", log.stem)
+    return f"evaluating on {log.parent.name}: {doing} {min(done / whole, 1):.0%}"
 
 
 def number(value: Any) -> float | None:

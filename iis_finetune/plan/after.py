@@ -94,24 +94,20 @@ def _kept(arguments: Mapping[str, Any], verb: Verb) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value is not None and key != "adapter_name_or_path"}
 
 
-def _rows_at_once(settings: Settings) -> int:
-    """What fitted in training fits after it."""
-    own = settings.states("per_device_eval_batch_size")
-    return int(settings[f"per_device_{'eval' if own else 'train'}_batch_size"])
-
-
 def _measured(settings: Settings, weights: Weights, rows: Rows) -> dict[str, Any]:
     """What predicting and measuring losses share: everything that decides what the model sees and computes in."""
     kept = {key: value for key, value in _kept(settings.stated, "predict").items() if key not in NOT_WHEN_MEASURING}
     if settings["pure_bf16"]:
         kept["bf16"] = True
+    own = settings.states("per_device_eval_batch_size")
     return {
         **kept,
         **_loaded(weights),
         "dataset_dir": rows.dataset_dir,
         "eval_dataset": ",".join(rows.names),
         "output_dir": rows.output,
-        "per_device_eval_batch_size": _rows_at_once(settings),
+        # What fitted in training fits here.
+        "per_device_eval_batch_size": settings[f"per_device_{'eval' if own else 'train'}_batch_size"],
         "report_to": "none",
     }
 
@@ -161,15 +157,15 @@ def converse(trained: Trained) -> dict[str, Any]:
 
 def benchmarked(trained: Trained) -> dict[str, Any]:
     """How lm_eval loads the model: nothing merged, in the precision, attention and batches of the training."""
-    settings = trained_with(trained.arguments)
-    attention = ATTENTION_OF_TRANSFORMERS.get(settings["flash_attn"])
+    own = predict(trained.arguments, trained.weights, Rows("", (), ""))
+    attention = ATTENTION_OF_TRANSFORMERS.get(own.get("flash_attn", ""))
     return {
         "pretrained": trained.weights.model,
         **({"peft": trained.weights.adapters[-1]} if trained.weights.adapters else {}),
         "dtype": trained.dtype,
         **({"attn_implementation": attention} if attention else {}),
-        "batch_size": _rows_at_once(settings),
-        "trust_remote_code": settings["trust_remote_code"],
+        "batch_size": own["per_device_eval_batch_size"],
+        "trust_remote_code": bool(own.get("trust_remote_code")),
     }
 
 
