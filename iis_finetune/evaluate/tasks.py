@@ -41,22 +41,14 @@ def measure(asked: Evaluation, names: Sequence[str], how: Mapping[str, Any], tel
     base, tuned = sides_of(asked)
     folder, sides = asked.folder.resolve(), {side.name: _loading(side, tuned, how) for side in (base, tuned) if side}
     folder.mkdir(parents=True, exist_ok=True)
-    own = {name: value for name, value in how.items() if name != "include_path"}
-    include = how["include_path"] and str(how["include_path"])
-    spec = {"tasks": names, "include_path": include, "asked": {**own, **SEEDS}, "sides": sides}
-    write_json(folder / "spec.json", spec)
+    own = dict(how)
+    include = own.pop("include_path")
+    named = {"tasks": [name.strip() for name in names], "include_path": include and str(include)}
+    write_json(folder / "spec.json", {**named, "asked": {**own, **SEEDS}, "sides": sides})
     found = [each for name in _run(asked, folder, tell) for each in _compared(name, _kept(folder, sides, name))]
-    notes = [
-        f"measured by lm_eval {package_version(NAME)}",
-        *(f"{name} {value}" for name, value in own.items() if value),
-    ]
-    scores: dict[str, Any] = {
-        "data": NAME,
-        "base": base.name if base else None,
-        "tuned": tuned.name,
-        "metrics": told(found),
-    }
-    scores |= {"cut": [", ".join(notes)], "without_leaks": []}
+    manner = "".join(f", {name} {value}" for name, value in own.items() if value is not None and value is not False)
+    scores: dict[str, Any] = {"data": NAME, "base": base and base.name, "tuned": tuned.name, "metrics": told(found)}
+    scores |= {"cut": [f"measured by lm_eval {package_version(NAME)}{manner}"], "without_leaks": []}
     write_json(path_of(asked, base, tuned), scores)
     return scores
 
@@ -88,7 +80,7 @@ def _run(asked: Evaluation, folder: Path, tell: Tell) -> Sequence[str]:
         earlier.unlink(missing_ok=True)
     environment = after.one_process(asked.environment)
     environment["PYTHONPATH"] = ":".join([str(launch.KIT.parent), *filter(None, [environment["PYTHONPATH"]])])
-    words = [sys.executable, "-m", "iis_finetune.probe.benchmark", str(folder / "spec.json")]
+    words = [sys.executable, "-P", "-m", "iis_finetune.probe.benchmark", str(folder / "spec.json")]
     last = ""
 
     def look() -> None:
