@@ -45,11 +45,19 @@ SAY: dict[str, Any] = {
     "generation_kwargs": {"until": [","], "max_gen_toks": 12},
     "metric_list": [{"metric": "exact_match"}, {"metric": "bleu"}],
 }
-HOW: dict[str, Any] = {"include_path": None, "limit": None, "num_fewshot": None, "apply_chat_template": False}
+HOW: dict[str, Any] = {
+    "tasks": "gsm8k",
+    "include_path": None,
+    "limit": None,
+    "num_fewshot": None,
+    "apply_chat_template": False,
+}
 THEIRS = """
 import json, sys
 from lm_eval import simple_evaluate
-given = {"tasks": ["choose.yaml", "say.json"], "batch_size": 2, "device": "cpu", "bootstrap_iters": 0}
+from lm_eval.tasks import TaskManager
+manager = TaskManager(include_defaults=False)
+given = {"task_manager": manager, "tasks": ["choose.yaml", "say.json"], "batch_size": 2, "device": "cpu", "bootstrap_iters": 0}
 for model in json.loads(sys.argv[1]):
     found = simple_evaluate("hf", model_args={**model, "dtype": "float32"}, **given)
     print("\\n" + json.dumps(found["results"]))
@@ -59,7 +67,7 @@ for model in json.loads(sys.argv[1]):
 def lay_out(folder: Path) -> None:
     """Two tasks on 50 rows, one file in YAML and one in JSON."""
     rows = [
-        {"ask": f"新闻 {n}", "choices": [f'{{"UUID": "A{n}"', f"it is {n}", "a few plain words"], "right": n % 3}
+        {"ask": f"新闻 {n}", "choices": [f"A{n + 10}", f"A{n * 7 % 90 + 10}", f"A{n * 3 % 90 + 10}"], "right": n % 3}
         for n in range(ROWS)
     ]
     (folder / "choose.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -108,7 +116,7 @@ def test_a_side_alone_has_its_figures_and_no_difference() -> None:
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "NAME", "lm_eval_that_is_not_installed")
     with pytest.raises(ProblemsFound) as refused:
-        tasks.measure(Evaluation(Run(tmp_path), "lm_eval", {}), ["gsm8k"], HOW, print)
+        tasks.measure(Evaluation(Run(tmp_path), "lm_eval", {}), HOW, print)
     assert refused.value.exit_code == 3
     assert [each.fix for each in refused.value.problems] == ["make setup EXTRA=lm_eval"]
 

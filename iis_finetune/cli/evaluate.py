@@ -1,8 +1,7 @@
 """The verbs evaluate and report: what a run is worth, as lines and as a page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,7 +73,7 @@ def evaluate(
     include: Include = None,
     limit: Limit = None,
     shots: Shots = None,
-    chat_template: Chat = False,
+    chat: Chat = False,
     as_json: AsJson = False,
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
@@ -83,20 +82,18 @@ def evaluate(
     asked = Evaluation(found, data, environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
-    how = {"include_path": include, "limit": limit, "num_fewshot": shots, "apply_chat_template": chat_template}
+    how = {"tasks": tasks, "include_path": include, "limit": limit, "num_fewshot": shots, "apply_chat_template": chat}
     with _going_on(found):
-        scores = (
-            measure(asked, tasks.split(","), how, show.aside)
-            if tasks
-            else _scores(asked, last * checkpoints, votes, files)
-        )
+        scores = _scores(asked, how, last * checkpoints, [*(votes or ()), *(files or ())])
     show.document(scores) if as_json else tell_found(found, scores)
 
 
-def _scores(asked: Evaluation, last: int, *votes: Sequence[Path] | None) -> dict[str, Any]:
-    """Of people's votes, of the last checkpoints, else of base and tuned."""
-    if any(votes):
-        return blind.count(list(chain(*filter(None, votes))), asked.run, asked.data, asked.baseline)
+def _scores(asked: Evaluation, how: Mapping[str, Any], last: int, votes: Sequence[Path]) -> dict[str, Any]:
+    """Of tasks, of people's votes, of the last checkpoints, else of base and tuned."""
+    if how["tasks"]:
+        return measure(asked, how, show.aside)
+    if votes:
+        return blind.count(votes, asked.run, asked.data, asked.baseline)
     return compare_checkpoints(asked, last) if last else evaluation.evaluate(asked)
 
 

@@ -28,11 +28,10 @@ from .metrics import is_number
 NAME = "lm_eval"  # of the package, and of the folder beside those of the data sets
 SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234, "fewshot_random_seed": 1234}  # its own
 PACKAGES = (NAME, "transformers", "peft", "torch")
-Tell = Callable[[str], None]
 
 
-def measure(asked: Evaluation, names: Sequence[str], how: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    """Have lm_eval measure both sides on tasks, and compare them; `how` is `limit` and the like in its own words.
+def measure(asked: Evaluation, how: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Have lm_eval measure both sides, and compare them; `how` has `tasks` (`A,B`), `limit` and the like as it does.
 
     Goes on where an earlier call with the same settings stopped. Raises ProblemsFound, RunFailed.
     """
@@ -42,7 +41,7 @@ def measure(asked: Evaluation, names: Sequence[str], how: Mapping[str, Any], tel
     folder, sides = asked.folder.resolve(), {side.name: _loading(side, tuned, how) for side in (base, tuned) if side}
     folder.mkdir(parents=True, exist_ok=True)
     own = dict(how)
-    include = own.pop("include_path")
+    names, include = own.pop("tasks").split(","), own.pop("include_path")
     named = {"tasks": [name.strip() for name in names], "include_path": include and str(include)}
     write_json(folder / "spec.json", {**named, "asked": {**own, **SEEDS}, "sides": sides})
     found = [each for name in _run(asked, folder, tell) for each in _compared(name, _kept(folder, sides, name))]
@@ -73,7 +72,7 @@ def _loading(side: Trained, tuned: Trained, how: Mapping[str, Any]) -> dict[str,
     return {"model": model, "measured_with": {"model": model, **known}}
 
 
-def _run(asked: Evaluation, folder: Path, tell: Tell) -> Sequence[str]:
+def _run(asked: Evaluation, folder: Path, tell: Callable[[str], None]) -> Sequence[str]:
     """Let lm_eval measure; the names of tasks and groups that there are then."""
     file, log = folder / "state.json", folder / "lm_eval.log"
     for earlier in (file, log):

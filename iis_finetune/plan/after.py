@@ -158,7 +158,7 @@ def converse(trained: Trained) -> dict[str, Any]:
 def benchmarked(trained: Trained) -> dict[str, Any]:
     """How lm_eval loads the model: nothing merged, in the precision, attention and batches of the training."""
     own = predict(trained.arguments, trained.weights, Rows("", (), ""))
-    attention = ATTENTION_OF_TRANSFORMERS.get(own.get("flash_attn", ""))
+    attention = ATTENTION_OF_TRANSFORMERS.get(trained_with(trained.arguments)["flash_attn"])
     return {
         "pretrained": trained.weights.model,
         **({"peft": trained.weights.adapters[-1]} if trained.weights.adapters else {}),
