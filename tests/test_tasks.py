@@ -56,8 +56,8 @@ THEIRS = """
 import json, sys
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-manager = TaskManager(include_defaults=False)
-given = {"task_manager": manager, "tasks": ["choose.yaml", "say.json"], "batch_size": 2, "device": "cpu", "bootstrap_iters": 0}
+given = {"task_manager": TaskManager(include_defaults=False), "bootstrap_iters": 0}
+given |= {"tasks": ["choose.yaml", "say.json"], "batch_size": 2, "device": "cpu"}
 for model in json.loads(sys.argv[1]):
     found = simple_evaluate("hf", model_args={**model, "dtype": "float32"}, **given)
     print("\\n" + json.dumps(found["results"]))
@@ -111,6 +111,13 @@ def test_a_side_alone_has_its_figures_and_no_difference() -> None:
     for given in (measured([0.0, 1.0]), measured([0.0, 1.0], figure=7.0)):
         (found,) = tasks._compared("t", [given])
         assert (found.base, found.tuned, found.low) == (None, given["figures"]["m,none"], None)
+
+
+def test_other_tasks_of_the_same_models_stay_in_the_table() -> None:
+    before = {"sides": {"tuned": "a"}, "cut": ["limit 5"], "metrics": [{"name": "old"}, {"name": "again", "was": 1}]}
+    scores = {"sides": {"tuned": "a"}, "cut": ["limit 5"], "metrics": [{"name": "again"}, {"name": "new"}]}
+    assert tasks._others(before, scores) == [{"name": "old"}]
+    assert tasks._others(before, {**scores, "sides": {"tuned": "b"}}) == tasks._others({}, scores) == []
 
 
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

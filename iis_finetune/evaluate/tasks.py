@@ -47,9 +47,18 @@ def measure(asked: Evaluation, how: Mapping[str, Any], tell: Callable[[str], Non
     found = [each for name in _run(asked, folder, tell) for each in _compared(name, _kept(folder, sides, name))]
     manner = "".join(f", {name} {value}" for name, value in own.items() if value is not None and value is not False)
     scores: dict[str, Any] = {"data": NAME, "base": base and base.name, "tuned": tuned.name, "metrics": told(found)}
-    scores |= {"cut": [f"measured by lm_eval {package_version(NAME)}{manner}"], "without_leaks": []}
-    write_json(path_of(asked, base, tuned), scores)
+    scores |= {"cut": [f"measured by lm_eval {package_version(NAME)}{manner}"], "without_leaks": [], "sides": sides}
+    path = path_of(asked, base, tuned)
+    scores["metrics"] = [*_others(read_json(path) or {}, scores), *scores["metrics"]]
+    write_json(path, scores)
     return scores
+
+
+def _others(before: Mapping[str, Any], scores: Mapping[str, Any]) -> list[Any]:
+    """What was found of other tasks earlier, where the same models were asked in the same way."""
+    alike = all(before.get(name) == scores[name] for name in ("sides", "cut"))
+    names = {each["name"] for each in scores["metrics"]}
+    return [each for each in before["metrics"] if each["name"] not in names] if alike else []
 
 
 def _missing(what: str, fix: str, code: Literal[2, 3] = 3) -> ProblemsFound:
