@@ -1,6 +1,6 @@
 # `make` lists what there is. Every command is plain `.venv/bin/iis-finetune VERB ...`, and works without make.
 # make setup ACCEL=cpu|cuda|rocm TORCH=keep ARCH=gfx906 PYTHON=python3.12 : see scripts/setup.py
-# make setup EXTRA='bitsandbytes deepspeed gguf swanlab tensorboard wandb' : each adds one package, and none is taken away
+# make setup EXTRA='bitsandbytes deepspeed gguf lm_eval swanlab tensorboard wandb' : each adds one package, and none is taken away
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -81,7 +81,7 @@ test-slow: EXTRA := deepspeed bitsandbytes
 test-slow: setup  ## the tests that really train for minutes
 	@.venv/bin/python -m pytest -m slow $(ARGS)
 
-test-all: EXTRA := deepspeed bitsandbytes gguf
+test-all: EXTRA := deepspeed bitsandbytes gguf lm_eval
 test-all: setup  ## everything, hours of it included
 	@.venv/bin/python -m pytest -m "slow or extended or not slow" $(ARGS)
 

@@ -15,7 +15,7 @@ Accelerator = Literal["cpu", "cuda", "rocm"]
 PLACEHOLDER = Path(__file__).parent / "hook" / "torchaudio_placeholder"
 LOADER = Path(__file__).parent / "probe" / "trio.py"
 RECORD = "iis-finetune-setup.json"
-EXTRAS = ("bitsandbytes", "deepspeed", "gguf", "swanlab", "tensorboard", "wandb")  # what `make setup EXTRA=` takes
+EXTRAS = ("bitsandbytes", "deepspeed", "gguf", "lm_eval", "swanlab", "tensorboard", "wandb")  # `make setup EXTRA=`
 TRIO = ("torch", "torchvision", "torchaudio")
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 

@@ -2,7 +2,7 @@
 """Make the virtual environment: torch for this machine's card, LLaMA-Factory, the kit, and a check that they load.
 
     python3 scripts/setup.py [--accel auto|cpu|cuda|rocm] [--torch index|keep] [--arch gfx906]
-                             [--extra bitsandbytes|deepspeed|gguf|swanlab|tensorboard|wandb]...
+                             [--extra bitsandbytes|deepspeed|gguf|lm_eval|swanlab|tensorboard|wandb]...
     python3 scripts/setup.py --ppo                the second environment, .venv-ppo, which stage ppo alone runs in
 
 Runs on a bare Python 3.11 or later; exits 0, or 3 when the machine is not ready. What it did is recorded in

@@ -141,7 +141,7 @@ def test_an_evaluation_gives_its_figures_without_the_rows_that_were_trained_on_a
     (staged.data / "dataset_info.json").write_text(json.dumps(registry))
     (run,) = runs.listed(staged)
     asked = evaluate.Evaluation(run, "mixed", dict(os.environ), with_losses=False)
-    sides = evaluate._sides(asked)
+    sides = evaluate.sides_of(asked)
     given = material(asked, sides[1])
     for side in filter(None, sides):
         right = side.name == "tuned"

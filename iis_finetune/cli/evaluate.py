@@ -1,9 +1,9 @@
 """The verbs evaluate and report: what a run is worth, as lines and as a page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from msgspec.structs import replace
@@ -13,7 +13,9 @@ from .. import process, runs, session
 from .. import recipe as recipes
 from .. import report as reporting
 from ..errors import INTERRUPTED, KitError, Misused
+from ..evaluate import Evaluation
 from ..evaluate.checkpoints import compare_checkpoints
+from ..evaluate.tasks import NAME, measure
 from ..plan import after
 from ..preflight import rows as of_recipe
 from ..report import blind
@@ -37,6 +39,13 @@ Checkpoints = Annotated[
 Last = Annotated[int, typer.Option("--last", min=1, metavar="N", help="With --checkpoints: of how many, the newest.")]
 Votes = Annotated[list[Path] | None, typer.Option("--votes", metavar="FILE...", help="What people's votes say.")]
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More votes, behind --votes FILE.")]
+Tasks = Annotated[
+    str | None, typer.Option("--tasks", metavar="A,B,..", help="Instead: lm_eval's tasks, or task files of your own.")
+]
+Include = Annotated[Path | None, typer.Option("--include", exists=True, help="With --tasks: a folder of more tasks.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="With --tasks: rows of each task.")]
+Shots = Annotated[int | None, typer.Option("--shots", min=0, metavar="N", help="With --tasks: examples before a row.")]
+Chat = Annotated[bool, typer.Option("--chat-template", help="With --tasks: in the tuned model's chat template.")]
 Blind = Annotated[bool, typer.Option("--blind", help="Instead: a page to vote on, which names no model.")]
 Tuning = Annotated[bool, typer.Option("--tuning", help="Instead: what `tune` measured of a RECIPE [k=v ...].")]
 Names = Annotated[
@@ -61,22 +70,32 @@ def evaluate(
     last: Last = 5,
     votes: Votes = None,
     files: Files = None,
+    tasks: Tasks = None,
+    include: Include = None,
+    limit: Limit = None,
+    shots: Shots = None,
+    chat: Chat = False,
     as_json: AsJson = False,
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = run_named(run) if checkpoints else run_of(run, checkpoint)
-    asked = evaluation.Evaluation(found, _data(found, data, guard), environment_of(found), checkpoint=checkpoint)
+    data = NAME if tasks else _data(found, data, guard)
+    asked = Evaluation(found, data, environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
+    how = {"tasks": tasks, "include_path": include, "limit": limit, "num_fewshot": shots, "apply_chat_template": chat}
     with _going_on(found):
-        if votes or files:
-            scores = blind.count([*(votes or ()), *(files or ())], found, asked.data, asked.baseline)
-        else:
-            scores = compare_checkpoints(asked, last) if checkpoints else evaluation.evaluate(asked)
-    if as_json:
-        show.document(scores)
-    else:
-        tell_found(found, scores)
+        scores = _scores(asked, how, last * checkpoints, [*(votes or ()), *(files or ())])
+    show.document(scores) if as_json else tell_found(found, scores)
+
+
+def _scores(asked: Evaluation, how: Mapping[str, Any], last: int, votes: Sequence[Path]) -> dict[str, Any]:
+    """Of tasks, of people's votes, of the last checkpoints, else of base and tuned."""
+    if how["tasks"]:
+        return measure(asked, how, show.aside)
+    if votes:
+        return blind.count(votes, asked.run, asked.data, asked.baseline)
+    return compare_checkpoints(asked, last) if last else evaluation.evaluate(asked)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
 
     Goes on where an earlier evaluation with the same settings stopped. Raises ProblemsFound, RunFailed.
     """
-    base, tuned = _sides(asked)
+    base, tuned = sides_of(asked)
     stage = trained_with(tuned.arguments)["stage"]
     given = material(asked, tuned)
     scores: dict[str, Any] = {"data": asked.data, "base": base.name if base else None, "tuned": tuned.name}
@@ -53,13 +53,13 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     if asked.with_losses or stage == "pt":
         first, second = (losses(asked, side, given) if side else None for side in (base, tuned))
         rows = list(given.slices.values())
-        scores["metrics"] += _told(compare_losses(first, second or [], rows))
+        scores["metrics"] += told(compare_losses(first, second or [], rows))
         if clean := given.clean:
             theirs, ours = ([side[at] for at in clean] if side else None for side in (first, second))
-            scores["without_leaks"] += _told(compare_losses(theirs, ours or [], [rows[at] for at in clean]))
+            scores["without_leaks"] += told(compare_losses(theirs, ours or [], [rows[at] for at in clean]))
         if asked.guards and first and second:
             scores["guard"] = forgotten(first, second, rows)
-    write(_path(asked, base, tuned), _json(scores))
+    write(path_of(asked, base, tuned), _json(scores))
     return scores
 
 
@@ -67,14 +67,14 @@ def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _path(asked: Evaluation, base: Trained | None, tuned: Trained) -> Path:
+def path_of(asked: Evaluation, base: Trained | None, tuned: Trained) -> Path:
     """`scores.json` is the run's result against its base; every other comparison has its names in the file's."""
     usual = (base.name if base else None, tuned.name) == (BASE, TUNED)
     against = f"-against-{base.name}" if base else ""
     return asked.folder / ("scores.json" if usual else f"scores-{tuned.name}{against}.json")
 
 
-def _sides(asked: Evaluation) -> Sides:
+def sides_of(asked: Evaluation) -> Sides:
     name = TUNED if asked.checkpoint is None else f"checkpoint-{asked.checkpoint}"
     tuned = replace(result_of(asked.run, asked.checkpoint), name=name)
     if isinstance(asked.baseline, Run):
@@ -119,12 +119,12 @@ def _judged(asked: Evaluation, sides: Sides, given: Material, but: Collection[in
         "kind": kind,
         "worse_rows": [row for row, (one, other) in enumerate(values) if other < one],
         "invalid_rows": [row for row, text in enumerate(ours) if kind == "json" and parse(text) is None],
-        "metrics": _told(found),
+        "metrics": told(found),
         "decoding": "greedy",
         "longest_answer_tokens": given.max_new_tokens,
         **({"confusion": confusion(ours, references, declared)} if labelled else {}),
     }
 
 
-def _told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+def told(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [{"title": name_of(each.name), **to_builtins(each)} for each in found]

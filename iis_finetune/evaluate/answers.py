@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +207,22 @@ def run_llamafactory(asked: Evaluation, name: str, arguments: Mapping[str, Any],
     log = asked.folder / f"{name}.log"
     log.unlink(missing_ok=True)
     words, environment = launch.program("train", "arguments.yaml"), after.one_process(asked.environment)
-    child = process.start(process.Launch(process.bound(words), environment, folder.resolve(), log.resolve()))
+    code = attend(asked, process.Launch(process.bound(words), environment, folder.resolve(), log.resolve()))
+    if code:
+        raise RunFailed(f"{name} could not be evaluated: {raised(log) or f'exit code {code}'}; see {log}")
+
+
+def attend(asked: Evaluation, program: process.Launch, look: Callable[[], None] = lambda: None) -> int:
+    """A child's exit code; it is looked at meanwhile, and ended when it is asked to stop: that raises RunFailed."""
+    child = process.start(program)
     who = process.identity(child.pid)
     try:
         while child.poll() is None and not asked.stop.asked:
+            look()
             time.sleep(POLL_SECONDS)
     finally:
         if who:
             process.end(process.tree(who), GRACE_SECONDS)
     if asked.stop.asked:
         raise RunFailed(f"the evaluation was asked to stop ({asked.stop.asked}); start it again to go on from here")
-    if child.wait() != 0:
-        raise RunFailed(f"{name} could not be evaluated: {raised(log) or f'exit code {child.returncode}'}; see {log}")
+    return child.wait()

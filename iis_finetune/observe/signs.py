@@ -29,7 +29,7 @@ class Logged(Struct, frozen=True):
 
 
 LOGGED = re.compile(r"\{'loss':[^{}]*\}")
-OWN_BAR = re.compile(r"^ *\d+%\|.*?(\d+)/(\d+) \[", re.MULTILINE)  # the bars of loading and tokenizing have names
+OWN_BAR = re.compile(r"^(?:Running \S+ requests:)? *\d+%\|.*?(\d+)/(\d+) \[", re.MULTILINE)  # lm_eval's have names
 FIRST_STEP = "***** Running training *****"
 WINDOW_SECONDS = 60  # the trainer's log tells whole seconds: a shorter window would show their rounding
 WINDOW_LINES = 20
@@ -123,7 +123,8 @@ def evaluating(run: Run) -> str | None:
     parts = [name for name in read_json(log.parent / "rows" / "dataset_info.json") or {} if name.startswith("part-")]
     whole = 1 if log.stem.endswith("-loss") else max(len(parts), 1)
     done = len(list((log.parent / "parts" / log.stem).glob("*.jsonl"))) + int(at) / max(int(of), 1)
-    return f"evaluating on {log.parent.name}: {log.stem} {min(done / whole, 1):.0%}"
+    doing = (read_json(log.parent / "state.json") or {}).get("doing", log.stem)
+    return f"evaluating on {log.parent.name}: {doing} {min(done / whole, 1):.0%}"
 
 
 def number(value: Any) -> float | None:

@@ -15,6 +15,7 @@ PREDICTIONS = "generated_predictions.jsonl"  # what a prediction leaves in its o
 LOSSES = "eval_results.json"
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 SEVERAL_PROCESSES = ("FORCE_TORCHRUN", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+ATTENTION_OF_TRANSFORMERS = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
 # Sampling and training-only arguments, dropped when evaluating.
 NOT_WHEN_MEASURING = (
     *("do_eval", "do_predict", "predict_with_generate", "compute_accuracy", "eval_on_each_dataset", "max_samples"),
@@ -151,6 +152,20 @@ def export(trained: Trained, target: str, dtype: str) -> dict[str, Any]:
 def converse(trained: Trained) -> dict[str, Any]:
     """Chat and the server: the run's model, template and quantisation, in the precision it was trained in."""
     return {**_kept(trained.arguments, "chat"), **_loaded(trained.weights), "infer_dtype": trained.dtype}
+
+
+def benchmarked(trained: Trained) -> dict[str, Any]:
+    """How lm_eval loads the model: nothing merged, in the precision, attention and batches of the training."""
+    own = predict(trained.arguments, trained.weights, Rows("", (), ""))
+    attention = ATTENTION_OF_TRANSFORMERS.get(trained_with(trained.arguments)["flash_attn"])
+    return {
+        "pretrained": trained.weights.model,
+        **({"peft": trained.weights.adapters[-1]} if trained.weights.adapters else {}),
+        "dtype": trained.dtype,
+        **({"attn_implementation": attention} if attention else {}),
+        "batch_size": own["per_device_eval_batch_size"],
+        "trust_remote_code": bool(own.get("trust_remote_code")),
+    }
 
 
 def server_environment(host: str, port: int, name: str) -> dict[str, str]:
