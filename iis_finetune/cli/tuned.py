@@ -180,7 +180,7 @@ def chat(run: Runs, compare: Compare = False, checkpoint: Checkpoint = None) -> 
     """Talk to the tuned model in this terminal, or compare several; `exit` or Ctrl-D ends it."""
     if compare != (len(run) > 1):
         fix = f"iis-finetune chat --compare {shlex.join([*run, BASE][: max(2, len(run))])}"
-        raise Misused("--compare takes several runs" if compare else "several runs are compared", fix, "--compare")
+        raise Misused("--compare takes several runs" if compare else "chat talks to one run", fix, "--compare")
     subject = several(run, checkpoint)
     code = _attached("chat", subject, {"LLAMAFACTORY_VERBOSITY": "WARN"})
     raise typer.Exit(RUN_FAILED if code else 0)

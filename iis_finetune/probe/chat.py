@@ -30,10 +30,12 @@ def compare() -> None:
     models = load()
     sys.stdout.write("Each question is asked by itself, the answers are greedy; `exit` ends it.\n")
     while (question := ask("\nUser: ").strip()) != "exit":
+        if not question:
+            continue
         if not sys.stdin.isatty():
             sys.stdout.write(f"{question}\n")
         answers = {}
-        for name in ADAPTERS if question else ():
+        for name in ADAPTERS:
             ASKED.set(name)
             said = models.chat([{"role": "user", "content": question}], do_sample=False)[0].response_text
             answers[name] = "".join(each if each.isprintable() or each == "\n" else " " for each in said)
@@ -58,7 +60,10 @@ if __name__ == "__main__":
     builtins.input = ask  # type: ignore[assignment]
     with contextlib.suppress(KeyboardInterrupt):
         if ADAPTERS:
-            compare()
+            try:
+                compare()
+            except UnicodeDecodeError:
+                sys.exit("error: the questions are not UTF-8\n  fix:   iconv -f gb18030 -t utf-8 FILE")
         else:
             from llamafactory.chat.chat_model import run_chat
 
