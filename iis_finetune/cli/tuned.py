@@ -2,6 +2,7 @@
 
 import errno
 import ipaddress
+import json
 import os
 import shlex
 import sys
@@ -19,11 +20,14 @@ from .. import recipe as recipes
 from ..errors import RUN_FAILED, Misused, Place, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..plan.after import Trained
+from ..plan.together import BASE, together
 from ..runs import Run
 from . import show
 from .words import A_RUN, AsJson, run_named, run_names, workspace
 
 RunOrRecipe = Annotated[str, typer.Argument(metavar="RUN", help=f"{A_RUN}; or a YAML file.", autocompletion=run_names)]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help=f"{A_RUN}; or a YAML.", autocompletion=run_names)]
+Compare = Annotated[bool, typer.Option("--compare", help="One question to several runs on one base, and to `base`.")]
 Checkpoint = Annotated[int | None, typer.Option("--checkpoint", metavar="STEP", help="A checkpoint, not the result.")]
 Dtype = Annotated[Literal["auto", "fp16", "bf16", "fp32"], typer.Option("--dtype", help="auto: that of the training.")]
 Gguf = Annotated[
@@ -68,6 +72,21 @@ def tuned(name: str, checkpoint: int | None) -> Tuned:
         return Tuned(_named_in(name), environment_of(None))
     run = run_of(name, checkpoint)
     return Tuned(evaluate.result_of(run, checkpoint), environment_of(run), run)
+
+
+def several(names: list[str], checkpoint: int | None) -> Tuned:
+    """One run alone, or several on one base; raises Misused where they cannot share it."""
+    if len(names) == 1:
+        return tuned(names[0], checkpoint)
+    if checkpoint is not None:
+        raise Misused("--checkpoint goes with one run, not with several", "leave it out", "--checkpoint")
+    subjects = [tuned(name, None) for name in names if name != BASE] or [tuned(BASE, None)]
+    base, named = together([each.trained for each in subjects], BASE in names)
+    marks = [runs.provenance_of(each.run).model_fingerprint for each in subjects if each.run]
+    if len({*filter(None, marks)}) > 1:
+        what = f"{base.name} were trained on different files of the base model {base.weights.model}"
+        raise Misused(what, "serve each alone, with the base that it was trained on")
+    return Tuned(base, {**subjects[0].environment, "IIS_ADAPTERS": json.dumps(named)})
 
 
 def _named_in(file: str) -> Trained:
@@ -155,25 +174,29 @@ def _equal(answers: Mapping[str, Any]) -> str:
     return f"{answers['equal_texts']} of {answers['texts']}"
 
 
-def chat(run: RunOrRecipe, checkpoint: Checkpoint = None) -> None:
-    """Talk to the tuned model in this terminal; `exit` or Ctrl-D ends it."""
-    code = _attached("chat", tuned(run, checkpoint), {"LLAMAFACTORY_VERBOSITY": "WARN"})
+def chat(run: Runs, compare: Compare = False, checkpoint: Checkpoint = None) -> None:
+    """Talk to the tuned model in this terminal, or compare several; `exit` or Ctrl-D ends it."""
+    if compare != (len(run) > 1):
+        fix = f"iis-finetune chat --compare {shlex.join([*run, BASE][: max(2, len(run))])}"
+        raise Misused("--compare takes several runs" if compare else "chat talks to one run", fix, "--compare")
+    subject = several(run, checkpoint)
+    code = _attached("chat", subject, {"LLAMAFACTORY_VERBOSITY": "WARN"})
     raise typer.Exit(RUN_FAILED if code else 0)
 
 
 def serve(
-    run: RunOrRecipe,
+    run: Runs,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     allow_origin: Origins = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """An OpenAI-style server of the tuned model; the key is taken from $API_KEY."""
+    """An OpenAI-style server of the tuned model, or of several on one base; the key is taken from $API_KEY."""
     if not loopback(host) and not os.environ.get("API_KEY"):
         what = f"'{host}' can be reached from other machines, and there is no API key"
         fix = "export API_KEY=... (anything long), or --host 127.0.0.1"
         raise Misused(what, fix, "--host")
-    subject = tuned(run, checkpoint)
+    subject = several(run, checkpoint)
     show.aside(f"loading {subject.trained.name} ...")
     chosen = after.server_environment(host, port, subject.trained.name)
     code = _attached("serve", subject, {**chosen, "IIS_ALLOW_ORIGIN": ",".join(allow_origin or ())})

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .several import ADAPTERS, application
+
 ORIGINS = tuple(filter(None, os.environ.get("IIS_ALLOW_ORIGIN", "").split(",")))
 OURS = ("localhost", "127.0.0.1", "[::1]")
 PORT = re.compile(r":\d+$")
@@ -75,7 +77,7 @@ def serve(host: str, port: int) -> None:
             sys.stdout.flush()
 
     hosts = None if os.environ.get("API_KEY") else (*OURS, f"[{host}]" if ":" in host else host.lower())
-    config = uvicorn.Config(closed(create_app(ChatModel()), hosts), log_level="warning")
+    config = uvicorn.Config(closed(application() if ADAPTERS else create_app(ChatModel()), hosts), log_level="warning")
     Server(config).run([taken])
 
 
