@@ -220,6 +220,20 @@ def test_a_merged_model_and_its_gguf_files_can_be_given_away(
     assert str(project) not in card and "base_model: tiny" not in card
 
 
+def test_what_a_training_of_all_weights_made_goes_as_a_model(quick: Command, server: Hub, mine: Run) -> None:
+    mine.arguments.write_text(mine.arguments.read_text().replace("lora\n", "full\n"))
+    (mine.output / "adapter_config.json").unlink()
+    (mine.output / "adapter_model.safetensors").rename(mine.output / "model.safetensors")
+    write_json(mine.output / "config.json", {"_name_or_path": str(mine.output.resolve())})
+    done = quick("push", "1", "--to", "me/whole", "--yes")
+    assert done.returncode == 0, done.stderr
+    files = there(server, "me/whole")
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert json.loads(files["config.json"]) == {"_name_or_path": "0001-tiny"}
+    card = files["README.md"].decode()
+    assert "library_name: transformers" in card and "made from `tiny`." in card and "vllm serve FOLDER`" in card
+
+
 @pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(("what", "fix"), [("export", "export 0001"), ("gguf", "export 0001 --gguf q8_0")])
 def test_what_is_not_there_yet_is_to_be_exported_first(quick: Command, server: Hub, what: str, fix: str) -> None:

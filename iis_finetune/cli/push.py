@@ -40,7 +40,7 @@ def push(
     found, environment = run_named(run, runs.finished_run), dict(os.environ)
     trained = evaluate.result_of(found)
     with process.scratch_folder() as folder:
-        base = called(trained.weights.model)
+        base = called(str(trained.arguments["model_name_or_path"]))
         licence = hub.licence_of(base, environment) if "/" in base else None
         packed = pack(Parcel(found, trained, what, folder), licence, environment)
         gift = hub.Gift(to, folder, tuple(packed), source, private)
