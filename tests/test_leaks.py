@@ -268,7 +268,7 @@ def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ma
     made_by.folder.mkdir(parents=True)
     data, model = project / "data", project / "models" / "tiny"
     arguments = {"stage": "sft", "template": "qwen", "dataset": "trained", "dataset_dir": str(data)}
-    trained = Trained("tuned", {**arguments, "model_name_or_path": str(model), "cutoff_len": 128}, Weights(str(model)))
+    trained = Trained("tuned", {**arguments, "model_name_or_path": str(model), "cutoff_len": 4096}, Weights(str(model)))
 
     def call() -> Material:
         monkeypatch.chdir(project)
