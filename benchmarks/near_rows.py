@@ -50,7 +50,7 @@ def measure(work: str, folder: Path) -> dict[str, Any]:
     """One verb in this process: seconds, peak memory and what it found."""
     start, cpu = time.perf_counter(), time.process_time()
     if work == "split":
-        found = str(dataset.split("rows", folder, dataset.Cut(0.1), silent))
+        found = str(dataset.split("rows", folder, dataset.Cut(0.1), silent).rows)
     else:
         kinds = ("exact",) if work == "exact" else ("exact", "near")
         cleaned = dataset.clean("rows", folder, dataset.Wash(kinds, name=work), silent)

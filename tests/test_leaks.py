@@ -225,6 +225,9 @@ def test_rows_that_a_recipe_below_was_trained_on_leak_and_it_is_named(project: P
     based(project, "trained")
     (chance,) = leaks("val_size=0.1", "eval_strategy=epoch")
     assert len(chance["leak"]["found"]) == 301 and "301 of them of the base recipe 'bottom'" in chance["what"]
+    assert chance["fix"] == "hold out rows that have no twin", (
+        "its own split would hold out what the base was trained on"
+    )
     based(project, "base")
     near = [{**row, "output": row["output"].rpartition(" ")[0] + " other"} for row in held[7:9]]
     written(project, held=held, trained=trained, base=[*base, *near], little=rows)
@@ -268,7 +271,7 @@ def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ma
     made_by.folder.mkdir(parents=True)
     data, model = project / "data", project / "models" / "tiny"
     arguments = {"stage": "sft", "template": "qwen", "dataset": "trained", "dataset_dir": str(data)}
-    trained = Trained("tuned", {**arguments, "model_name_or_path": str(model), "cutoff_len": 128}, Weights(str(model)))
+    trained = Trained("tuned", {**arguments, "model_name_or_path": str(model), "cutoff_len": 4096}, Weights(str(model)))
 
     def call() -> Material:
         monkeypatch.chdir(project)

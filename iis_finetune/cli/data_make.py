@@ -79,9 +79,6 @@ def clean(
         show.document(to_builtins(cleaned))
         return
     _tell(cleaned, chosen, fix)
-    show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
-    if cleaned.template:
-        show.line(dataset.TEMPLATE.format(cleaned.template))
     if not dry:
         show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")
     given = {"--drop": drop, "--recipe": recipe, "--name": new, "--fix-text": "" if fix else None}
@@ -90,7 +87,7 @@ def clean(
 
 
 def _tell(cleaned: dataset.Cleaned, chosen: Sequence[str], fix: bool) -> None:
-    """The table of what was found, and what is done with it."""
+    """The table of what was found, what is done with it, and what was not compared."""
     kinds = read("row_kinds.toml")
     done = dict.fromkeys(kinds, "stays") | dict.fromkeys(chosen, "left out")
     done |= {kind: "mended" for kind, row in kinds.items() if fix and row.get("mended")}
@@ -98,3 +95,6 @@ def _tell(cleaned: dataset.Cleaned, chosen: Sequence[str], fix: bool) -> None:
     if found:
         table = ((kind, len(rows), str(rows[:3])[1:-1], done[kind], kinds[kind]["what"]) for kind, rows in found)
         show.table(("kind", "rows", "first", "done", "what"), table, (1,))
+    show.line(f"{cleaned.rows:,} rows, {cleaned.kept:,} stay; near is a Jaccard of {dataset.NEAR} or more")
+    if cleaned.template:
+        show.line(dataset.TEMPLATE.format(cleaned.template))

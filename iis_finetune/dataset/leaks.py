@@ -74,9 +74,10 @@ class Leaks(Struct, frozen=True):
     def problems(self, place: Place, trained: Sequence[Read], data_dir: Path) -> Iterator[Problem]:
         """The warnings about them, and about what may have hidden some; one may be helped by splitting its own data."""
         if self.found:
-            name, fix = self.found[0].trained, "hold out rows that have no twin"
-            if any(splits(each.source, data_dir) for each in trained if each.source.name == name):
-                fix += f": iis-finetune data split {name} --test 0.1"
+            first, fix = self.found[0], "hold out rows that have no twin"
+            its = [each.source for each in trained if (each.source.name, None) == (first.trained, first.recipe)]
+            if any(splits(each, data_dir) for each in its):
+                fix += f": iis-finetune data split {first.trained} --test 0.1"
             what, details = f"{self.sentence}: these figures would be too good", {"leak": to_builtins(self)}
             yield Problem(what, fix, place, "warning", "leak", details=details)
         if self.template:
