@@ -181,6 +181,7 @@ def test_a_folder_is_read_without_the_rows_that_were_written_from_its_files(tmp_
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
     (tmp_path / "rows" / "others.utf8.jsonl").write_text(objects(FRENCH), "utf-8")
+    (tmp_path / "rows" / "others.yaml").touch()
     add(tmp_path / "rows" / "a.csv", tmp_path / "data")
     assert read(add(tmp_path / "rows", tmp_path / "data")) == [*GERMAN, *FRENCH]
 
