@@ -173,12 +173,15 @@ def test_rows_written_from_a_file_that_changed_are_noticed_and_written_anew(quic
     assert (project / "a.utf8.jsonl.old").read_text("utf-8").count("\n") == len(GERMAN)
     assert (project / "data" / "dataset_info.json").read_bytes() == before
     assert "has changed" not in quick("data", "check", "mine").stderr
+    otherwise = quick(*shlex.split(command), "--columns", "output=question,instruction=answer")
+    assert otherwise.returncode == 2 and "a data set 'mine' is registered already" in otherwise.stderr
 
 
 def test_a_folder_is_read_without_the_rows_that_were_written_from_its_files(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
     (tmp_path / "rows" / "others.utf8.jsonl").write_text(objects(FRENCH), "utf-8")
+    (tmp_path / "rows" / "others.yaml").touch()
     add(tmp_path / "rows" / "a.csv", tmp_path / "data")
     assert read(add(tmp_path / "rows", tmp_path / "data")) == [*GERMAN, *FRENCH]
 

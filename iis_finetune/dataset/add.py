@@ -92,7 +92,7 @@ def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added
         own = structs.replace(own, copy=False, columns=own.columns or old.value.get("columns", {}))
     found = structs.replace(look(own), usable=False) if old else look(own)
     target = _target(own, found, data_dir)
-    entry = old.value if old else {"file_name": _file_name(target, data_dir), **found.format.entry}
+    entry = {"file_name": _file_name(target, data_dir), **(old.value if old else {}), **found.format.entry}
     with _made(found, target, old is not None) as files:
         source = Source(name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(entry))
         reading = check_rows(source, Options(found.format.stage), progress=progress)

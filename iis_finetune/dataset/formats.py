@@ -63,10 +63,9 @@ def doubt(seen: Collection[str], path: Path) -> tuple[str, str] | None:
 
 def guess(seen: Collection[str], path: Path) -> str:
     """The command that says what may be meant: known names, or parts of `data.question` that are, else the first."""
+    known = read("row_formats.toml")["columns"]
     parts = {part: name for name in reversed([*seen]) for part in name.split(".")} | {name: name for name in seen}
-    found = {
-        key: parts[part] for key, part in _found(read("row_formats.toml")["columns"], parts).items() if key != "text"
-    }
+    found = {key: parts[part] for key, part in _found(known, parts).items() if key != "text"}
     left = iter([name for name in seen if name not in found.values()])
     keys = ("prompt", "response")
     said = ",".join(f"{COLUMNS[key]}={found.get(key) or next(left, 'COLUMN')}" for key in keys)

@@ -100,7 +100,8 @@ def origin_of(rows: Path) -> Path | None:
     """What rows were written anew from, if it lies beside them."""
     if not rows.name.endswith(REWRITTEN) or not rows.parent.is_dir():
         return None
-    named = re.compile(re.escape(rows.name.removesuffix(REWRITTEN)) + r"(\.\w+(\.gz)?)?")
+    endings = "|".join((*FILE_TYPES, "ndjson", "tsv"))
+    named = re.compile(rf"{re.escape(rows.name.removesuffix(REWRITTEN))}(\.(?i:{endings})(\.gz)?)?")
     return next((each for each in rows.parent.iterdir() if named.fullmatch(each.name)), None)
 
 

@@ -29,8 +29,7 @@ Samples = Iterator[tuple[Row, Sample]]
 class Stats(Struct, frozen=True, kw_only=True):
     """`turns` of the usable rows and `lengths` of those that were drawn are in ascending order.
 
-    `repeated` is the share of the answers that an earlier row has as well, `copies` of the rows that equal an earlier
-    one; `scripts` are shares of the letters.
+    `repeated` is the share of the answers that an earlier row has as well, `copies` of the rows; `scripts` of letters.
     """
 
     rows: int
@@ -91,8 +90,8 @@ def measure(source: Source, options: Options, tokenizer_json: Path | None, progr
         scripts[unicodedata.name(letter, "OTHER").split()[0].lower()] += letters[letter]
     shares = {name: many / scripts.total() for name, many in scripts.most_common(5)}
     repeated, copies = 1 - len(answers) / max(1, answers.total()), 1 - len(texts) / max(1, len(turns))
-    found = {"repeated": repeated, "copies": copies}
-    return Stats(rows=next(rows), turns=sorted(turns), lengths=lengths, scripts=shares, **found)
+    told = {"repeated": repeated, "copies": copies}
+    return Stats(rows=next(rows), turns=sorted(turns), lengths=lengths, scripts=shares, **told)
 
 
 def _drawn(found: Samples, most: int | None) -> Samples:
