@@ -183,6 +183,8 @@ def test_in_an_empty_folder_the_shipped_recipes_and_data_are_found(whole: Path, 
     assert "600 usable" in type_in(tmp_path, whole, "iis-finetune", "data", "stats", "quickstart").stdout
     assert "200 usable" in type_in(tmp_path, whole, "iis-finetune", "data", "check", "general_test").stdout
     assert list(tmp_path.iterdir()) == []  # a look copies nothing
+    split = type_in(tmp_path, whole, "iis-finetune", "data", "split", "general_test")
+    assert split.returncode == 0 and (tmp_path / "data" / "general_test_train.jsonl").is_file()
 
 
 def test_ones_own_recipe_and_data_come_before_the_shipped_ones(whole: Path, tmp_path: Path) -> None:
@@ -248,6 +250,14 @@ def test_data_of_ones_own_are_not_overwritten_by_what_is_copied_from_the_kit(tmp
     assert {"little", "intelligence_alpaca"} == {*dataset.read_registry(data).entries}
     assert (data / "intelligence_train.json").read_bytes() == (ROOT / "data" / "intelligence_train.json").read_bytes()
     assert dataset.bring(["intelligence_alpaca"], data) == []
+    elsewhere = {"hub": {"hf_hub_url": "a/b"}, "theirs": {"file_name": "/a/b.json"}, "odd": 3}
+    assert [*dataset.known(tmp_path / "none").shipped(["general_test", "no"])] == ["general_test"]
+    registry = tmp_path / "clone" / "dataset_info.json"
+    registry.parent.mkdir()
+    registry.write_text(json.dumps({**elsewhere, "here": {"file_name": "rows.json"}}), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iis_finetune.dataset.registry.SHIPPED", registry.parent)
+        assert [*dataset.known(data).shipped([*elsewhere, "here"])] == ["here"]
     (data / "general_test.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ProblemsFound, match="is there already"):
         dataset.bring(["general_test"], data)

@@ -37,6 +37,8 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
     parts = [file.with_name(f".{os.getpid()}-{file.name}") for file in files]
     entry, placed = {key: value[key] for key in KEPT if key in value}, list[Path]()
     try:
+        if parts:
+            folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
             streams: list[IO[bytes]] = [opened.enter_context(part.open("wb")) for part in parts]
             yield Making(source, Options(stage_of(value), None), streams)
