@@ -73,22 +73,25 @@ def environment_with(folder: Path, wheel: Path, packages: Path) -> Path:
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `pip install` brought the wheel with the dependencies that it names, and no more: no torch, no trainer."""
     packages = tmp_path_factory.mktemp("packages")
-    for name in required("iis-finetune", {}) - {"iis-finetune"}:
+    for name in required(needed_by(wheel), set()):
         for top in {Path(str(file)).parts[0] for file in metadata.files(name) or ()} - {".."}:
             if not (packages / top).exists():
                 (packages / top).symlink_to(SITE / top)
     return environment_with(tmp_path_factory.mktemp("bare"), wheel, packages)
 
 
-def required(name: str, seen: dict[str, None]) -> set[str]:
-    """A package and, all the way down, what it requires without an extra."""
-    if name not in seen:
-        seen[name] = None
-        for line in metadata.requires(name) or ():
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-                required(needed.name, seen)
-    return set(seen)
+def needed_by(wheel: Path) -> list[str]:
+    said = zipfile.ZipFile(wheel).read("iis_finetune-0.1.0.dist-info/METADATA").decode()
+    return re.findall(r"^Requires-Dist: (.+)$", said, re.MULTILINE)
+
+
+def required(lines: list[str], seen: set[str]) -> set[str]:
+    """The packages that are required without an extra, and all the way down what those require."""
+    for needed in map(Requirement, lines):
+        if needed.name not in seen and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+            seen.add(needed.name)
+            required(metadata.requires(needed.name) or [], seen)
+    return seen
 
 
 @pytest.fixture(scope="session")
@@ -141,8 +144,7 @@ def test_the_wheel_says_what_it_is_and_what_it_needs(wheel: Path) -> None:
     said = zipfile.ZipFile(wheel).read("iis_finetune-0.1.0.dist-info/METADATA").decode()
     for line in ("License-Expression: Apache-2.0", "Description-Content-Type: text/markdown", "License-File: LICENSE"):
         assert line in said
-    always = [line for line in re.findall(r"^Requires-Dist: (.+)$", said, re.MULTILINE) if "extra ==" not in line]
-    assert not [line for line in always if re.match("torch|llamafactory|transformers", line)]
+    assert not required(needed_by(wheel), set()) & {"torch", "llamafactory", "transformers", "datasets"}
 
 
 def test_init_lays_out_a_project_that_passes_its_check_and_overwrites_nothing(whole: Path, tmp_path: Path) -> None:
@@ -181,6 +183,8 @@ def test_in_an_empty_folder_the_shipped_recipes_and_data_are_found(whole: Path, 
     assert "600 usable" in type_in(tmp_path, whole, "iis-finetune", "data", "stats", "quickstart").stdout
     assert "200 usable" in type_in(tmp_path, whole, "iis-finetune", "data", "check", "general_test").stdout
     assert list(tmp_path.iterdir()) == []  # a look copies nothing
+    split = type_in(tmp_path, whole, "iis-finetune", "data", "split", "general_test")
+    assert split.returncode == 0 and (tmp_path / "data" / "general_test_train.jsonl").is_file()
 
 
 def test_ones_own_recipe_and_data_come_before_the_shipped_ones(whole: Path, tmp_path: Path) -> None:
@@ -222,11 +226,17 @@ def test_without_llamafactory_one_sentence_says_what_to_install(bare: Path, tmp_
     pins = re.search(r"-c (\S+)", lines)
     assert pins and "llamafactory==0.9.5" in Path(pins[1]).read_text(encoding="utf-8")
     assert list(tmp_path.iterdir()) == []
+    rows = "question,answer\nwhich is first,one\nwhich is next,two\n"
+    (tmp_path / "rows.csv").write_text(rows, encoding="utf-8")
+    columns = "instruction=question,output=answer"
+    added = type_in(tmp_path, bare, "iis-finetune", "data", "add", "rows.csv", "--columns", columns)
+    assert added.returncode == 0 and "2 usable rows" in added.stdout
 
 
 def test_what_comes_after_training_says_it_too(bare: Path, evaluated_run: Run, tmp_path: Path) -> None:
     project = tmp_path / "copied"
     shutil.copytree(evaluated_run.folder.parent.parent, project, symlinks=True)
+    assert type_in(project, bare, "iis-finetune", "check", "tiny").stderr.count("error:") == 1  # reads its tokenizer
     for words in (["export", "last"], ["chat", "last"], ["serve", "last"], ["evaluate", "last", "--part", "7"]):
         done = type_in(project, bare, "iis-finetune", *words)
         assert done.returncode == 3 and done.stderr.count("error:") == done.stderr.count(MISSING) == 1, words
@@ -240,6 +250,14 @@ def test_data_of_ones_own_are_not_overwritten_by_what_is_copied_from_the_kit(tmp
     assert {"little", "intelligence_alpaca"} == {*dataset.read_registry(data).entries}
     assert (data / "intelligence_train.json").read_bytes() == (ROOT / "data" / "intelligence_train.json").read_bytes()
     assert dataset.bring(["intelligence_alpaca"], data) == []
+    elsewhere = {"hub": {"hf_hub_url": "a/b"}, "theirs": {"file_name": "/a/b.json"}, "odd": 3}
+    assert [*dataset.known(tmp_path / "none").shipped(["general_test", "no"])] == ["general_test"]
+    registry = tmp_path / "clone" / "dataset_info.json"
+    registry.parent.mkdir()
+    registry.write_text(json.dumps({**elsewhere, "here": {"file_name": "rows.json"}}), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iis_finetune.dataset.registry.SHIPPED", registry.parent)
+        assert [*dataset.known(data).shipped([*elsewhere, "here"])] == ["here"]
     (data / "general_test.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ProblemsFound, match="is there already"):
         dataset.bring(["general_test"], data)

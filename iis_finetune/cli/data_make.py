@@ -75,9 +75,7 @@ def clean(
             raise Misused(f"'{kind}' cannot be left out", fix_it, "--drop")
     encoding = preflight.encoding(question(recipe, [f"dataset={name}"], rows=False)) if recipe else None
     cleaned = dataset.clean(name, workspace().data, dataset.Wash(chosen, fix, dry, new, encoding), show.meter)
-    if as_json:
-        show.document(to_builtins(cleaned))
-        return
+    show.answer(to_builtins(cleaned), as_json)
     _tell(cleaned, chosen, fix)
     if not dry:
         show.line(f"registered '{made}'; data/{made}_found.jsonl tells why of each row in the table")

@@ -31,7 +31,8 @@ def recipes(copy: Copy = None, as_json: AsJson = False) -> None:
     machine = next((row["machine"] for row in rows if row.get("machine")), None)
     show.line(f"\nmemory GiB: of each device of {machine}; >= where not everything is counted" if machine else "")
     if shipped := ", ".join(row["recipe"] for row in rows if row["shipped"]):
-        show.line(f"shipped with the kit: {shipped if own else 'all'}; to make one yours: recipes --copy NAME FILE")
+        show.line(f"shipped with the kit: {shipped if own else 'all of them'}")
+        show.line("one of them as your own: iis-finetune recipes --copy NAME FILE")
     show.line(f"next: iis-finetune check {shlex.quote(rows[0]['recipe'] if own else 'quickstart')}")
 
 

@@ -37,6 +37,8 @@ def making(name: str, folder: Path, names: Sequence[str]) -> Iterator[Making]:
     files = [folder / f"{each}.jsonl" for each in names]
     entry, placed = {key: value[key] for key in KEPT if key in value}, list[Path]()
     try:
+        if files:
+            folder.mkdir(parents=True, exist_ok=True)
         with scratch_folder(folder) if files else nullcontext(folder) as parts:
             with ExitStack() as opened:
                 streams: list[IO[bytes]] = [opened.enter_context((parts / file.name).open("wb")) for file in files]

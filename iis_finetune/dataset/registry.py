@@ -21,6 +21,7 @@ from . import sources
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
 SHIPPED = tables.SHIPPED / "data"
+SHIPPED_FILE = re.compile(r'"file_name"\s*:\s*"[\w-]+\.json"')
 SPACE = re.compile(r"\s*")
 EXAMPLE = re.compile(r"identity|\w+_demo")  # what LLaMA-Factory's own recipes train on
 EXAMPLES = "https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/"
@@ -134,7 +135,9 @@ def known(data_dir: Path, also: Mapping[str, Any] | None = None) -> Registry:
     own = read_registry(data_dir, None, also)
     if own.file.exists() and errors_of(own.problems):
         return own
-    return Registry(own.file, own.text, {**own.entries, **read_registry(SHIPPED).entries, **own.entries}, own.problems)
+    entries = read_registry(SHIPPED).entries  # in a clone also its owner's, of which only files in it are taken along
+    shipped = {name: each for name, each in entries.items() if SHIPPED_FILE.search(each.text[each.start : each.end])}
+    return Registry(own.file, own.text, {**own.entries, **shipped, **own.entries}, own.problems)
 
 
 def bring(names: Iterable[str], data_dir: Path) -> list[str]:

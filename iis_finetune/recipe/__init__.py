@@ -3,4 +3,4 @@
 from .entry import Entry, texts
 from .kit import KEYS as KIT_KEYS
 from .kit import FromScratch, Kit, kit_schema
-from .reading import REGISTRY, SHIPPED, SUFFIXES, Recipe, find, own_recipes, read, registered, unknown
+from .reading import REGISTRY, SUFFIXES, Recipe, find, own_recipes, read, registered, unknown
