@@ -34,6 +34,7 @@ metric_list:
   - {metric: acc}
   - {metric: acc_norm}
 """
+BOTH = "group: both\ntask: [choose]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
 SAY: dict[str, Any] = {
     "task": "say",
     "dataset_path": "json",
@@ -56,8 +57,8 @@ THEIRS = """
 import json, sys
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-given = {"task_manager": TaskManager(include_defaults=False), "bootstrap_iters": 0}
-given |= {"tasks": ["choose.yaml", "say.json"], "batch_size": 2, "device": "cpu"}
+given = {"task_manager": TaskManager(include_path="bench", include_defaults=False), "bootstrap_iters": 0}
+given |= {"tasks": ["both", "say.json"], "batch_size": 2, "device": "cpu"}
 for model in json.loads(sys.argv[1]):
     found = simple_evaluate("hf", model_args={**model, "dtype": "float32"}, **given)
     print("\\n" + json.dumps(found["results"]))
@@ -65,13 +66,15 @@ for model in json.loads(sys.argv[1]):
 
 
 def lay_out(folder: Path) -> None:
-    """Two tasks on 50 rows, one file in YAML and one in JSON."""
+    """Two tasks on 50 rows: in YAML in a folder with a group around it, and a file in JSON."""
+    (folder / "bench").mkdir(exist_ok=True)
     rows = [
         {"ask": f"新闻 {n}", "choices": [f"A{n + 10}", f"A{n * 7 % 90 + 10}", f"A{n * 3 % 90 + 10}"], "right": n % 3}
         for n in range(ROWS)
     ]
     (folder / "choose.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "choose.yaml").write_text(CHOOSE)
+    (folder / "bench" / "choose.yaml").write_text(CHOOSE)
+    (folder / "bench" / "both.yaml").write_text(BOTH)
     (folder / "say.json").write_text(json.dumps(SAY))
 
 
@@ -149,7 +152,7 @@ def test_the_figures_are_lm_evals_own_and_what_was_measured_before_a_kill_is_kep
     evaluated_project: Path, evaluated_run: Run
 ) -> None:
     lay_out(evaluated_project)
-    words = ["evaluate", "last", "--tasks", "choose.yaml,say.json", "--json"]
+    words = ["evaluate", "last", "--tasks", "both, say.json", "--include", "bench", "--json"]
     command = [sys.executable, "-m", "iis_finetune", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, cwd=evaluated_project, env=environment, stderr=subprocess.PIPE, text=True)
@@ -182,8 +185,12 @@ def test_the_figures_are_lm_evals_own_and_what_was_measured_before_a_kill_is_kep
     assert own.returncode == 0, own.stderr
     sides = [json.loads(line) for line in own.stdout.splitlines() if line.startswith('{"choose"')]
     for name, found in zip(("base", "tuned"), sides, strict=True):
-        for task, metric in (("choose", "acc"), ("choose", "acc_norm"), ("say", "exact_match"), ("say", "bleu")):
-            assert ours[f"{task}: {metric}"][name] == found[task][f"{metric},none"], (task, metric, name)
+        for each in ("choose: acc", "choose: acc_norm", "say: exact_match", "say: bleu", "both: acc"):
+            task, metric = each.split(": ")
+            assert ours[each][name] == pytest.approx(found[task][f"{metric},none"], rel=1e-12), (each, name)
+    assert [ours["both: acc"][name] for name in ("rows", "low", "high")] == [
+        ours["choose: acc"][name] for name in ("rows", "low", "high")
+    ]
     assert ours["choose: acc"]["rows"] == ROWS and ours["choose: acc"]["low"] is not None
     assert ours["say: bleu"]["low"] is None
     assert "choose: acc" in [each["name"] for page in view(evaluated_run)["evaluations"] for each in page["metrics"]]

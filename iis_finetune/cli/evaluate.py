@@ -42,7 +42,9 @@ Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="M
 Tasks = Annotated[
     str | None, typer.Option("--tasks", metavar="A,B,..", help="Instead: lm_eval's tasks, or task files of your own.")
 ]
-Include = Annotated[Path | None, typer.Option("--include", exists=True, help="With --tasks: a folder of more tasks.")]
+Include = Annotated[
+    Path | None, typer.Option("--include", exists=True, metavar="DIR", help="Of --tasks: more of them.")
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="With --tasks: rows of each task.")]
 Shots = Annotated[int | None, typer.Option("--shots", min=0, metavar="N", help="With --tasks: examples before a row.")]
 Chat = Annotated[bool, typer.Option("--chat-template", help="With --tasks: in the tuned model's chat template.")]
