@@ -48,9 +48,9 @@ def load() -> Any:
 
 def application() -> Any:
     """LLaMA-Factory's application, where the model that a request names is the one that answers."""
-    from fastapi import HTTPException
     from llamafactory.api.app import create_app
     from llamafactory.api.protocol import ChatCompletionRequest, ModelCard, ModelList
+    from starlette.responses import JSONResponse
 
     app = create_app(load())
     routes = {route.path: route for route in app.router.routes}
@@ -61,7 +61,8 @@ def application() -> Any:
 
     async def complete(request: ChatCompletionRequest) -> Any:
         if request.model not in ADAPTERS:
-            raise HTTPException(404, f"no model '{request.model}' here; there are: {', '.join(ADAPTERS)}")
+            why = f"no model '{request.model}' here; there are: {', '.join(ADAPTERS)}"
+            return JSONResponse({"error": {"message": why, "code": "model_not_found"}}, 404)  # OpenAI's own shape
         ASKED.set(request.model)
         return await chat.endpoint(request)
 
