@@ -22,7 +22,7 @@ from test_after import free_port
 from iis_finetune import cli
 from iis_finetune.errors import Misused
 from iis_finetune.plan.after import Trained, Weights
-from iis_finetune.plan.together import together
+from iis_finetune.plan.together import for_vllm, together
 from iis_finetune.probe import chat
 from iis_finetune.runs import Run
 
@@ -44,6 +44,11 @@ def test_runs_that_differ_in_nothing_that_answers_share_their_base() -> None:
     assert (base.name, base.weights) == ("a, b, c, base", Weights("m"))
     assert adapters == {"a": "a/output", "b": "b/output", "c": "c/output", "base": None}
     assert "infer_backend" not in base.arguments
+
+
+def test_vllm_is_told_the_rank_that_holds_them_all() -> None:
+    command = for_vllm([made("a", lora_rank=8), made("b", lora_rank=20)])
+    assert command.endswith("--enable-lora --max-lora-rank 32 --lora-modules a=a/output b=b/output")
 
 
 def test_adapters_on_the_same_one_below_share_that_too() -> None:

@@ -20,7 +20,7 @@ from .. import recipe as recipes
 from ..errors import RUN_FAILED, Misused, Place, Problem, ProblemsFound, errors_of
 from ..plan import after
 from ..plan.after import Trained
-from ..plan.together import BASE, together
+from ..plan.together import BASE, for_vllm, together
 from ..runs import Run
 from . import show
 from .words import A_RUN, AsJson, run_named, run_names, workspace
@@ -86,6 +86,8 @@ def several(names: list[str], checkpoint: int | None) -> Tuned:
     if len({*filter(None, marks)}) > 1:
         what = f"{base.name} were trained on different files of the base model {base.weights.model}"
         raise Misused(what, "serve each alone, with the base that it was trained on")
+    if machine.package_version("vllm") and not base.weights.adapters:
+        show.aside(f"vLLM answers many at once: {for_vllm([each.trained for each in subjects])}")
     return Tuned(base, {**subjects[0].environment, "IIS_ADAPTERS": json.dumps(named)})
 
 

@@ -1,5 +1,6 @@
 """Several adapters on one base in memory: whether they can share it, and what is loaded then."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
@@ -37,6 +38,14 @@ def together(trained: Sequence[Trained], with_base: bool) -> tuple[Trained, Adap
     base = replace(first, name=", ".join(names), arguments=arguments, weights=weights)
     adapters = (*(each.weights.adapters[-1] for each in trained), *[None] * with_base)
     return base, dict(zip(names, adapters, strict=True))
+
+
+def for_vllm(trained: Sequence[Trained]) -> str:
+    """The command by which vLLM serves the same adapters; it takes ranks of 8, 16, 32, ... only."""
+    rank = max(8, *(1 << (int(trained_with(each.arguments)["lora_rank"]) - 1).bit_length() for each in trained))
+    named = [f"{each.name}={each.weights.adapters[-1]}" for each in trained]
+    words = ["vllm", "serve", trained[0].weights.model, "--host", "127.0.0.1", "--enable-lora"]
+    return shlex.join([*words, "--max-lora-rank", str(rank), "--lora-modules", *named])
 
 
 def _alone(trained: Trained) -> str | None:

@@ -73,6 +73,8 @@ def count(files: Sequence[Path], run: Run, data: str, base: Run | str | None) ->
 
 def _read(file: Path, given: Pairs) -> dict[int, str]:
     """One person's votes by row; what was skipped is none. Raises Misused."""
+    if not file.is_file():
+        raise Misused(f"there is no file '{file}'", "the file that a voter saved and sent back", "--votes")
     content = read_json(file) or {}
     if content.get("page") != _mark(given) or not isinstance(content.get("votes"), dict):
         fix = "the --data and --baseline of the page; with new answers, a new page: report --blind"
