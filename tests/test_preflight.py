@@ -51,7 +51,7 @@ def test_a_refreshed_look_sees_what_was_made_and_reads_nothing_again(question: Q
 
 
 def test_a_recipe_goes_without_its_guard_where_that_is_not_registered(question: Question) -> None:
-    asked = replace(question, overrides=("kit.guard=general_test", "kit.evaluate_after=news"))
+    asked = replace(question, overrides=("kit.guard=everyday", "kit.evaluate_after=news"))
     found = {each.where.key: each for each in preflight.examine(asked).problems if "is not in" in each.what}
     assert found["kit.guard"].severity == "warning" and found["kit.guard"].what.startswith("no guard: ")
     assert found["kit.evaluate_after"].severity == "error"
