@@ -113,7 +113,7 @@ def _failure(state: Mapping[str, Any], why: str, log: Path) -> KitError:
         return Misused(f"lm_eval has no task '{name}', and there is no such file", fix, "--tasks")
     if name := state.get("reading"):
         what = f"the task '{name}' cannot be had: {why.partition('. ')[0]}"
-        fix = f"look into {log}; rows of the hub: a way to it, or HF_ENDPOINT for its mirror"
+        fix = f"see {log}; rows of a hub need the network, or HF_ENDPOINT set to a mirror of it"
         return _missing(what, fix, 2 if Path(name).is_file() else 3)
     return RunFailed(f"lm_eval could not measure {state.get('doing', 'anything')}: {why}; see {log}")
 

@@ -34,7 +34,7 @@ def loaded(spec: Found, folder: Path) -> tuple[Found, Found]:
     groups: Found = {}
     for name in spec["tasks"]:
         if name not in manager.all_tasks and not Path(name).is_file():
-            near = difflib.get_close_matches(name, manager.all_tasks, 3)
+            near = difflib.get_close_matches(name, manager.all_tasks, 3, 0.7)
             write_json(folder / "state.json", {"unknown": name, "near": near})
             raise SystemExit(2)
     for name in spec["tasks"]:
