@@ -147,6 +147,19 @@ def test_what_goes_wrong_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "say", "--checkpoints"], "--tasks and --checkpoints are different jobs"),
+        (["--tasks", "say", "--guard", "little"], "--tasks and --data or --guard are different jobs"),
+        (["--shots", "0"], "--include, --limit, --shots and --chat-template are for --tasks"),
+    ],
+)
+def test_words_of_two_jobs_are_refused(evaluated_project: Path, words: list[str], said: str) -> None:
+    done = run(["evaluate", "last", *words], evaluated_project, LONGEST)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
 @pytest.mark.extended
 def test_the_figures_are_lm_evals_own_and_what_was_measured_before_a_kill_is_kept(
     evaluated_project: Path, evaluated_run: Run

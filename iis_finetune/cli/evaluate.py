@@ -81,7 +81,7 @@ def evaluate(
 ) -> None:
     """Base against tuned on held-out rows, each difference with its 95 % interval."""
     found = run_named(run) if checkpoints else run_of(run, checkpoint)
-    data = NAME if tasks else _data(found, data, guard)
+    data = NAME if tasks and not (data or guard) else _data(found, data, guard)
     asked = Evaluation(found, data, environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
     asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
@@ -92,7 +92,14 @@ def evaluate(
 
 
 def _scores(asked: Evaluation, how: Mapping[str, Any], last: int, votes: Sequence[Path]) -> dict[str, Any]:
-    """Of tasks, of people's votes, of the last checkpoints, else of base and tuned."""
+    """Of tasks, of people's votes, of the last checkpoints, else of base and tuned; raises Misused for two of them."""
+    given = {"--tasks": how["tasks"], "--votes": votes, "--checkpoints": last}
+    given["--data or --guard"] = how["tasks"] and asked.data != NAME
+    jobs = [name for name, value in given.items() if value]
+    if len(jobs) > 1:
+        raise Misused(f"{' and '.join(jobs)} are different jobs", "ask for one at a time", jobs[1])
+    if how["tasks"] is None and any(value not in (None, False) for value in how.values()):
+        raise Misused("--include, --limit, --shots and --chat-template are for --tasks", "add --tasks A,B", "--tasks")
     if how["tasks"]:
         return measure(asked, how, show.aside)
     if votes:
