@@ -98,7 +98,7 @@ def _scores(asked: Evaluation, how: Mapping[str, Any], last: int, votes: Sequenc
     jobs = [name for name, value in given.items() if value]
     if len(jobs) > 1:
         raise Misused(f"{' and '.join(jobs)} are different jobs", "ask for one at a time", jobs[1])
-    if how["tasks"] is None and any(value not in (None, False) for value in how.values()):
+    if how["tasks"] is None and any(value is not None and value is not False for value in how.values()):
         raise Misused("--include, --limit, --shots and --chat-template are for --tasks", "add --tasks A,B", "--tasks")
     if how["tasks"]:
         return measure(asked, how, show.aside)
