@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import LONGEST, ROOT, TINY, Command, left_after
 from hub_server import Hub
+from msgspec.structs import replace
 
 from iis_finetune import dataset, machine, preflight, tune
 from iis_finetune import recipe as recipes
@@ -143,6 +144,28 @@ def test_what_is_fast_and_wrong_is_refused_by_the_gate(tuner: Tuner) -> None:
     assert told[1]["verdict"] == "fast, and refused: the loss of held-out rows is 2.5, the start's 2"
 
 
+def test_what_is_slow_when_repeated_is_refused(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = search.try_out
+
+    def uneven(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
+        figures = tried(at, trial, limit_seconds)
+        return replace(figures, seconds_per_step=9.0) if trial.purpose == "quality" and trial.settings else figures
+
+    monkeypatch.setattr(search, "try_out", uneven)
+    measured, told = tuner(FASTER)
+    assert measured.settings == {} and told[1]["verdict"].startswith("fast at first, and slow when repeated: ")
+
+
+def test_the_best_before_is_begun_with_and_kept_where_no_time_is_left(tuner: Tuner, project: Path) -> None:
+    first, _ = tuner(FASTER)
+    again, told = tuner(FASTER)
+    assert [row["name"] for row in told][:2] == ["as it stands", "the best before"] and again.settings == first.settings
+    (project / "measured" / "trials.jsonl").unlink()
+    late, told = tuner(FASTER, minutes=0.01)
+    assert late == again and load(project / "measured")[0] == (again,)
+    assert [row["name"] for row in told] == ["as it stands"]
+
+
 def test_a_micro_batch_is_doubled_as_long_as_it_helps_and_the_global_batch_stays(tuner: Tuner) -> None:
     _, told = tuner({"name": "micro-batch", "doubled": "per_device_train_batch_size"})
     tried = [row["settings"] for row in told if row["name"] == "micro-batch"]
@@ -160,12 +183,13 @@ def test_what_goes_wrong_is_a_row_and_the_search_goes_on(tuner: Tuner, what: str
     assert measured.settings == {"env.FAKE_STEP_SECONDS": "0.01"}
 
 
-def test_a_trial_that_hangs_is_ended(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_hangs_is_ended(tuner: Tuner, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "LEAST_SECONDS", 4.0)
     began = time.monotonic()
     _, told = tuner(staged("stall"))
     assert told[1]["verdict"].startswith("stall: 2 steps in ")
     assert time.monotonic() - began < 100  # it sleeps for 120 s
+    assert "stall" not in (project / "measured" / "trials.jsonl").read_text(), "the machine may have been busy"
 
 
 def test_a_fault_of_the_card_ends_all_and_is_never_tried_again(tuner: Tuner, project: Path) -> None:

@@ -170,7 +170,7 @@ def test_init_lays_out_a_project_that_passes_its_check_and_overwrites_nothing(wh
     assert before == {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     (tmp_path / "file").touch()
     done = type_in(tmp_path, whole, "iis-finetune", "init", "file")
-    assert done.returncode == 2 and "'file' is a file" in done.stderr
+    assert done.returncode == 2 and "'file' is no folder" in done.stderr
 
 
 def test_in_an_empty_folder_the_shipped_recipes_and_data_are_found(whole: Path, tmp_path: Path) -> None:

@@ -24,14 +24,18 @@ def init(folder: Where = Path()) -> None:
             _lay(source, target)
         show.line(f"{'kept as it was' if there else 'made'}: {target}")
     show.line("the kit's own recipes and data sets are found beside yours: iis-finetune recipes")
-    way = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    way = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder.resolve()))} && "
     show.line(f"next: {way}iis-finetune check mine")
 
 
 def _lay(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        runs.write(target, source.read_text(encoding="utf-8"))
+        target.chmod(target.stat().st_mode | source.stat().st_mode & 0o111)  # a script stays one
     except FileExistsError as error:
-        raise Misused(f"'{error.filename}' is a file, and a folder has to be there", "rename it") from None
-    runs.write(target, source.read_text(encoding="utf-8"))
-    target.chmod(target.stat().st_mode | source.stat().st_mode & 0o111)  # a script stays one
+        raise Misused(f"'{error.filename}' is no folder, and one has to be there", "rename it") from None
+    except OSError as error:
+        raise Misused(
+            f"{target.parent}: {str(error.strerror).lower()}", "init DIR, one that you may write into"
+        ) from None

@@ -78,6 +78,8 @@ def several(names: list[str], checkpoint: int | None) -> Tuned:
     """One run alone, or several on one base; raises Misused where they cannot share it."""
     if len(names) == 1:
         return tuned(names[0], checkpoint)
+    if names.count(BASE) > 1:
+        raise Misused(f"{BASE} is named twice", "name each once")
     if checkpoint is not None:
         raise Misused("--checkpoint goes with one run, not with several", "leave it out", "--checkpoint")
     subjects = [tuned(name, None) for name in names if name != BASE] or [tuned(BASE, None)]
@@ -179,7 +181,8 @@ def _equal(answers: Mapping[str, Any]) -> str:
 def chat(run: Runs, compare: Compare = False, checkpoint: Checkpoint = None) -> None:
     """Talk to the tuned model in this terminal, or compare several; `exit` or Ctrl-D ends it."""
     if compare != (len(run) > 1):
-        fix = f"iis-finetune chat --compare {shlex.join([*run, BASE][: max(2, len(run))])}"
+        others = [BASE] if BASE not in run else ["last"]
+        fix = f"iis-finetune chat --compare {shlex.join([*run, *others][: max(2, len(run))])}"
         raise Misused("--compare takes several runs" if compare else "chat talks to one run", fix, "--compare")
     subject = several(run, checkpoint)
     code = _attached("chat", subject, {"LLAMAFACTORY_VERBOSITY": "WARN"})

@@ -51,6 +51,11 @@ def ballot(run: Run, data: str, base: Run | str | None) -> str:
 def count(files: Sequence[Path], run: Run, data: str, base: Run | str | None) -> dict[str, Any]:
     """What several people's votes say, kept beside the scores: the share that prefers tuned, an equal vote a half."""
     given = pairs(run, data, base)
+    for one, other in combinations(files, 2):
+        if one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes():
+            raise Misused(
+                f"'{one}' and '{other}' are the same votes", "one file a person, with a name typed", "--votes"
+            )
     voters = [_read(file, given) for file in files]
     cast = {row["row"]: [WORTH[votes[row["row"]]] for votes in voters if row["row"] in votes] for row in given}
     voted = {row: values for row, values in cast.items() if values}

@@ -9,10 +9,10 @@ from typing import Any
 from ..machine import Row
 from ..plan.measured import ACCUMULATION, MICRO_BATCH, global_batch, key_of, now_of
 from ..preflight import Examined, Question
-from ..runs import Measured, save
+from ..runs import Measured, load, save
 from .levers import levers_for, typed
 from .search import CardFault, Search
-from .trial import bench, words_of
+from .trial import Bench, bench, words_of
 
 TRIALS = "trials.jsonl"  # in the folder of what was measured: what each trial gave
 Tell = Callable[[dict[str, Any]], None]
@@ -28,12 +28,21 @@ def tune(asked: tuple[Question, Examined, Path | None], levers: Sequence[Row], m
     with bench(question, examined, words) as at:
         search = Search(at, folder / TRIALS, minutes, tell)
         search.start()
+        before = _before(folder, at)
+        if before and not search.again(before.settings):
+            return before
         for lever in levers:
             search.pull(lever)
         search.confirm()
     found = _measured(at.examined, search, (time.monotonic() - began) / 60)
     save(folder, found)
     return found
+
+
+def _before(folder: Path, at: Bench) -> Measured | None:
+    """What was found of this training before, where that is more than its start."""
+    key, (rows, _) = key_of(at.examined.plan), load(folder)
+    return next((row for row in rows if row.key == key and row.settings), None)
 
 
 def _measured(examined: Examined, search: Search, minutes: float) -> Measured:

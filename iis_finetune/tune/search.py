@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ..errors import RunFailed
 from ..machine import Row
 from ..plan.fit import limit_gib
-from ..plan.measured import key_of, now_of
+from ..plan.measured import ACCUMULATION, key_of, now_of
 from ..runs import read_lines, typed
 from ..runs.documents import append
 from .levers import Settings
@@ -23,6 +23,7 @@ from .trial import Bench, Figures, Trial, try_out
 
 GAIN = 0.98  # of the best's time: what is less of a gain is noise
 SLOWER = 1.10  # of the best's time with fewest layers: the others are left out
+AGAIN = 1.5  # of the start's time in the steps for the quality, whose rows are short
 PATIENCE, LEAST_SECONDS = 4.0, 60.0  # times what the start took, at least: what takes longer hangs, or is of no use
 EXACT, ROUNDED, HELD_OUT = 1e-5, 1e-3, 0.005  # how far losses may be apart, as a share of the start's
 Changes = Literal["nothing", "rounding", "training"]
@@ -76,6 +77,14 @@ class Search:
             raise RunFailed(f"the recipe as it stands cannot be measured: {found}")
         self.accepted.append(found)
         self._say("as it stands", {}, found, "the start")
+
+    def again(self, settings: Settings) -> bool:
+        """Begin with what was the best before; whether there was time for it."""
+        lever = {"name": "the best before", "changes": "rounding"}
+        chosen = {name: value for name, value in settings.items() if name != ACCUMULATION and value is not None}
+        if self.left_seconds:
+            self._better(lever, chosen)
+        return self.left_seconds > 0
 
     def pull(self, lever: Row) -> None:
         """Try what a lever has."""
@@ -158,6 +167,8 @@ class Search:
         if figures.trouble == "stall" and not self.left_seconds:
             return replace(figures, trouble="out of time")  # not kept: the next `tune` tries it again
         self.known[name] = figures
+        if figures.trouble == "stall":
+            return figures  # not kept either: the machine may have been busy
         append(self.kept, {"trial": name, "settings": trial.settings, "figures": to_builtins(figures)})
         if figures.trouble == "gpu fault":
             raise CardFault(f"{figures.why}; reset the card, or restart the computer, before anything else runs on it")
@@ -179,6 +190,9 @@ class Search:
                 return "faster, but no time was left to see what it trains: the same command goes on from there"
             if each.trouble or each.held_out is None:
                 return f"refused: {each.trouble} in the steps for its quality: {each.why}"
+        again = other.seconds_per_step / max(one.seconds_per_step, two.seconds_per_step)
+        if again > AGAIN:
+            return f"fast at first, and slow when repeated: {again:.1f} times the start's step"
         return refusal((one, two, other), found.changes, self.at.examined.plan.precision == "fp32")
 
     def _say(self, name: str, settings: Settings, found: Candidate | str, verdict: str) -> None:
