@@ -161,7 +161,7 @@ def test_the_best_before_is_begun_with_and_kept_where_no_time_is_left(tuner: Tun
     again, told = tuner(FASTER)
     assert [row["name"] for row in told][:2] == ["as it stands", "the best before"] and again.settings == first.settings
     (project / "measured" / "trials.jsonl").unlink()
-    late, told = tuner(FASTER, minutes=0.01)
+    late, told = tuner(FASTER, minutes=0.0001)
     assert late == again and load(project / "measured")[0] == (again,)
     assert [row["name"] for row in told] == ["as it stands"]
 
