@@ -123,12 +123,16 @@ def test_other_tasks_of_the_same_models_stay_in_the_table() -> None:
     assert tasks._others(before, {**scores, "sides": {"tuned": "b"}}) == tasks._others({}, scores) == []
 
 
-def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prefix", "fix"), [(sys.prefix, "make setup EXTRA=lm_eval"), ("/x", "pip install lm_eval")])
+def test_without_lm_eval_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, fix: str
+) -> None:
+    monkeypatch.setattr(sys, "prefix", prefix)
     monkeypatch.setattr(tasks, "NAME", "lm_eval_that_is_not_installed")
     with pytest.raises(ProblemsFound) as refused:
         tasks.measure(Evaluation(Run(tmp_path), "lm_eval", {}), HOW, print)
     assert refused.value.exit_code == 3
-    assert [each.fix for each in refused.value.problems] == ["make setup EXTRA=lm_eval"]
+    assert [each.fix for each in refused.value.problems] == [fix]
 
 
 def test_what_goes_wrong_is_one_sentence(tmp_path: Path) -> None:
@@ -152,6 +156,7 @@ def test_what_goes_wrong_is_one_sentence(tmp_path: Path) -> None:
     [
         (["--tasks", "say", "--checkpoints"], "--tasks and --checkpoints are different jobs"),
         (["--tasks", "say", "--guard", "little"], "--tasks and --data or --guard are different jobs"),
+        (["--guard", "little", "--baseline", "none"], "--guard says what was lost against a model"),
         (["--shots", "0"], "--include, --limit, --shots and --chat-template are for --tasks"),
     ],
 )

@@ -84,7 +84,7 @@ def evaluate(
     data = NAME if tasks and not (data or guard) else _data(found, data, guard)
     asked = Evaluation(found, data, environment_of(found), checkpoint=checkpoint)
     declared = evaluation.Declared(tuple(labels.split(",")) if labels else (), label_field)
-    asked = replace(asked, baseline=_baseline(baseline), declared=declared, part_rows=part, guards=bool(guard))
+    asked = replace(asked, baseline=_baseline(baseline, guard), declared=declared, part_rows=part, guards=bool(guard))
     how = {"tasks": tasks, "include_path": include, "limit": limit, "num_fewshot": shots, "apply_chat_template": chat}
     with _going_on(found):
         scores = _scores(asked, how, last * checkpoints, [*(votes or ()), *(files or ())])
@@ -130,7 +130,9 @@ def _data(run: Run, given: str | None, guard: str | None = None) -> str:
     raise Misused(f"{run.name} names no held-out rows", fix)
 
 
-def _baseline(text: str) -> Run | str | None:
+def _baseline(text: str, guard: str | None) -> Run | str | None:
+    if text == "none" and guard:
+        raise Misused("--guard says what was lost against a model", "leave --baseline none out", "--baseline")
     if text == "none":
         return None
     return text if text == evaluation.BASE else run_named(text, runs.finished_run)

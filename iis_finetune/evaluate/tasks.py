@@ -19,6 +19,7 @@ from ..models import fingerprint
 from ..observe import last_lines, raised
 from ..plan import after
 from ..plan.after import Trained
+from ..preflight import fitting
 from ..runs import read_json, write_json
 from . import path_of, sides_of, told
 from .answers import Evaluation, attend
@@ -36,7 +37,7 @@ def measure(asked: Evaluation, how: Mapping[str, Any], tell: Callable[[str], Non
     Goes on where an earlier call with the same settings stopped. Raises ProblemsFound, RunFailed.
     """
     if importlib.util.find_spec(NAME) is None:
-        raise _missing("lm_eval, which measures tasks, is not installed", "make setup EXTRA=lm_eval")
+        raise _missing("lm_eval, which measures tasks, is not installed", "pip install lm_eval")
     base, tuned = sides_of(asked)
     folder, sides = asked.folder.resolve(), {side.name: _loading(side, tuned, how) for side in (base, tuned) if side}
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,8 @@ def _others(before: Mapping[str, Any], scores: Mapping[str, Any]) -> list[Any]:
 
 
 def _missing(what: str, fix: str, code: Literal[2, 3] = 3) -> ProblemsFound:
-    return ProblemsFound([Problem(what, fix, Place(COMMAND_LINE, key="--tasks"), kind="missing", code=code)])
+    problem = Problem(what, fix, Place(COMMAND_LINE, key="--tasks"), kind="missing", code=code)
+    return ProblemsFound([fitting(problem, Path(sys.prefix))])
 
 
 def _loading(side: Trained, tuned: Trained, how: Mapping[str, Any]) -> dict[str, Any]:

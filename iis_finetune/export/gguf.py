@@ -88,7 +88,7 @@ def _tools(named: str | None, path: str | None) -> Path:
     elif importlib.util.find_spec("llama_cpp") is None:
         lacking = "llama-cpp-python, which quantises and proves GGUF files, is not installed"
     if folder is None or lacking:
-        fix = "make setup EXTRA=gguf (it compiles llama.cpp, some minutes)"
+        fix = "make setup EXTRA=gguf in a clone of the kit (it compiles llama.cpp), or IIS_LLAMA_CPP=FOLDER"
         raise ProblemsFound([Problem(str(lacking), fix, Place(COMMAND_LINE, key="--gguf"), kind="missing")])
     return folder
 
