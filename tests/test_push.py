@@ -200,6 +200,25 @@ def test_a_base_of_a_hub_is_named_by_its_id_and_with_its_licence(
     assert hub.licence_of("Org/Base", {**server.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}) == "apache-2.0"
 
 
+def test_a_folder_is_renamed_where_it_is_named_and_nowhere_else(quick: Command, server: Hub, mine: Run) -> None:
+    for file in (mine.arguments, mine.recipe):
+        file.write_text(re.sub("model_name_or_path: .*", "model_name_or_path: /model", file.read_text()))
+    write_json(mine.provenance, {"model": "/model"})
+    words = {"added_tokens_decoder": {"/model": {"content": "/model"}}, "chat_template": "</model> /model"}
+    data = {"vocab.json": {"/model": 1, "/models": 2}, "tokenizer.json": {"vocab": {"/model": 1, "a/model": "/model"}}}
+    for name, content in data.items():
+        write_json(mine.output / name, content)
+    write_json(mine.output / "tokenizer_config.json", {**words, "name_or_path": "/model", "vocab_file": "/model/vocab"})
+    write_json(mine.output / "adapter_config.json", {"base_model_name_or_path": "/model", "a_path": "/models/model"})
+    done = quick("push", "1", "--to", "me/tiny", "--yes")
+    assert done.returncode == 0, done.stderr
+    sent = {name: json.loads(text) for name, text in there(server, "me/tiny").items() if name.endswith(".json")}
+    assert {name: sent[name] for name in data} == data
+    assert sent["tokenizer_config.json"] == {**words, "name_or_path": "model", "vocab_file": "model/vocab"}
+    assert sent["adapter_config.json"] == {"base_model_name_or_path": "model", "a_path": "/models/model"}
+    assert "made from `model`" in there(server, "me/tiny")["README.md"].decode()
+
+
 @pytest.mark.usefixtures("merged")
 @pytest.mark.parametrize(("what", "source"), [("export", "huggingface"), ("gguf", "modelscope")])
 def test_a_merged_model_and_its_gguf_files_can_be_given_away(
