@@ -16,11 +16,13 @@ from ..models import called
 from ..plan.after import Trained
 from ..runs import Run, provenance_of
 from ..tables import read
-from . import card
+from . import IN_PROSE, card
 
 Kind = Literal["adapter", "export", "gguf"]
 CARD, HEAD_ENDS = "README.md", "\n# "
-NOT_TEXT = (".safetensors", ".bin", ".gguf", ".model", ".tiktoken")
+SETTINGS = ("*config.json", "Modelfile*")  # the files that name folders; in all others the same letters are data
+SET_TO = r"""(?m)("\w*(?:path|file)"\s*:\s*"|^(?:FROM|ADAPTER)\s+"?){}(?![\w.-])"""
+RECIPE = re.compile("```yaml\n.*?```", re.DOTALL)
 BLOCK_BYTES, OVERLAP = 1 << 20, 512
 SECRET_NAMES, SHORTEST_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD"), 12  # how such variables end; their values
 Secrets = Mapping[bytes, tuple[re.Pattern[bytes], str]]  # by the mark that is looked for first: patterns are slow
@@ -49,7 +51,7 @@ def pack(parcel: Parcel, licence: str | None, environment: Mapping[str, str]) ->
     """
     chosen = {path.name: path for path in _chosen(parcel)}
     notes = {CARD: "the card", **{name: _lay(path, parcel) for name, path in chosen.items()}}
-    _write(parcel.folder / CARD, _card(parcel, licence).encode(), parcel)
+    _write(parcel.folder / CARD, _card(parcel, licence), parcel, IN_PROSE)
     secrets, packed, problems = _secrets(parcel, environment), {}, []
     for name, note in notes.items():
         file, found = examine(parcel.folder / name, secrets)
@@ -84,26 +86,28 @@ def _card(parcel: Parcel, licence: str | None) -> str:
     if parcel.kind != "export" or not own.is_file():
         return fresh
     kept = own.read_text(encoding="utf-8").partition(HEAD_ENDS)[2]
+    kept = RECIPE.sub(lambda _: "".join(RECIPE.findall(fresh)), kept)
     return f"{fresh.partition(HEAD_ENDS)[0]}{HEAD_ENDS}{kept}" if kept else fresh
 
 
 def _lay(path: Path, parcel: Parcel) -> str:
     """Link a file, or write it with other names in it; which."""
     there = parcel.folder / path.name
-    if path.suffix not in NOT_TEXT:
-        return _write(there, path.read_bytes(), parcel)
+    if any(path.match(each) for each in SETTINGS):
+        return _write(there, path.read_bytes().decode(errors="surrogateescape"), parcel, SET_TO)
     there.symlink_to(path.resolve())
     return ""
 
 
-def _write(there: Path, text: bytes, parcel: Parcel) -> str:
+def _write(there: Path, text: str, parcel: Parcel, where: str) -> str:
     """Write a text with names in place of this machine's folders; which."""
     told = ""
     for folder, name in sorted(parcel.renamed.items(), reverse=True):  # what lies in another folder comes before it
-        for written in {folder.encode(), json.dumps(folder)[1:-1].encode()}:
-            told = f"'{name}' in place of a folder of this machine" if written in text else told
-            text = text.replace(written, name.encode())
-    there.write_bytes(text)
+        for written in {folder, json.dumps(folder)[1:-1]}:
+            new = r"\g<1>" + name.replace("\\", r"\\")
+            text, count = re.subn(where.format(re.escape(written)), new, text)
+            told = f"'{name}' in place of a folder of this machine" if count else told
+    there.write_bytes(text.encode(errors="surrogateescape"))
     return told
 
 
