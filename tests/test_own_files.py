@@ -173,8 +173,28 @@ def test_rows_written_from_a_file_that_changed_are_noticed_and_written_anew(quic
     assert (project / "a.utf8.jsonl.old").read_text("utf-8").count("\n") == len(GERMAN)
     assert (project / "data" / "dataset_info.json").read_bytes() == before
     assert "has changed" not in quick("data", "check", "mine").stderr
-    otherwise = quick(*shlex.split(command), "--columns", "output=question,instruction=answer")
-    assert otherwise.returncode == 2 and "a data set 'mine' is registered already" in otherwise.stderr
+
+
+def test_rows_of_a_file_whose_columns_were_renamed_are_written_anew_with_their_entry(
+    quick: Command, project: Path
+) -> None:
+    (project / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
+    assert quick("data", "add", "a.csv", "--name", "mine").returncode == 0
+    registry = project / "data" / "dataset_info.json"
+    entries = json.loads(registry.read_text("utf-8"))
+    entries["mine"]["num_samples"] = 1
+    entries["last"] = entries["mine"]
+    registry.write_text(json.dumps(entries), "utf-8")
+    (project / "a.csv").write_text(table(FRENCH, ";", ("frage", "antwort")), "utf-8")
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    plain = quick("data", "add", "a.csv", "--name", "mine")
+    assert plain.returncode == 2 and "there is no column 'question'" in plain.stderr
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+    anew = quick("data", "add", "a.csv", "--name", "mine", "--columns", "instruction=frage,output=antwort")
+    assert anew.returncode == 0, anew.stderr
+    entries["mine"] = {**entries["mine"], "columns": {"prompt": "frage", "response": "antwort"}}
+    assert json.loads(registry.read_text("utf-8")) == entries
+    assert "mine: 2 rows, 2 usable" in quick("data", "check", "mine").stdout
 
 
 def test_a_folder_is_read_without_the_rows_that_were_written_from_its_files(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ REGISTRY_FILE = "dataset_info.json"
 HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 SOURCE_KEYS = (*HUB_KEYS, "script_url", "cloud_file_name", "file_name")
 OPTION_KEYS = ("formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags")
+LAYOUT_KEYS = ("formatting", "ranking", "columns", "tags")
 FORMATTINGS = ("alpaca", "sharegpt", "openai")
 FILE_TYPES = {"arrow": "arrow", "csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "txt": "text"}
 COLUMN_KEYS = (
