@@ -236,7 +236,7 @@ def _target(own: OwnFile, found: Found, data_dir: Path) -> Path:
 
 
 def _beside(own: OwnFile) -> Path:
-    return own.path.with_name(f"{own.stem}{REWRITTEN}")
+    return own.path.with_name(f"{own.path.name}{REWRITTEN}")
 
 
 @contextmanager
