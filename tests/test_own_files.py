@@ -197,6 +197,24 @@ def test_rows_of_a_file_whose_columns_were_renamed_are_written_anew_with_their_e
     assert "mine: 2 rows, 2 usable" in quick("data", "check", "mine").stdout
 
 
+def test_a_changed_file_of_a_folder_is_noticed(quick: Command, project: Path) -> None:
+    inside = project / "rows" / "more"
+    inside.mkdir(parents=True)
+    (inside / "b.csv").write_text(table(GERMAN, ";"), "utf-8")
+    (project / "rows" / "a.csv").write_text(table(FRENCH, ";"), "utf-8")
+    (project / "rows" / "notes.md").touch()
+    assert quick("data", "add", "rows").returncode == 0
+    later = (project / "rows.utf8.jsonl").stat().st_mtime + 60
+    os.utime(project / "rows" / "notes.md", (later, later))
+    assert "has changed" not in quick("data", "check", "rows").stderr
+    (inside / "b.csv").write_text(table(CHINESE, ";"), "utf-8")
+    os.utime(inside / "b.csv", (later, later))
+    for verb in (("data", "check", "rows"), ("check", "tiny", "dataset=rows")):
+        assert "rows has changed since these rows were written from it" in quick(*verb).stderr
+    assert quick("data", "add", "rows", "--name", "rows").returncode == 0
+    assert "has changed" not in quick("data", "check", "rows").stderr
+
+
 @pytest.mark.parametrize(("first", "second"), [("q.csv", "q.tsv"), ("q.json", "q.jsonl"), ("q.csv", "q.csv.gz")])
 def test_two_files_of_one_stem_are_two(first: str, second: str, quick: Command, project: Path) -> None:
     for name, rows in ((first, CHINESE), (second, CHINESE[:1])):

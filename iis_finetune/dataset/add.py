@@ -19,7 +19,7 @@ from ..process import scratch_folder
 from .encodings import refused
 from .faults import Fault
 from .formats import NEEDED, Format, doubt, guess, recognise
-from .material import Written, forms_of, rows_of
+from .material import Written, changed, forms_of, rows_of
 from .registry import Registered, Registry, enter, read_registry
 from .rows import Progress, Reading, check_rows
 from .sources import FILE_TYPES, HUB_KEYS, LAYOUT_KEYS, REWRITTEN, Options, Source, data_file, layout_of, origin_of
@@ -255,7 +255,7 @@ def _made(found: Found, target: Path, anew: bool) -> Iterator[tuple[Path, ...]]:
                 if not anew:
                     raise refused(f"{target} is there already", "rename one of the two files", found.place)
                 target.replace(target.with_name(f"{target.name}.old"))
-            latest = max(each.stat().st_mtime for each in (part, found.forms[0].file))  # another computer's clock
+            latest = max(changed(part), changed(origin_of(target) or part))  # which another computer's clock may tell
             os.utime(part, (latest, latest))
             part.replace(target)
     except PermissionError as error:

@@ -18,6 +18,7 @@ from ..errors import Place, Problem, ProblemsFound, Severity, did_you_mean, erro
 from ..process import locked
 from ..runs import write
 from . import sources
+from .material import changed
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
 SHIPPED = tables.SHIPPED / "data"
@@ -233,7 +234,7 @@ def _registered(entry: Registered, stage: str, place: Place) -> tuple[Source | N
     if wrong := _file_problem(path, files):
         return None, [*problems, replace(wrong, where=entry.place("file_name"))]
     origin = sources.origin_of(path)
-    if origin and origin.stat().st_mtime > path.stat().st_mtime + 2:  # seconds: less when both were copied together
+    if origin and changed(origin) > path.stat().st_mtime + 2:  # seconds: less when both were copied together
         what = f"{origin} has changed since these rows were written from it"
         fix = f"write them anew: iis-finetune data add {shlex.quote(str(origin))} --name {entry.name}"
         problems.append(Problem(what, fix, entry.place("file_name"), "warning"))
