@@ -473,7 +473,7 @@ def test_a_file_that_llamafactory_cannot_read_is_refused_with_the_command_that_w
     added = quick("data", "add", "my rows.csv", "--columns", columns)
     assert added.returncode == 0, added.stderr
     assert "my rows.csv: csv in CP1252, cells separated by ';'" in added.stdout
-    assert "the rows are written to my rows.utf8.jsonl, in UTF-8" in added.stdout
+    assert "the rows are written to my rows.csv.utf8.jsonl, in UTF-8" in added.stdout
     assert "Alpaca format, 1 usable rows" in added.stdout and "instruction=Frage, output=Antwort;" in added.stdout
     assert quick("check", "tiny", "dataset=./my rows.csv").returncode == 0  # it is known by its file
     (project / "other.csv").write_text("question;answer\na;b\n")

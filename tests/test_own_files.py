@@ -159,7 +159,7 @@ def test_rows_written_from_a_file_that_changed_are_noticed_and_written_anew(quic
         == 0
     )
     (project / "a.csv").write_text(table(FRENCH, ";"), "utf-8")
-    later = (project / "a.utf8.jsonl").stat().st_mtime + 60
+    later = (project / "a.csv.utf8.jsonl").stat().st_mtime + 60
     os.utime(project / "a.csv", (later, later))
     for verb in (("data", "check", "mine"), ("check", "tiny", "dataset=mine")):
         noticed = quick(*verb)
@@ -168,13 +168,67 @@ def test_rows_written_from_a_file_that_changed_are_noticed_and_written_anew(quic
     before = (project / "data" / "dataset_info.json").read_bytes()
     anew = quick(*shlex.split(command))
     assert anew.returncode == 0 and "2 usable rows" in anew.stdout, anew.stderr
-    rows = (project / "a.utf8.jsonl").read_text("utf-8").splitlines()
+    rows = (project / "a.csv.utf8.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(row)["question"] for row in rows] == [question for question, _ in FRENCH]
-    assert (project / "a.utf8.jsonl.old").read_text("utf-8").count("\n") == len(GERMAN)
+    assert (project / "a.csv.utf8.jsonl.old").read_text("utf-8").count("\n") == len(GERMAN)
     assert (project / "data" / "dataset_info.json").read_bytes() == before
     assert "has changed" not in quick("data", "check", "mine").stderr
-    otherwise = quick(*shlex.split(command), "--columns", "output=question,instruction=answer")
-    assert otherwise.returncode == 2 and "a data set 'mine' is registered already" in otherwise.stderr
+
+
+def test_rows_of_a_file_whose_columns_were_renamed_are_written_anew_with_their_entry(
+    quick: Command, project: Path
+) -> None:
+    (project / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
+    assert quick("data", "add", "a.csv", "--name", "mine").returncode == 0
+    registry = project / "data" / "dataset_info.json"
+    entries = json.loads(registry.read_text("utf-8"))
+    entries["mine"]["num_samples"] = 1
+    entries["last"] = entries["mine"]
+    registry.write_text(json.dumps(entries), "utf-8")
+    (project / "a.csv").write_text(table(FRENCH, ";", ("frage", "antwort")), "utf-8")
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    plain = quick("data", "add", "a.csv", "--name", "mine")
+    assert plain.returncode == 2 and "there is no column 'question'" in plain.stderr
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+    anew = quick("data", "add", "a.csv", "--name", "mine", "--columns", "instruction=frage,output=antwort")
+    assert anew.returncode == 0, anew.stderr
+    entries["mine"] = {**entries["mine"], "columns": {"prompt": "frage", "response": "antwort"}}
+    assert json.loads(registry.read_text("utf-8")) == entries
+    assert "mine: 2 rows, 2 usable" in quick("data", "check", "mine").stdout
+
+
+def test_a_changed_file_of_a_folder_is_noticed(quick: Command, project: Path) -> None:
+    inside = project / "rows" / "more"
+    inside.mkdir(parents=True)
+    (inside / "b.csv").write_text(table(GERMAN, ";"), "utf-8")
+    (project / "rows" / "a.csv").write_text(table(FRENCH, ";"), "utf-8")
+    (project / "rows" / "notes.md").touch()
+    assert quick("data", "add", "rows").returncode == 0
+    later = (project / "rows.utf8.jsonl").stat().st_mtime + 60
+    os.utime(project / "rows" / "notes.md", (later, later))
+    assert "has changed" not in quick("data", "check", "rows").stderr
+    (inside / "b.csv").write_text(table(CHINESE, ";"), "utf-8")
+    os.utime(inside / "b.csv", (later, later))
+    for verb in (("data", "check", "rows"), ("check", "tiny", "dataset=rows")):
+        assert "rows has changed since these rows were written from it" in quick(*verb).stderr
+    assert quick("data", "add", "rows", "--name", "rows").returncode == 0
+    assert "has changed" not in quick("data", "check", "rows").stderr
+
+
+@pytest.mark.parametrize(("first", "second"), [("q.csv", "q.tsv"), ("q.json", "q.jsonl"), ("q.csv", "q.csv.gz")])
+def test_two_files_of_one_stem_are_two(first: str, second: str, quick: Command, project: Path) -> None:
+    for name, rows in ((first, CHINESE), (second, CHINESE[:1])):
+        mark = "\t" if name == "q.tsv" else ","
+        body = (objects(rows) if "json" in name else table(rows, mark)).encode("gb18030")
+        (project / name).write_bytes(gzip.compress(body) if name.endswith(".gz") else body)
+    assert quick("data", "add", first).returncode == 0
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    taken = quick("data", "add", second)
+    assert taken.returncode == 2 and "a data set 'q' is registered already" in taken.stderr
+    assert "--name NAME" in taken.stderr
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+    assert "1 usable row" in quick("data", "add", second, "--name", "other").stdout
+    assert "q: 2 rows, 2 usable" in quick("data", "check", "q").stdout
 
 
 def test_a_folder_is_read_without_the_rows_that_were_written_from_its_files(tmp_path: Path) -> None:
@@ -221,7 +275,7 @@ def test_latin_letters_are_never_read_as_chinese(tmp_path: Path) -> None:
                 assert "is not certain" in found.problems[0].what
             else:
                 assert read(added) == rows[:count]
-            (tmp_path / "a.utf8.jsonl").unlink(missing_ok=True)
+            (tmp_path / "a.jsonl.utf8.jsonl").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -276,9 +330,9 @@ def test_a_folder_is_used_as_it_is_or_written_as_one_file(tmp_path: Path) -> Non
 
 def test_a_file_that_was_there_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
-    (tmp_path / "a.utf8.jsonl").write_text("mine")
-    assert "a.utf8.jsonl is there already" in refused(tmp_path / "a.csv").what
-    assert (tmp_path / "a.utf8.jsonl").read_text() == "mine"
+    (tmp_path / "a.csv.utf8.jsonl").write_text("mine")
+    assert "a.csv.utf8.jsonl is there already" in refused(tmp_path / "a.csv").what
+    assert (tmp_path / "a.csv.utf8.jsonl").read_text() == "mine"
 
 
 def test_columns_are_said_when_they_cannot_be_guessed(tmp_path: Path) -> None:
@@ -369,7 +423,9 @@ def test_a_hubs_data_set_is_fetched_verified_and_registered(
     asked = len(hub.behaviour.requests)
     assert "not checked" not in quick("check", "tiny", "dataset=org/many").stderr  # known by its id, read from the disk
     assert quick("data", "add", "org/one.rows", "--source", source).returncode == 0
-    assert read_manifest(project / "data" / "org--one.rows") and (project / "data" / "one.rows.utf8.jsonl").is_file()
+    assert (
+        read_manifest(project / "data" / "org--one.rows") and (project / "data" / "org--one.rows.utf8.jsonl").is_file()
+    )
     assert all("one.rows" in each for each in hub.behaviour.requests[asked:])
 
 

@@ -19,10 +19,10 @@ from ..process import scratch_folder
 from .encodings import refused
 from .faults import Fault
 from .formats import NEEDED, Format, doubt, guess, recognise
-from .material import Written, forms_of, rows_of
+from .material import Written, changed, forms_of, rows_of
 from .registry import Registered, Registry, enter, read_registry
 from .rows import Progress, Reading, check_rows
-from .sources import FILE_TYPES, HUB_KEYS, REWRITTEN, Options, Source, data_file, layout_of, origin_of
+from .sources import FILE_TYPES, HUB_KEYS, LAYOUT_KEYS, REWRITTEN, Options, Source, data_file, layout_of, origin_of
 
 LOOKED_AT = 2000  # rows that decide the format
 ROWS = {"csv": "a line of column names, then a row a line", "text": "a text a line", "json": "one JSON object a row"}
@@ -84,15 +84,17 @@ class Unregistered(Struct, frozen=True):
 def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added:
     """Register one's own data; what LLaMA-Factory cannot read is written once as UTF-8 JSONL, beside it or as `copy`.
 
-    Rows that were written before from this file are written anew, and kept as .old.
+    Rows that were written before from this file are written anew, and kept as .old; of their entry, which `columns`
+    change, stays what does not say how rows are read.
     Raises ProblemsFound, with nothing written, when they cannot be used, are not recognised or their name is taken.
     """
     registry, name = _open(data_dir), own.name or _name_of(own.stem)
     if old := _check_name(name, registry, Place(str(own.path))):
+        stays = {key: each for key, each in old.value.items() if not own.columns or key not in LAYOUT_KEYS}
         own = structs.replace(own, copy=False, columns=own.columns or old.value.get("columns", {}))
     found = structs.replace(look(own), usable=False) if old else look(own)
     target = _target(own, found, data_dir)
-    entry = {"file_name": _file_name(target, data_dir), **(old.value if old else {}), **found.format.entry}
+    entry = {"file_name": _file_name(target, data_dir), **found.format.entry, **(stays if old else {})}
     with _made(found, target, old is not None) as files:
         source = Source(name, files, FILE_TYPES[files[0].suffix[1:]], layout_of(entry))
         reading = check_rows(source, Options(found.format.stage), progress=progress)
@@ -101,7 +103,7 @@ def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added
             reading, source = structs.replace(reading, problems=told), structs.replace(source, files=(target,))
         if errors_of(reading.problems):
             raise ProblemsFound(reading.problems)
-    enter(data_dir, {name: entry})
+    enter(data_dir, {name: entry}, old)
     return Added(found, source, entry, registry.file, reading)
 
 
@@ -234,7 +236,7 @@ def _target(own: OwnFile, found: Found, data_dir: Path) -> Path:
 
 
 def _beside(own: OwnFile) -> Path:
-    return own.path.with_name(f"{own.stem}{REWRITTEN}")
+    return own.path.with_name(f"{own.path.name}{REWRITTEN}")
 
 
 @contextmanager
@@ -253,7 +255,7 @@ def _made(found: Found, target: Path, anew: bool) -> Iterator[tuple[Path, ...]]:
                 if not anew:
                     raise refused(f"{target} is there already", "rename one of the two files", found.place)
                 target.replace(target.with_name(f"{target.name}.old"))
-            latest = max(each.stat().st_mtime for each in (part, found.forms[0].file))  # another computer's clock
+            latest = max(changed(part), changed(origin_of(target) or part))  # which another computer's clock may tell
             os.utime(part, (latest, latest))
             part.replace(target)
     except PermissionError as error:

@@ -74,6 +74,12 @@ def forms_of(path: Path, encoding: str | None = None) -> list[Written]:
     return found
 
 
+def changed(path: Path) -> float:
+    """When a file was last written, or a folder or any data file in it."""
+    inside = (each for each in path.rglob("*") if _type_of(each) and each.is_file() and not _beside(each, path))
+    return max(each.stat().st_mtime for each in (path, *inside))
+
+
 def _beside(file: Path, folder: Path) -> bool:
     """Whether a file of a folder is hidden, describes data, or was written anew from another that lies there."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)

@@ -18,6 +18,7 @@ from ..errors import Place, Problem, ProblemsFound, Severity, did_you_mean, erro
 from ..process import locked
 from ..runs import write
 from . import sources
+from .material import changed
 from .sources import FILE_TYPES, FORMATTINGS, HUB_KEYS, REGISTRY_FILE, Source, layout_of
 
 SHIPPED = tables.SHIPPED / "data"
@@ -83,20 +84,29 @@ def with_entries(text: str, entries: Mapping[str, Any]) -> str:
     return f"{before}{'' if before.endswith('{') else ','}{json.dumps(entries, indent=2)[1:-2]}\n}}\n"
 
 
-def enter(data_dir: Path, entries: Mapping[str, Any]) -> None:
-    """Add entries to the file as it is now, with nobody else at it; raises ProblemsFound where a name is taken."""
+def enter(data_dir: Path, entries: Mapping[str, Any], old: Registered | None = None) -> None:
+    """Add entries to the file as it is now, with nobody else at it, or put one in the place of `old`.
+
+    Raises ProblemsFound where a name is taken.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     with locked(data_dir):
         registry = read_registry(data_dir)
         wrong = errors_of(registry.problems) if registry.file.exists() and not registry.entries else []
         new = {name: each for name, each in entries.items() if name not in registry.entries}
+        text = with_entries(registry.text, new) if new else registry.text
         for there in (registry.entries[name] for name in entries if name not in new):
-            if there.value != entries[there.name]:  # the very same is what another process was to add as well
+            if there.value == entries[there.name]:  # what another process was to add as well, or nothing changed
+                continue
+            if old and there.value == old.value:
+                entry = json.dumps({there.name: entries[there.name]}, indent=2)[4:-2]
+                text = f"{text[: there.start]}{entry}{text[there.end :]}"
+            else:
                 wrong.append(there.problem(f"a data set '{there.name}' is registered already", "--name NAME: another"))
         if wrong:
             raise ProblemsFound(wrong)
-        if new:
-            write(registry.file, with_entries(registry.text, new))
+        if text != registry.text:
+            write(registry.file, text)
 
 
 def read_registry(data_dir: Path, encoding: str | None = None, also: Mapping[str, Any] | None = None) -> Registry:
@@ -224,7 +234,7 @@ def _registered(entry: Registered, stage: str, place: Place) -> tuple[Source | N
     if wrong := _file_problem(path, files):
         return None, [*problems, replace(wrong, where=entry.place("file_name"))]
     origin = sources.origin_of(path)
-    if origin and origin.stat().st_mtime > path.stat().st_mtime + 2:  # seconds: less when both were copied together
+    if origin and changed(origin) > path.stat().st_mtime + 2:  # seconds: less when both were copied together
         what = f"{origin} has changed since these rows were written from it"
         fix = f"write them anew: iis-finetune data add {shlex.quote(str(origin))} --name {entry.name}"
         problems.append(Problem(what, fix, entry.place("file_name"), "warning"))

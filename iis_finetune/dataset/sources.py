@@ -1,6 +1,5 @@
 """A registered data set: how its rows are laid out, in LLaMA-Factory's words, and what a training does with them."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ REGISTRY_FILE = "dataset_info.json"
 HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 SOURCE_KEYS = (*HUB_KEYS, "script_url", "cloud_file_name", "file_name")
 OPTION_KEYS = ("formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags")
+LAYOUT_KEYS = ("formatting", "ranking", "columns", "tags")
 FORMATTINGS = ("alpaca", "sharegpt", "openai")
 FILE_TYPES = {"arrow": "arrow", "csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "txt": "text"}
 COLUMN_KEYS = (
@@ -97,12 +97,9 @@ def data_file(word: str) -> Path | None:
 
 
 def origin_of(rows: Path) -> Path | None:
-    """What rows were written anew from, if it lies beside them."""
-    if not rows.name.endswith(REWRITTEN) or not rows.parent.is_dir():
-        return None
-    endings = "|".join((*FILE_TYPES, "ndjson", "tsv"))
-    named = re.compile(rf"{re.escape(rows.name.removesuffix(REWRITTEN))}(\.(?i:{endings})(\.gz)?)?")
-    return next((each for each in rows.parent.iterdir() if named.fullmatch(each.name)), None)
+    """What rows were written anew from, if it lies beside them: their name begins with all of its name."""
+    origin = rows.parent / rows.name.removesuffix(REWRITTEN)
+    return origin if rows.name.endswith(REWRITTEN) and origin.exists() else None
 
 
 def correction(path: Path) -> str:
