@@ -194,7 +194,7 @@ def test_a_base_of_a_hub_is_named_by_its_id_and_with_its_licence(
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "Org/Base"
     card = files["README.md"].decode()
     assert card.startswith("---\nbase_model: Org/Base\nlicense: apache-2.0\nlibrary_name: peft\n")
-    assert "model_name_or_path: Org/Base" in card and "dataset_dir: data" in card
+    assert {"model_name_or_path: Org/Base", "dataset_dir: data"} <= set(re.sub(r": *\n +", ": ", card).splitlines())
     assert "The base model's licence (apache-2.0) and limits apply too." in card
     assert "Org/Base" in page([mine]) and str(project) not in page([mine])
     assert hub.licence_of("Org/Base", {**server.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}) == "apache-2.0"
@@ -217,6 +217,21 @@ def test_a_folder_is_renamed_where_it_is_named_and_nowhere_else(quick: Command, 
     assert sent["tokenizer_config.json"] == {**words, "name_or_path": "model", "vocab_file": "model/vocab"}
     assert sent["adapter_config.json"] == {"base_model_name_or_path": "model", "a_path": "/models/model"}
     assert "made from `model`" in there(server, "me/tiny")["README.md"].decode()
+
+
+@pytest.mark.parametrize("what", ["adapter", "export"])
+def test_commands_and_variables_of_the_recipe_stay_here(quick: Command, server: Hub, merged: Run, what: str) -> None:
+    own = "kit:\n  notify: curl https://chat.corp/hook\n  env: {PROXY: 'http://10.0.0.9'}\n  precision: bf16\n"
+    merged.recipe.write_text(own + merged.recipe.read_text())
+    with (merged.export / "README.md").open("a") as file:
+        file.write(f"\n## Recipe\n\n```yaml\n{own}```\n\nas it was\n")
+    done = quick("push", "1", "--to", "me/tiny", "--what", what, "--yes")
+    assert done.returncode == 0, done.stderr
+    card = there(server, "me/tiny")["README.md"].decode()
+    assert (
+        "kit:\n  precision: bf16\n" in card and "lora_rank: 8" in card and ("as it was" in card) == (what == "export")
+    )
+    assert not [word for word in ("notify", "chat.corp", "env:", "10.0.0.9") if word in card]
 
 
 @pytest.mark.usefixtures("merged")
@@ -299,12 +314,12 @@ def test_a_secret_is_refused_with_its_file_and_line(
 
 def test_a_secret_in_the_recipe_and_one_in_the_weights_are_found_too(quick: Command, server: Hub, mine: Run) -> None:
     with mine.recipe.open("a") as file:
-        file.write(f"# {next(iter(SECRETS))}\n")
+        file.write(f"dataset: {list(SECRETS)[2]}\n")
     weights = mine.output / "adapter_model.safetensors"
     weights.write_bytes(bytes((1 << 20) - 5) + b"\x00" + next(iter(SECRETS)).encode() + bytes(1 << 20))
     done = quick("push", "1", "--to", "me/tiny", "--yes")
     assert done.returncode == 2 and "2 errors" in done.stderr
-    assert "README.md holds a Hugging Face token" in done.stderr
+    assert "README.md holds an AWS access key" in done.stderr
     assert "adapter_model.safetensors holds a Hugging Face token" in done.stderr
     assert server.behaviour.requests == []
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from .. import launch, process
 from ..arguments import trained_with
@@ -19,6 +19,7 @@ from ..models import called, look, without_folders
 from ..observe import last_lines
 from ..plan import after
 from ..plan.after import Trained
+from ..recipe import read
 from ..runs import Provenance, Run, provenance_of, read_json, read_lines, write
 from ..tensors import TORCH_NAMES
 from .checks import DTYPES, TOLERANCE, check_files, check_sources, check_target, judge
@@ -27,6 +28,8 @@ from .gguf import LONGEST_SECONDS, Asked, Wish, convert, cost, printed, wish_of
 TABLES = launch.KIT / "tables"
 CARD_ALWAYS = ("stage", "finetuning_type")  # what else a YAML file does not state may have been otherwise
 CARD_TOLD = (*CARD_ALWAYS, "lora_rank", "dataset", "template", "cutoff_len", "quantization_bit")
+UNTOLD = ("kit.notify", "kit.env")  # a recipe's commands and variables: addresses, keys, names of a company's machines
+IN_PROSE = r"()(?<![\w./~-]){}(?![\w-]|\.\w)"  # a path that stands there whole
 NEW_TOKENS = 32
 ANSWERED, HELD_OUT_ROWS = "*/tuned.jsonl", 20  # what an evaluation leaves; the rows that rounding's loss is told of
 
@@ -187,7 +190,7 @@ def card(trained: Trained, run: Run | None, **told: Any) -> str:
     environment = Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701 - not HTML
     settings, provenance = trained_with(trained.arguments), provenance_of(run) if run else Provenance()
     base = provenance.model or trained.weights.model
-    recipe = run.recipe.read_text(encoding="utf-8").rstrip() if run and run.recipe.is_file() else ""
+    recipe = re.sub(IN_PROSE.format(re.escape(base)), lambda _: called(base), _recipe(run)) if run else ""
     scores = [read_json(path) or {} for path in sorted(run.evaluation.glob("*/scores.json"))] if run else []
     return environment.get_template("card.md.j2").render(
         trained=trained,
@@ -195,7 +198,16 @@ def card(trained: Trained, run: Run | None, **told: Any) -> str:
         base=called(base),
         on_a_hub=re.fullmatch(r"[\w.-]+/[\w.-]+", called(base)),
         data={Path(name).name: digest for name, digest in provenance.data_sha256.items()},
-        recipe=without_folders(recipe.replace(base, called(base))),
+        recipe=without_folders(recipe),
         evaluations=[each for each in scores if each.get("metrics")] if run else None,
         **told,
     )
+
+
+def _recipe(run: Run) -> str:
+    """A run's recipe as others may read it."""
+    if not run.recipe.is_file():
+        return ""
+    recipe = read(str(run.recipe))[0]
+    told = {key: entry for key, entry in recipe.kit_entries.items() if not key.startswith(UNTOLD)}
+    return launch.yaml_text(launch.document_of(structs.replace(recipe, kit_entries=told))).rstrip()

@@ -16,13 +16,13 @@ from ..models import called
 from ..plan.after import Trained
 from ..runs import Run, provenance_of
 from ..tables import read
-from . import card
+from . import IN_PROSE, card
 
 Kind = Literal["adapter", "export", "gguf"]
 CARD, HEAD_ENDS = "README.md", "\n# "
 SETTINGS = ("*config.json", "Modelfile*")  # the files that name folders; in all others the same letters are data
 SET_TO = r"""(?m)("\w*(?:path|file)"\s*:\s*"|^(?:FROM|ADAPTER)\s+"?){}(?![\w.-])"""
-IN_PROSE = r"()(?<![\w./~-]){}(?![\w-]|\.\w)"
+RECIPE = re.compile("```yaml\n.*?```", re.DOTALL)
 BLOCK_BYTES, OVERLAP = 1 << 20, 512
 SECRET_NAMES, SHORTEST_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD"), 12  # how such variables end; their values
 Secrets = Mapping[bytes, tuple[re.Pattern[bytes], str]]  # by the mark that is looked for first: patterns are slow
@@ -86,6 +86,7 @@ def _card(parcel: Parcel, licence: str | None) -> str:
     if parcel.kind != "export" or not own.is_file():
         return fresh
     kept = own.read_text(encoding="utf-8").partition(HEAD_ENDS)[2]
+    kept = RECIPE.sub(lambda _: "".join(RECIPE.findall(fresh)), kept)
     return f"{fresh.partition(HEAD_ENDS)[0]}{HEAD_ENDS}{kept}" if kept else fresh
 
 
