@@ -294,6 +294,16 @@ SECRETS = {
     "-----BEGIN RSA PRIVATE KEY-----": "a private key",
     "sk-proj-" + "a1B2" * 6: "an API key",
     "my own long secret": "the value of CORPORATE_API_KEY",
+    "my own long password": "the value of DB_PWD",
+    "https://me:pa:ss@host.corp/x": "a password in an address",
+    "https://hooks.slack.com/services/T0/B0/x": "a Slack webhook",
+    "github_pat_" + "a1B2" * 8: "a GitHub token",
+    "gho_" + "a1B2" * 9: "a GitHub token",
+    "ghs_" + "a1B2" * 9: "a GitHub token",
+    "glpat-" + "a1B2" * 5: "a GitLab token",
+    "AIza" + "a1B2c" * 7: "a Google API key",
+    "/home/of-me": "a folder of this machine",
+    "/home/of-me/x": "a folder of this machine",
 }
 
 
@@ -302,6 +312,8 @@ def test_a_secret_is_refused_with_its_file_and_line(
     quick: Command, server: Hub, mine: Run, secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORPORATE_API_KEY", "my own long secret")
+    monkeypatch.setenv("DB_PWD", "my own long password")
+    monkeypatch.setenv("HOME", "/home/of-me")
     file = mine.output / "chat_template.jinja"
     file.write_text(f"one\ntwo\n{{# {secret} #}}\n")
     done = quick("push", "1", "--to", "me/tiny", "--yes")
@@ -310,6 +322,22 @@ def test_a_secret_is_refused_with_its_file_and_line(
     assert f"where: {file}:3\n" in done.stderr
     assert secret not in done.stderr + done.stdout
     assert server.behaviour.requests == []
+
+
+@pytest.mark.usefixtures("server")
+def test_every_kind_of_secret_on_a_line_is_told_and_what_is_none_is_not(
+    quick: Command, mine: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/of-me")
+    file = mine.output / "chat_template.jinja"
+    file.write_text("/home/of-mechanics https://hub:8080/a@b redis://:${PASS}@host /home/of-me-too")
+    assert "5 files" in quick("push", "1", "--to", "me/tiny", "--yes").stdout
+    file.write_text(" ".join(list(SECRETS)[:3]))
+    done = quick("push", "1", "--to", "me/tiny", "--yes")
+    assert done.returncode == 2 and "3 errors" in done.stderr and done.stderr.count("chat_template.jinja:1\n") == 3
+    monkeypatch.setenv("HOME", "/root")
+    file.write_text("/root/of/me")
+    assert "a folder of this machine" in quick("push", "1", "--to", "me/tiny", "--yes").stderr
 
 
 def test_a_secret_in_the_recipe_and_one_in_the_weights_are_found_too(quick: Command, server: Hub, mine: Run) -> None:
@@ -339,6 +367,7 @@ def test_hashes_are_those_that_git_and_the_hubs_state(tmp_path: Path) -> None:
     [
         ("dataset_dir: /home/me/project/data", "dataset_dir: data"),
         ("[~/rows/one.json, '/data/two.json']", "[one.json, 'two.json']"),
+        ('a: "/home/a b/c d/e", b: "/x y/z", c: \'~/k l/m n\'', 'a: "e", b: "z", c: \'m n\''),
         ("see https://hub.org/owner/name, or 3/4 of it, or /", "see https://hub.org/owner/name, or 3/4 of it, or /"),
     ],
 )
