@@ -138,7 +138,31 @@ def test_without_a_terminal_a_list_is_shown_and_nothing_is_sent(quick: Command, 
     assert "fix:   iis-finetune push 1 --to me/tiny --private --yes" in done.stderr
     assert "'tiny' came from no hub: others cannot load the adapter without it" in done.stderr
     assert str(project) not in done.stdout
+    assert server.uploads.committed == [] and not server.uploads.private
+
+
+@pytest.mark.parametrize(
+    "name", ["../..", "./x", "我/模型", "me/x.git", "me/-z", "-me/x", "me/a--b", "me/a..b", "me", "me/x."]
+)
+def test_a_name_that_no_hub_takes_is_refused_before_anything(quick: Command, server: Hub, mine: Run, name: str) -> None:
+    done = quick("push", mine.name, f"--to={name}", "--yes")
+    assert (done.returncode, done.stdout) == (2, "") and f"'{name}' is not a repository's name" in done.stderr
     assert server.behaviour.requests == []
+
+
+@both
+def test_of_a_repository_that_is_there_it_says_what_is_replaced(
+    quick: Command, server: Hub, mine: Run, source: str
+) -> None:
+    assert "is there already" not in quick("push", "1", "--to", "me/tiny", "--source", source, "--yes").stdout
+    (server.folder / "me" / "tiny" / "notes.txt").write_text("mine")
+    (mine.output / "chat_template.jinja").write_text("another")
+    server.listings.clear()
+    others = len(list((server.folder / "me" / "tiny").iterdir())) - len(ADAPTER)
+    done = quick("push", "1", "--to", "me/tiny", "--source", source)
+    told = f"1 of its files are replaced: chat_template.jinja; {others} other files stay there"
+    assert done.returncode == 2 and f"me/tiny is there already: {told}\n" in done.stdout
+    assert (server.folder / "me" / "tiny" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 @pytest.mark.usefixtures("mine")
@@ -151,7 +175,7 @@ def test_on_a_terminal_it_asks(server: Hub, project: Path) -> None:
     assert child.wait(120) == 0
     said = os.read(ours, 65536).decode()
     assert "send these 5 files? [y/N]" in said and said.rstrip().endswith("nothing was sent")
-    assert server.behaviour.requests == []
+    assert server.uploads.committed == [] and not server.uploads.private
     os.close(ours)
     os.close(theirs)
 
