@@ -138,7 +138,31 @@ def test_without_a_terminal_a_list_is_shown_and_nothing_is_sent(quick: Command, 
     assert "fix:   iis-finetune push 1 --to me/tiny --private --yes" in done.stderr
     assert "'tiny' came from no hub: others cannot load the adapter without it" in done.stderr
     assert str(project) not in done.stdout
+    assert server.uploads.committed == [] and not server.uploads.private
+
+
+@pytest.mark.parametrize(
+    "name", ["../..", "./x", "我/模型", "me/x.git", "me/-z", "-me/x", "me/a--b", "me/a..b", "me", "me/x."]
+)
+def test_a_name_that_no_hub_takes_is_refused_before_anything(quick: Command, server: Hub, mine: Run, name: str) -> None:
+    done = quick("push", mine.name, f"--to={name}", "--yes")
+    assert (done.returncode, done.stdout) == (2, "") and f"'{name}' is not a repository's name" in done.stderr
     assert server.behaviour.requests == []
+
+
+@both
+def test_of_a_repository_that_is_there_it_says_what_is_replaced(
+    quick: Command, server: Hub, mine: Run, source: str
+) -> None:
+    assert "is there already" not in quick("push", "1", "--to", "me/tiny", "--source", source, "--yes").stdout
+    (server.folder / "me" / "tiny" / "notes.txt").write_text("mine")
+    (mine.output / "chat_template.jinja").write_text("another")
+    server.listings.clear()
+    others = len(list((server.folder / "me" / "tiny").iterdir())) - len(ADAPTER)
+    done = quick("push", "1", "--to", "me/tiny", "--source", source)
+    told = f"1 of its files are replaced: chat_template.jinja; {others} other files stay there"
+    assert done.returncode == 2 and f"me/tiny is there already: {told}\n" in done.stdout
+    assert (server.folder / "me" / "tiny" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 @pytest.mark.usefixtures("mine")
@@ -151,7 +175,7 @@ def test_on_a_terminal_it_asks(server: Hub, project: Path) -> None:
     assert child.wait(120) == 0
     said = os.read(ours, 65536).decode()
     assert "send these 5 files? [y/N]" in said and said.rstrip().endswith("nothing was sent")
-    assert server.behaviour.requests == []
+    assert server.uploads.committed == [] and not server.uploads.private
     os.close(ours)
     os.close(theirs)
 
@@ -194,7 +218,7 @@ def test_a_base_of_a_hub_is_named_by_its_id_and_with_its_licence(
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "Org/Base"
     card = files["README.md"].decode()
     assert card.startswith("---\nbase_model: Org/Base\nlicense: apache-2.0\nlibrary_name: peft\n")
-    assert {"model_name_or_path: Org/Base", "dataset_dir: data"} <= set(re.sub(r":\n +", ": ", card).splitlines())
+    assert {"model_name_or_path: Org/Base", "dataset_dir: data"} <= set(re.sub(r": *\n +", ": ", card).splitlines())
     assert "The base model's licence (apache-2.0) and limits apply too." in card
     assert "Org/Base" in page([mine]) and str(project) not in page([mine])
     assert hub.licence_of("Org/Base", {**server.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}) == "apache-2.0"
@@ -294,6 +318,16 @@ SECRETS = {
     "-----BEGIN RSA PRIVATE KEY-----": "a private key",
     "sk-proj-" + "a1B2" * 6: "an API key",
     "my own long secret": "the value of CORPORATE_API_KEY",
+    "my own long password": "the value of DB_PWD",
+    "https://me:pa:ss@host.corp/x": "a password in an address",
+    "https://hooks.slack.com/services/T0/B0/x": "a Slack webhook",
+    "github_pat_" + "a1B2" * 8: "a GitHub token",
+    "gho_" + "a1B2" * 9: "a GitHub token",
+    "ghs_" + "a1B2" * 9: "a GitHub token",
+    "glpat-" + "a1B2" * 5: "a GitLab token",
+    "AIza" + "a1B2c" * 7: "a Google API key",
+    "/home/of-me": "a folder of this machine",
+    "/home/of-me/x": "a folder of this machine",
 }
 
 
@@ -302,6 +336,8 @@ def test_a_secret_is_refused_with_its_file_and_line(
     quick: Command, server: Hub, mine: Run, secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORPORATE_API_KEY", "my own long secret")
+    monkeypatch.setenv("DB_PWD", "my own long password")
+    monkeypatch.setenv("HOME", "/home/of-me")
     file = mine.output / "chat_template.jinja"
     file.write_text(f"one\ntwo\n{{# {secret} #}}\n")
     done = quick("push", "1", "--to", "me/tiny", "--yes")
@@ -310,6 +346,22 @@ def test_a_secret_is_refused_with_its_file_and_line(
     assert f"where: {file}:3\n" in done.stderr
     assert secret not in done.stderr + done.stdout
     assert server.behaviour.requests == []
+
+
+@pytest.mark.usefixtures("server")
+def test_every_kind_of_secret_on_a_line_is_told_and_what_is_none_is_not(
+    quick: Command, mine: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/of-me")
+    file = mine.output / "chat_template.jinja"
+    file.write_text("/home/of-mechanics https://hub:8080/a@b redis://:${PASS}@host /home/of-me-too")
+    assert "5 files" in quick("push", "1", "--to", "me/tiny", "--yes").stdout
+    file.write_text(" ".join(list(SECRETS)[:3]))
+    done = quick("push", "1", "--to", "me/tiny", "--yes")
+    assert done.returncode == 2 and "3 errors" in done.stderr and done.stderr.count("chat_template.jinja:1\n") == 3
+    monkeypatch.setenv("HOME", "/root")
+    file.write_text("/root/of/me")
+    assert "a folder of this machine" in quick("push", "1", "--to", "me/tiny", "--yes").stderr
 
 
 def test_a_secret_in_the_recipe_and_one_in_the_weights_are_found_too(quick: Command, server: Hub, mine: Run) -> None:
@@ -339,6 +391,7 @@ def test_hashes_are_those_that_git_and_the_hubs_state(tmp_path: Path) -> None:
     [
         ("dataset_dir: /home/me/project/data", "dataset_dir: data"),
         ("[~/rows/one.json, '/data/two.json']", "[one.json, 'two.json']"),
+        ('a: "/home/a b/c d/e", b: "/x y/z", c: \'~/k l/m n\'', 'a: "e", b: "z", c: \'m n\''),
         ("see https://hub.org/owner/name, or 3/4 of it, or /", "see https://hub.org/owner/name, or 3/4 of it, or /"),
     ],
 )

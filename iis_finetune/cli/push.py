@@ -11,13 +11,16 @@ import typer
 from rich.filesize import decimal
 
 from .. import evaluate, hub, process, runs
-from ..errors import Misused, ProblemsFound
+from ..errors import Misused
 from ..export.parcel import Kind, Parcel, pack
 from ..models import called
 from . import show
 from .words import RunName, run_named
 
 Repository = Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository; made if it is not there.")]
+REPOSITORY = re.compile(
+    r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<![.-])", re.ASCII
+)  # to both hubs
 Source = Annotated[
     Literal["auto", "huggingface", "modelscope"], typer.Option("--source", help="auto: as for downloads, the first.")
 ]
@@ -35,7 +38,7 @@ def push(
     yes: Yes = False,
 ) -> None:
     """Give the result away on a hub: a list first, no secrets, and every hash compared."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", to):
+    if not REPOSITORY.fullmatch(to):
         raise Misused(f"'{to}' is not a repository's name", "--to OWNER/NAME, as in --to me/my-model", "--to")
     found, environment = run_named(run, runs.finished_run), dict(os.environ)
     trained = evaluate.result_of(found)
@@ -45,15 +48,13 @@ def push(
         packed = pack(Parcel(found, trained, what, folder), licence, environment)
         gift = hub.Gift(to, folder, tuple(packed), source, private)
         _list(packed, f"to {to} on {gift.hub(environment).name}{', private' if private else ''}:")
+        _tell_what_is_there(gift, environment)
         if what == "adapter" and trained.weights.adapters and "/" not in base:
             show.aside(f"warning: '{base}' came from no hub: others cannot load the adapter without it (--what export)")
         if not yes and not _wanted(len(packed)):
             show.line("nothing was sent")
             return
-        try:
-            page, sent = hub.give(gift, environment)
-        except ProblemsFound as refused:
-            show.verdict(refused.problems)
+        page, sent = hub.give(gift, environment)
     show.line(f"{len(packed)} files are there, {len(sent)} of them sent now; every hash is as it is here")
     show.line(f"{page}\nnext: iis-finetune report {found.number:04d}")
 
@@ -63,6 +64,14 @@ def _list(packed: Mapping[hub.RemoteFile, str], title: str) -> None:
     rows = [(f"  {file.path}", decimal(file.size), note) for file, note in packed.items()]
     total = decimal(sum(file.size for file in packed))
     show.table(("  file", "size", ""), [*rows, ("  together", total, "nothing else of the run")], numbers=(1,))
+
+
+def _tell_what_is_there(gift: hub.Gift, environment: Mapping[str, str]) -> None:
+    standing = hub.standing(gift, environment)
+    if standing:
+        replaced, others = standing
+        which = f"{len(replaced)} of its files are replaced{': ' if replaced else ''}{', '.join(replaced)}"
+        show.line(f"{gift.repository} is there already: {which}; {others} other files stay there")
 
 
 def _wanted(count: int) -> bool:

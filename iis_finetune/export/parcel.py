@@ -24,7 +24,8 @@ SETTINGS = ("*config.json", "Modelfile*")  # the files that name folders; in all
 SET_TO = r"""(?m)("\w*(?:path|file)"\s*:\s*"|^(?:FROM|ADAPTER)\s+"?){}(?![\w.-])"""
 RECIPE = re.compile("```yaml\n.*?```", re.DOTALL)
 BLOCK_BYTES, OVERLAP = 1 << 20, 512
-SECRET_NAMES, SHORTEST_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD"), 12  # how such variables end; their values
+SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASS", "_PWD", "CREDENTIALS")  # how variables end
+SHORTEST_SECRET = 12  # of their values
 Secrets = Mapping[bytes, tuple[re.Pattern[bytes], str]]  # by the mark that is looked for first: patterns are slow
 
 
@@ -57,7 +58,7 @@ def pack(parcel: Parcel, licence: str | None, environment: Mapping[str, str]) ->
         file, found = examine(parcel.folder / name, secrets)
         packed[file] = note
         where = str(chosen.get(name, name))
-        problems += [Problem(f"{name} holds {what}", "take it out", Place(where, line)) for line, what in found.items()]
+        problems += [Problem(f"{name} holds {what}", "take it out", Place(where, line)) for what, line in found.items()]
     if problems:
         raise ProblemsFound(problems)
     return packed
@@ -113,17 +114,20 @@ def _write(there: Path, text: str, parcel: Parcel, where: str) -> str:
 
 def _secrets(parcel: Parcel, environment: Mapping[str, str]) -> Secrets:
     """The forms of the table, the values of variables that hold secrets here, and the folders of this machine."""
-    folders = {*parcel.renamed, str(parcel.run.folder.resolve().parent.parent)}
-    literal = {each: "a folder of this machine" for each in folders if each.count("/") > 1}
-    for name, value in environment.items():
-        if name.endswith(SECRET_NAMES) and len(value) >= SHORTEST_SECRET:
-            literal[value] = f"the value of {name}"
+    home = environment.get("HOME", "").rstrip("/")
+    folders = {*parcel.renamed, str(parcel.run.folder.resolve().parent.parent), home, f"{home}/"}
+    forms = {each: rf"{re.escape(each)}(?:(?<=/)|(?![\w-]))" for each in folders if each.count("/") > 1}
     rows = [(row["mark"], row["pattern"], row["name"]) for row in read("push.toml")["secrets"]]
-    rows += [(text, re.escape(text), name) for text, name in literal.items()]
+    rows += [(folder, form, "a folder of this machine") for folder, form in forms.items()]
+    rows += [
+        (value, re.escape(value), f"the value of {name}")
+        for name, value in environment.items()
+        if name.endswith(SECRET_NAMES) and len(value) >= SHORTEST_SECRET
+    ]
     return {mark.encode(): (re.compile(pattern.encode()), name) for mark, pattern, name in rows}
 
 
-def examine(path: Path, secrets: Secrets) -> tuple[RemoteFile, dict[int, str]]:
+def examine(path: Path, secrets: Secrets) -> tuple[RemoteFile, dict[str, int]]:
     """Read a file once: its hashes as the hubs state them, and the first secret of each kind in it by its line."""
     size, end, tail, found = path.stat().st_size, 0, b"", dict[str, int]()
     sha256, git_sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -136,5 +140,5 @@ def examine(path: Path, secrets: Secrets) -> tuple[RemoteFile, dict[int, str]]:
                 if mark in window and (match := pattern.search(window)):
                     found.setdefault(name, begin + match.start())
             end, tail = end + len(block), window[-OVERLAP:]
-    lines = {1 + path.read_bytes()[:at].count(b"\n"): name for name, at in found.items()}
+    lines = {name: 1 + path.read_bytes()[:at].count(b"\n") for name, at in found.items()}
     return RemoteFile(path.name, size, sha256.hexdigest(), git_sha1.hexdigest()), lines

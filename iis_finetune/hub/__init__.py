@@ -9,5 +9,5 @@ from .fetching import Fetched, fetch
 from .folder import installed, is_whole, read_manifest, verify
 from .order import ModelOrder, Patience, RemoteFile, hubs
 from .selection import weights_faults
-from .sending import Gift, give
+from .sending import Gift, give, standing
 from .transfer import Progress, Report

@@ -47,11 +47,29 @@ class Client(Struct, frozen=True):
     errors: tuple[type[Exception], ...]
 
 
-def give(gift: Gift, environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """Send what the hub lacks, compare all with what it has then; the page, what was sent. Raises ProblemsFound (3)."""
+def standing(gift: Gift, environment: Mapping[str, str]) -> tuple[list[str], int] | None:
+    """Which files of a repository would be replaced, and how many are others; None for a new one. Raises as `give`."""
+    hub = _ready(gift, environment)
+    try:
+        there = _there(hub, gift, environment)
+    except HubFailure as failure:
+        raise _told(failure, hub, gift) from failure
+    if there is None:
+        return None
+    ours = [file for file in gift.files if file.path in there]
+    return [file.path for file in ours if _fault(file, there)], len(there) - len(ours)
+
+
+def _ready(gift: Gift, environment: Mapping[str, str]) -> Hub:
     hub = gift.hub(environment)
     if hub.token is None or is_offline(gift.order, environment):
         raise _told(HubFailure("token" if hub.token is None else "offline"), hub, gift)
+    return hub
+
+
+def give(gift: Gift, environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Send what the hub lacks, compare all with what it has then; the page, what was sent. Raises ProblemsFound (3)."""
+    hub = _ready(gift, environment)
     client = (_huggingface if hub.source == "huggingface" else _modelscope)(hub, gift)
     try:
         there = _there(hub, gift, environment)

@@ -20,6 +20,7 @@ from .facts import CONFIG, ModelFacts, from_config
 
 RECORD = ".view.json"
 ABSOLUTE = re.compile(r"""(?<![\w.:/~-])~?/(?:[^\s/"',\]}]+/)+([^\s/"',\]}]+)""")
+QUOTED = re.compile(r"""(["'])~?/(?:[^"'\n/]+/)+([^"'\n/]+)(?=\1)""")  # there it may hold spaces
 HEAD_DIM = 32  # even, as rotary embeddings need; bitsandbytes' 4 bit on a CPU takes rows by 32
 LAYERS = 2
 NOT_KEPT = ("quantization_config", "_name_or_path")
@@ -78,7 +79,7 @@ def called(model: str) -> str:
 
 def without_folders(text: str) -> str:
     """A text for others: of each absolute path in it the last name alone."""
-    return ABSOLUTE.sub(r"\1", text)
+    return ABSOLUTE.sub(r"\1", QUOTED.sub(r"\1\2", text))
 
 
 def _record(folder: Path, precision: str) -> dict[str, Any]:
