@@ -38,8 +38,7 @@ def tune(
     if share_as:
         _share(asked, share_as)
     examined = _examined(asked)
-    named = [lever.strip() for lever in levers.split(",")] if levers else ()
-    tell = show.aside if as_json else show.line
+    named, tell = levers.split(",") if levers else (), show.aside if as_json else show.line
     chosen = tuning.levers_for(examined.machine, examined.plan.settings["stage"], named)
     tell(f"{examined.recipe.name} on {examined.machine.title}: {', '.join(row['name'] for row in chosen)}")
     ends_alike()
