@@ -104,7 +104,7 @@ def test_only_the_kinds_that_are_named_are_left_out(
     quick: Command, dirty: tuple[Path, dict[int, str], list[str]]
 ) -> None:
     data, kinds, _ = dirty
-    done = quick("data", "clean", "dirty", "--drop", "unusable,empty", "--name", "some")
+    done = quick("data", "clean", "dirty", "--drop", "unusable, empty", "--name", "some")
     assert done.returncode == 0, done.stderr
     left = {row["row"] for row in told(data / "some_clean_found.jsonl") if row["left_out"]}
     assert left == {row for row, kind in kinds.items() if kind in ("unusable", "empty")}

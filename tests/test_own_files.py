@@ -180,6 +180,7 @@ def test_rows_of_a_file_whose_columns_were_renamed_are_written_anew_with_their_e
 ) -> None:
     (project / "a.csv").write_text(table(GERMAN, ";"), "utf-8")
     assert quick("data", "add", "a.csv", "--name", "mine").returncode == 0
+    (project / "a.csv.utf8.jsonl.old").write_text("mine")
     registry = project / "data" / "dataset_info.json"
     entries = json.loads(registry.read_text("utf-8"))
     entries["mine"]["num_samples"] = 1
@@ -194,6 +195,10 @@ def test_rows_of_a_file_whose_columns_were_renamed_are_written_anew_with_their_e
     assert anew.returncode == 0, anew.stderr
     entries["mine"] = {**entries["mine"], "columns": {"prompt": "frage", "response": "antwort"}}
     assert json.loads(registry.read_text("utf-8")) == entries
+    assert (project / "a.csv.utf8.jsonl.old").read_text() == "mine"
+    assert (project / "a.csv.utf8.jsonl.old2").read_text("utf-8") == objects(GERMAN).replace('": "', '":"').replace(
+        ', "', ',"'
+    )
     assert "mine: 2 rows, 2 usable" in quick("data", "check", "mine").stdout
 
 

@@ -183,6 +183,7 @@ def test_what_is_made_can_be_read_and_the_original_stays(quick: Command, project
         (("nothing",), "data set 'nothing' is not in"),
         (("few", "--test", "1.5"), "1.5 is no share of the rows"),
         (("few", "--by", "usr"), "no row has a value in a column 'usr'"),
+        (("few", "--by", "input"), "the column 'input' is empty in every row"),
         (("few", "--name", "../few"), "'../few_train' cannot name a data set"),
         (("few", "--test", "0.0001"), "none of 5 rows would be held out"),
         (("broken",), "leave such rows out: iis-finetune data clean broken"),
@@ -192,7 +193,7 @@ def test_a_mistake_gets_a_sentence_and_nothing_is_written(
     quick: Command, project: Path, words: tuple[str, ...], said: str
 ) -> None:
     data = project / "data"
-    register(data, "few", original(5, 14))
+    register(data, "few", [{**row, "input": ""} for row in original(5, 14)])
     register(data, "broken", original(5, 15))
     with (data / "broken.jsonl").open("a") as file:
         file.write('{"instruction": "half')

@@ -256,8 +256,8 @@ def test_a_model_that_is_not_here_gives_its_tokenizer_and_shapes_and_no_weights(
 
 
 def test_a_lever_that_is_not_here_and_a_stage_without_steps_are_told(quick: Command) -> None:
-    done = quick("tune", "tiny", "--levers", "micro-bach")
-    assert done.returncode == 2
+    done = quick("tune", "tiny", "--levers", "micro-batch, micro-bach")
+    assert done.returncode == 2 and "no lever 'micro-bach'" in done.stderr
     assert "did you mean 'micro-batch'?" in done.stderr
     assert quick("tune", "tiny", "lora_rnak=3").returncode == 2
 

@@ -67,7 +67,7 @@ def clean(
     """Leave out rows with something wrong: a new data set, DATASET_clean, and a file that tells why of each."""
     kinds, made = read("row_kinds.toml"), f"{new or name}_clean"
     known = [kind for kind, row in kinds.items() if row["left_out"] and (recipe or kind != "cut")]
-    chosen = drop.split(",") if drop else known
+    chosen = [kind.strip() for kind in drop.split(",")] if drop else known
     for kind in chosen:
         if kind not in known:
             usual = did_you_mean(kind, known, f"some of {','.join(known)}")

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,8 @@ class Unregistered(Struct, frozen=True):
 def add(own: OwnFile, data_dir: Path, progress: Progress | None = None) -> Added:
     """Register one's own data; what LLaMA-Factory cannot read is written once as UTF-8 JSONL, beside it or as `copy`.
 
-    Rows that were written before from this file are written anew, and kept as .old; of their entry, which `columns`
-    change, stays what does not say how rows are read.
+    Rows that were written before from this file are written anew, and kept as .old, .old2, ...; `columns` change their
+    entry, in which stays what does not say how rows are read.
     Raises ProblemsFound, with nothing written, when they cannot be used, are not recognised or their name is taken.
     """
     registry, name = _open(data_dir), own.name or _name_of(own.stem)
@@ -254,7 +254,8 @@ def _made(found: Found, target: Path, anew: bool) -> Iterator[tuple[Path, ...]]:
             if target.exists() and not filecmp.cmp(part, target, shallow=False):
                 if not anew:
                     raise refused(f"{target} is there already", "rename one of the two files", found.place)
-                target.replace(target.with_name(f"{target.name}.old"))
+                kept = (target.with_name(f"{target.name}.old{number}") for number in chain([""], count(2)))
+                target.replace(next(each for each in kept if not each.exists()))
             latest = max(changed(part), changed(origin_of(target) or part))  # which another computer's clock may tell
             os.utime(part, (latest, latest))
             part.replace(target)

@@ -92,6 +92,8 @@ def _read(made: Making, cut: Cut, progress: Progress) -> tuple[NearIndex, Sequen
         hashes.append(key_of(f"{cut.seed} {text if lacks else value}"))
     if cut.by and lacking == len(texts) > 0:
         fix = did_you_mean(cut.by, row.value, f"the columns of the last row: {', '.join(row.value)}")
+        if cut.by in row.value:
+            raise Misused(f"the column '{cut.by}' is empty in every row", "give another column, or none", "--by")
         raise Misused(f"no row has a value in a column '{cut.by}'", fix, "--by")
     return index, texts, hashes, lacking
 

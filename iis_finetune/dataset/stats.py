@@ -144,10 +144,11 @@ def advice(name: str, stats: Stats, cutoff_len: int | None) -> Iterator[str]:
             best //= 2
         while stats.within(best) < FITTING:
             best *= 2
-        share = f"{stats.within(best):.0%} of the rows of '{name}' fit in cutoff_len={best}"
+        share = f"{int(stats.within(best) * 100)}% of the rows of '{name}' fit in cutoff_len={best}"
         if best < cutoff_len:
             part = "half" if best * 2 == cutoff_len else f"1/{cutoff_len // best}"
-            yield f"{share}: {part} of a full row's tokens, and so of a step's activations and logits; others are cut"
+            others = "; others are cut" if stats.within(best) < 1 else ""
+            yield f"{share}: {part} of a full row's tokens, and so of a step's activations and logits{others}"
         elif best > cutoff_len:
             yield f"{share}, {stats.within(cutoff_len):.0%} in cutoff_len={cutoff_len}: the others are cut"
     if stats.copies > REPEATED:

@@ -16,6 +16,7 @@ Settings = Mapping[str, Any]
 def levers_for(machine: Machine, stage: str, named: Sequence[str] = ()) -> list[Row]:
     """The rows that serve, in the table's order; what may change the training only when it is named."""
     here = {row["name"]: row for row in read("tune.toml")["lever"] if _serves(row, machine, stage)}
+    named = [name.strip() for name in named]
     for name in named:
         if name not in here:
             fix = did_you_mean(name, here, f"levers here: {', '.join(here)}")
