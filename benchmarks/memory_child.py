@@ -70,7 +70,7 @@ def quantise(model: Any) -> None:
         for name, layer in list(parent.named_children()):
             if type(layer) is torch.nn.Linear:
                 where, bias = layer.weight.device, layer.bias is not None
-                new = bnb.nn.Linear4bit(  # type: ignore[no-untyped-call]
+                new = bnb.nn.Linear4bit(
                     layer.in_features, layer.out_features, bias, layer.weight.dtype, quant_type="nf4", device="meta"
                 )
                 new.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
