@@ -224,7 +224,10 @@ def test_a_damaged_file_is_one_warning_and_is_put_aside_not_lost(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_with_what_was_measured_and_goes_on_with_it_when_that_is_gone(project: Path) -> None:
+def test_a_run_is_trained_with_what_was_measured_and_goes_on_with_it_when_that_is_gone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
     workspace = Workspace(project, project / "models", project / "runs")
     words = ("kit.env={OMP_NUM_THREADS: 1}",)
     seen = preflight.look(preflight.Question(str(project / "recipes" / "tiny.yaml"), words, workspace, {}, rows=False))
