@@ -254,7 +254,7 @@ def test_a_pipe_of_questions_is_answered_by_all(
     ("words", "told"),
     [
         (["serve", "1", FIRST], f"{FIRST} is named twice"),
-        (["serve", "base", "base"], "no run 'base'"),
+        (["serve", "base", "base"], "base is named twice"),
         (["serve", "1", "2", "--checkpoint", "2"], "--checkpoint goes with one run"),
         (["serve", "1", "2", "--host", "0.0.0.0"], "there is no API key"),
         (["serve", "1", "3"], "the template differs (qwen, llama3)"),

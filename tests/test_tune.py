@@ -287,8 +287,10 @@ WIDE = {**TINY, "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size":
 def deep(project: Path) -> None:
     """The tiny model said to have eight layers, so that trials have two and four; staged trainings load nothing."""
     folder = project / "models" / "tiny"
+    shared = folder.resolve()
+    folder.unlink()
+    shutil.copytree(shared, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").unlink()  # a link
     (folder / "config.json").write_text(
         json.dumps(config | {"num_hidden_layers": 8, "layer_types": config["layer_types"] * 4})
     )
