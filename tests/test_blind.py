@@ -106,6 +106,18 @@ def test_votes_on_other_answers_are_refused(run: Run) -> None:
         blind.count([voting(run, ["skip"] * 20)], run, "held_out", "base")
 
 
+def test_the_votes_of_one_person_count_once(run: Run) -> None:
+    file = voting(run, ["tuned"] * 20, "ann")
+    copied = file.with_name("again.json")
+    copied.write_bytes(file.read_bytes())
+    for both in ([file, file], [file, copied]):
+        with pytest.raises(Misused, match="are the same votes"):
+            blind.count(both, run, "held_out", "base")
+    assert blind.count([file, voting(run, ["tuned"] * 20, "li")], run, "held_out", "base")["share"] == 1.0
+    with pytest.raises(Misused, match="there is no file"):
+        blind.count([file.with_name("nobody.json")], run, "held_out", "base")
+
+
 def test_rows_answered_alike_are_not_asked_about_and_the_order_is_mixed(run: Run) -> None:
     places = [row["tuned"] for row in given(run)]
     assert 4 < sum(places) < 16 and given(run) == given(run)

@@ -171,6 +171,8 @@ def test_init_lays_out_a_project_that_passes_its_check_and_overwrites_nothing(wh
     (tmp_path / "file").touch()
     done = type_in(tmp_path, whole, "iis-finetune", "init", "file")
     assert done.returncode == 2 and "'file' is no folder" in done.stderr
+    done = type_in(tmp_path, whole, "iis-finetune", "init", "/proc/no_place")
+    assert done.returncode == 2 and "/proc/no_place" in done.stderr and "init DIR, one that you" in done.stderr
 
 
 def test_in_an_empty_folder_the_shipped_recipes_and_data_are_found(whole: Path, tmp_path: Path) -> None:
