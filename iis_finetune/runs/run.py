@@ -24,7 +24,7 @@ PPO = Path(sys.prefix).parent / ".venv-ppo"  # the virtual environment of stage 
 
 
 class Workspace(Struct, frozen=True):
-    """The folders a verb works in: recipes and data below the root, models and runs wherever they were put.
+    """The folders a verb works in: recipes and data below the root, the others wherever they were put.
 
     A run that goes on stands on what there was when it began: only runs numbered below `before` can be bases.
     """
