@@ -1,11 +1,12 @@
 """What `tune` finds, against the start and against every combination of the same levers; what fewer layers foretell.
 
-    python benchmarks/tune.py [--workload quickstart|half] [--part search|grid|depth] [--minutes 20]
+    python benchmarks/tune.py [--workload quickstart|half] [--part search|length|grid|depth] [--minutes 20]
 
 `quickstart` is the recipe of that name (its base model is made first), `half` a model of Qwen2.5-0.5B's shapes with
 random weights, rows of 60 to 400 tokens, LoRA of rank 64, micro-batch 1 and checkpointing at the start, global batch 8.
-Part `search` is the verb itself; `grid` every micro-batch with and without checkpointing, measured as a trial is;
-`depth` a step and the memory computed from two and four layers beside those of the whole model.
+Part `search` is the verb itself; `length` also trains the recipe as found, beside what `plan` said that takes; `grid`
+every micro-batch with and without checkpointing, measured as a trial is; `depth` a step and the memory computed from
+two and four layers beside those of the whole model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from iis_finetune import preflight
 from iis_finetune.preflight import Question
-from iis_finetune.runs import Workspace, load
+from iis_finetune.runs import Run, Workspace, attempts, load
 from iis_finetune.tune.search import whole
 from iis_finetune.tune.trial import DEPTHS, Bench, Figures, Trial, bench, try_out
 
@@ -97,6 +98,19 @@ def search(folder: Path, recipe: str, minutes: float) -> None:
     print(f"| {pair} | {(time.monotonic() - began) / 60:.1f} | {json.dumps(row.settings)} |")
 
 
+def length(folder: Path, recipe: str, minutes: float) -> None:
+    """The training alone, as `plan` tells it: what is evaluated after it has a length of its own."""
+    search(folder, recipe, minutes)
+    told = subprocess.run([*KIT, "plan", recipe, "--json"], cwd=folder, check=True, capture_output=True, text=True)
+    decisions = {each["name"]: each["value"] for each in json.loads(told.stdout)["decisions"]}
+    subprocess.run([*KIT, "train", recipe, "kit.evaluate_after=null"], cwd=folder, check=True)
+    last = max((folder / "runs").glob(f"[0-9]*-{recipe}"))
+    (attempt,) = attempts(Run(last))
+    real = (attempt.ended or 0.0) - attempt.started
+    print("\n| predicted, s | real, s | predicted/real |\n|---|---|---|")
+    print(f"| {decisions['expected_seconds']} | {real:.0f} | {decisions['expected_seconds'] / real:.2f} |")
+
+
 def question(folder: Path, recipe: str) -> Question:
     os.chdir(folder)
     workspace = Workspace(folder, folder / "models", folder / "runs")
@@ -106,14 +120,14 @@ def question(folder: Path, recipe: str) -> Question:
 def measured(at: Bench, settings: Mapping[str, object], depths: tuple[int, ...]) -> Figures:
     trials = [try_out(at, Trial(settings, layers), 1800) for layers in depths]
     wrong = [f"{each.trouble}: {each.why}" for each in trials if each.trouble]
-    return trials[0] if wrong else whole(trials, depths, at.layers)
+    return trials[0] if wrong or len(trials) == 1 else whole(trials, depths, at.layers)
 
 
 def grid(at: Bench) -> None:
     print("\n| micro-batch | checkpointing | s/step | tokens/s | GiB |\n|---|---|---|---|---|", flush=True)
     sizes = [size for size in (1, 2, 4, 8, 16) if at.rows % size == 0]
     for size, off in itertools.product(sizes, (False, True)):
-        cost = measured(at, {MICRO_BATCH: size, CHECKPOINTING: off}, at.depths)
+        cost = measured(at, {MICRO_BATCH: size, CHECKPOINTING: off}, at.depths[-1:])
         rate = cost.tokens_per_step / cost.seconds_per_step
         figures = f"{cost.seconds_per_step:.3g} | {rate:.0f} | {cost.held_gib:.2f}"
         print(f"| {size} | {'off' if off else 'on'} | {cost.trouble or figures} |", flush=True)
@@ -132,14 +146,14 @@ def depth(at: Bench) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", choices=("quickstart", "half"), default="quickstart")
-    parser.add_argument("--part", choices=("search", "grid", "depth"), default="search")
+    parser.add_argument("--part", choices=("search", "length", "grid", "depth"), default="search")
     parser.add_argument("--minutes", type=float, default=20.0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = prepare(folder, asked.workload)
-        if asked.part == "search":
-            search(folder, recipe, asked.minutes)
+        if asked.part in ("search", "length"):
+            (search if asked.part == "search" else length)(folder, recipe, asked.minutes)
             return
         wanted = question(folder, recipe)
         with bench(wanted, preflight.examine(wanted)) as at:

@@ -129,7 +129,7 @@ FASTER = {"name": "faster", "try": [{"env.FAKE_STEP_SECONDS": "0.01"}]}
 
 def test_what_is_faster_and_trains_the_same_is_kept(tuner: Tuner, project: Path) -> None:
     measured, told = tuner({"name": "slower", "try": [{"env.FAKE_STEP_SECONDS": "0.08"}]}, FASTER)
-    assert [row["verdict"] for row in told] == ["the start", "no faster", "kept"]
+    assert [row["verdict"] for row in told] == ["the start", "no faster", "kept", "trains what the start trains"]
     assert measured.settings == {"env.FAKE_STEP_SECONDS": "0.01"}
     assert measured.seconds_per_step < measured.start_seconds_per_step
     assert measured.global_batch_size == 4
@@ -138,10 +138,32 @@ def test_what_is_faster_and_trains_the_same_is_kept(tuner: Tuner, project: Path)
     assert not (project / "runs").exists()
 
 
-def test_what_is_fast_and_wrong_is_refused_by_the_gate(tuner: Tuner) -> None:
-    measured, told = tuner({"name": "skips", "try": [{"env.FAKE_SKIPS": "1"}]})
-    assert measured.settings == {}
-    assert told[1]["verdict"] == "fast, and refused: the loss of held-out rows is 2.5, the start's 2"
+def test_what_is_as_it_was_at_the_start_again_is_nothing_that_was_found(tuner: Tuner) -> None:
+    def planted(micro_batch: int, seconds: str) -> dict[str, Any]:
+        return {
+            "name": seconds,
+            "try": [{"per_device_train_batch_size": micro_batch, "env.FAKE_STEP_SECONDS": seconds}],
+        }
+
+    measured, told = tuner(planted(1, "0.02"), planted(2, "0.005"))
+    assert [row["verdict"] for row in told[:3]] == ["the start", "kept", "kept"]
+    assert measured.settings == {"env.FAKE_STEP_SECONDS": "0.005"}
+
+
+SKIPS = {"name": "skips", "try": [{"env.FAKE_SKIPS": "1"}]}
+
+
+def test_what_is_fast_and_wrong_is_refused_by_its_first_losses(tuner: Tuner) -> None:
+    measured, told = tuner(SKIPS, FASTER)
+    assert told[1]["verdict"] == "fast, and refused: the loss of step 2 is 3, the start's 2.95"
+    assert measured.settings == {"env.FAKE_STEP_SECONDS": "0.01"}
+
+
+def test_what_trains_something_else_in_twenty_steps_goes(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "ROUNDED", 1.0)  # as if the first losses told nothing
+    measured, told = tuner(SKIPS)
+    assert measured.settings == {} and [row["verdict"] for row in told[:2]] == ["the start", "kept"]
+    assert told[2]["verdict"] == "fast, and refused: the loss of held-out rows is 2.5, the start's 2"
 
 
 def test_what_is_slow_when_repeated_is_refused(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +175,7 @@ def test_what_is_slow_when_repeated_is_refused(tuner: Tuner, monkeypatch: pytest
 
     monkeypatch.setattr(search, "try_out", uneven)
     measured, told = tuner(FASTER)
-    assert measured.settings == {} and told[1]["verdict"].startswith("fast at first, and slow when repeated: ")
+    assert measured.settings == {} and told[-1]["verdict"].startswith("fast at first, and slow when repeated: ")
 
 
 def test_the_best_before_is_begun_with_and_kept_where_no_time_is_left(tuner: Tuner, project: Path) -> None:
@@ -214,6 +236,7 @@ def test_the_verb_shows_a_table_keeps_the_best_and_goes_on_where_it_was(
     words = ("tune", "tiny", f"kit.env={{VIRTUAL_ENV: {python.parent.parent}}}", "--levers", "micro-batch")
     done = quick(*words)
     assert done.returncode == 0, done.stderr
+    assert "  tokens/s  peak GiB loss off  what was tried: " in done.stdout
     assert "as it stands: the start" in done.stdout
     assert "next: iis-finetune plan tiny 'kit.env=" in done.stdout
     assert re.search(r"the whole recipe, of 4 steps: \d+ s as it stands, \d+ s at best", done.stdout)
@@ -310,12 +333,16 @@ def test_the_start_and_the_best_are_confirmed_with_all_layers_and_a_best_that_fa
 
     monkeypatch.setattr(search, "try_out", failing)
     monkeypatch.setattr(search, "GAIN", 100.0)  # what is faster is not the question here
-    monkeypatch.setattr(search, "SLOWER", 100.0)
     measured, told = tuner(FASTER, {"name": "fastest", "try": [{"env.FAKE_STEP_SECONDS": "0.001"}]})
     verdicts = [(row["name"], re.split("[:0-9]", row["verdict"])[0].strip()) for row in told]
     assert verdicts[:3] == [("as it stands", "the start"), ("faster", "kept"), ("fastest", "kept")]
     foretold = ("all layers", "fewer layers foretold")
-    assert verdicts[3:] == [foretold, ("all layers", "out of memory"), foretold]
+    assert verdicts[3:] == [
+        ("its quality", "trains what the start trains"),
+        foretold,
+        ("all layers", "out of memory"),
+        foretold,
+    ]
     assert measured.settings == {"env.FAKE_STEP_SECONDS": "0.01"}
 
 
@@ -378,7 +405,7 @@ def test_a_real_training_that_skips_updates_is_refused_and_a_larger_micro_batch_
     ]
     told: list[dict[str, Any]] = []
     measured = tune.tune((question, preflight.examine(question), None), planted, LONGEST / 60, told.append)
-    assert "fast, and refused: the loss of held-out rows" in told[1]["verdict"]
+    assert "fast, and refused: the loss of step " in told[1]["verdict"]
     assert [row["verdict"] for row in told[::2]] == ["the start", "kept"]
     assert measured.settings == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     assert 0.1 < (measured.peak_gib or 0) < 4

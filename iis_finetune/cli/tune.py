@@ -44,6 +44,8 @@ def tune(
     ends_alike()
     try:
         words_of = _words(asked, examined, tell)
+        tell("each row is a short real training; the first may take minutes, most of them to load the model")
+        tell(f"{'tokens/s':>10} {'peak GiB':>9} {'loss off':>8}  what was tried: what became of it; time left")
         measured = tuning.tune((asked, examined, words_of), chosen, minutes, lambda row: tell(_text(row)))
     except KeyboardInterrupt:
         show.aside("ended; what the finished trials gave is kept: the same command goes on from there")

@@ -33,7 +33,7 @@ def tune(asked: tuple[Question, Examined, Path | None], levers: Sequence[Row], m
             return before
         for lever in levers:
             search.pull(lever)
-        search.confirm()
+        search.settle()
     found = _measured(at.examined, search, (time.monotonic() - began) / 60)
     save(folder, found)
     return found
@@ -46,7 +46,8 @@ def _before(folder: Path, at: Bench) -> Measured | None:
 
 
 def _measured(examined: Examined, search: Search, minutes: float) -> Measured:
-    plan, settings, best = examined.plan, dict(search.best.settings), search.best.whole
+    plan, best = examined.plan, search.best.whole
+    settings = {name: value for name, value in search.best.settings.items() if value != now_of(plan, name)}
     if {MICRO_BATCH, "kit.devices"} & settings.keys():
         rows = settings.setdefault(MICRO_BATCH, plan.settings[MICRO_BATCH])
         settings[ACCUMULATION] = global_batch(plan) // (rows * settings.get("kit.devices", plan.processes))

@@ -18,13 +18,14 @@ from ..plan.fit import limit_gib
 from ..plan.measured import ACCUMULATION, key_of, now_of
 from ..runs import read_lines, typed
 from ..runs.documents import append
+from ..tables import read
 from .levers import Settings
 from .trial import Bench, Figures, Trial, try_out
 
 GAIN = 0.98  # of the best's time: what is less of a gain is noise
-SLOWER = 1.10  # of the best's time with fewest layers: the others are left out
 AGAIN = 1.5  # of the start's time in the steps for the quality, whose rows are short
 PATIENCE, LEAST_SECONDS = 4.0, 60.0  # times what the start took, at least: what takes longer hangs, or is of no use
+CONFIRMING = 0.5  # of all the time, at most, for start and best with all layers
 EXACT, ROUNDED, HELD_OUT = 1e-5, 1e-3, 0.005  # how far losses may be apart, as a share of the start's
 Changes = Literal["nothing", "rounding", "training"]
 ORDER: tuple[Changes, ...] = ("nothing", "rounding", "training")
@@ -35,11 +36,11 @@ class CardFault(RunFailed):
 
 
 class Candidate(Struct, frozen=True):
-    """Settings tried to the end, the most that they may change, what they cost with few layers and with all."""
+    """Settings, the most that they may change, what they cost with the most layers of a trial and with all."""
 
     settings: Settings
     changes: Changes
-    trials: tuple[Figures, ...]
+    deepest: Figures
     whole: Figures
 
 
@@ -67,39 +68,70 @@ class Search:
         return self.accepted[-1]
 
     @property
+    def fp32(self) -> bool:
+        return self.at.examined.plan.precision == "fp32"
+
+    @property
     def left_seconds(self) -> float:
         return max(self.minutes * 60 - (time.monotonic() - self.began), 0.0)
 
+    @property
+    def confirming_seconds(self) -> float:
+        """What the start and the best will take with all layers; 0 where they are measured so anyhow, or cannot be."""
+        if self.at.layers in self.at.depths or not self.at.examined.model.folder:
+            return 0.0
+        steps = read("tune.toml")["trial"]["time"]["max_steps"]
+        pair = (self.accepted[0], self.best)
+        needed = sum(each.deepest.start_up_seconds + steps * each.whole.seconds_per_step for each in pair)
+        return needed if needed <= CONFIRMING * self.minutes * 60 else 0.0
+
+    @property
+    def tries(self) -> bool:
+        """Whether time is left beside what the last look at the best will take."""
+        return self.left_seconds > self.confirming_seconds + 2 * self.accepted[0].deepest.took_seconds
+
     def start(self) -> None:
         """Measure the recipe as it stands. Raises RunFailed where it cannot be trained here."""
-        found = self._measured({}, "nothing")
+        found = self._with_layers({}, self.at.depths)
         if isinstance(found, str):
             raise RunFailed(f"the recipe as it stands cannot be measured: {found}")
-        self.accepted.append(found)
-        self._say("as it stands", {}, found, "the start")
+        self.accepted.append(Candidate({}, "nothing", found[-1], whole(found, self.at.depths, self.at.layers)))
+        self._say("as it stands", {}, self.best, "the start")
 
     def again(self, settings: Settings) -> bool:
         """Begin with what was the best before; whether there was time for it."""
         lever = {"name": "the best before", "changes": "rounding"}
         chosen = {name: value for name, value in settings.items() if name != ACCUMULATION and value is not None}
-        if self.left_seconds:
+        tries = self.tries
+        if tries:
             self._better(lever, chosen)
-        return self.left_seconds > 0
+        return tries
 
     def pull(self, lever: Row) -> None:
         """Try what a lever has."""
         if any(self._now(name) != value for name, value in lever.get("only_if", {}).items()):
             return
         for settings in self._doubled(lever["doubled"]) if "doubled" in lever else self._listed(lever):
-            if self.left_seconds:
+            if self.tries:
                 self._better(lever, settings)
 
-    def confirm(self) -> None:
-        """Measure the start and the best with the model itself where it is on disk; a best that fails there goes."""
-        if self.at.examined.model.folder and self.at.layers not in self.at.depths:
+    def settle(self) -> None:
+        """Look at what the best trains, and at what it and the start cost with all layers; a best that fails goes."""
+        while len(self.accepted) > 1:
+            why = self._refusal(self.best)
+            self._say("its quality", self.best.settings, why or self.best, why or "trains what the start trains")
+            if not why:
+                break
+            self.accepted.pop()
+        if not self.left_seconds:
+            return
+        if self.confirming_seconds:
             self._confirmed(0)
             while len(self.accepted) > 1 and not self._confirmed(-1):
                 self.accepted.pop()
+        elif not isinstance(found := self._with_layers(self.best.settings, self.at.depths), str):
+            held = whole(found, self.at.depths, self.at.layers).held_gib
+            self.accepted[-1] = replace(self.best, whole=replace(self.best.whole, held_gib=held))
 
     def _confirmed(self, number: int) -> bool:
         """Whether the model itself trains so; what that costs goes before what fewer layers foretold."""
@@ -108,7 +140,11 @@ class Search:
         found: Candidate | str = f"{figures.trouble}: {figures.why}"
         if not figures.trouble:
             self.accepted[number] = found = replace(foretold, whole=figures)
-        told = f"fewer layers foretold {foretold.whole.seconds_per_step / figures.seconds_per_step:.0%} of this time"
+        share = (
+            foretold.whole.seconds_per_step / figures.seconds_per_step,
+            foretold.whole.held_gib / (figures.held_gib or 1),
+        )
+        told = f"fewer layers foretold {share[0]:.0%} of this time and {share[1]:.0%} of this memory"
         self._say("all layers", foretold.settings, found, found if isinstance(found, str) else told)
         return figures.trouble in (None, "out of time")
 
@@ -137,23 +173,40 @@ class Search:
         """Measure the best with a lever's settings on top, and keep what is better and trains the same."""
         changes = max(lever["changes"], self.best.changes, key=ORDER.index)
         found = self._measured({**self.best.settings, **settings}, changes)
-        why = found if isinstance(found, str) else self._no_gain(found) or self._refusal(found)
+        why = found if isinstance(found, str) else self._no_gain(found) or self._apart(found)
         if not isinstance(found, str) and why is None:
             self.accepted.append(found)
         self._say(lever["name"], settings, found, why or "kept")
 
     def _measured(self, settings: Settings, changes: Changes) -> Candidate | str:
-        """What the settings give, or why they are no candidate."""
+        """What the settings give, or why they are no candidate.
+
+        Its time with all layers is the start's in the proportion of the trials with the most: a line through two
+        trials, drawn on to all layers, would make ten times as much of chance.
+        """
+        found, start, depths = self._with_layers(settings, self.at.depths[-1:]), self.accepted[0], self.at.depths
+        if isinstance(found, str):
+            return found
+        (deepest,) = found
+        share = deepest.seconds_per_step / start.deepest.seconds_per_step
+        held = start.whole.held_gib * deepest.held_gib / start.deepest.held_gib
+        limit = limit_gib(self.at.examined.machine)
+        if limit and deepest.held_gib * self.at.layers / depths[-1] > limit:
+            found = self._with_layers(settings, depths)
+            if isinstance(found, str):
+                return found
+            held = whole(found, depths, self.at.layers).held_gib
+        seconds = share * start.whole.seconds_per_step
+        return Candidate(settings, changes, deepest, replace(deepest, seconds_per_step=seconds, held_gib=held))
+
+    def _with_layers(self, settings: Settings, depths: Sequence[int]) -> list[Figures] | str:
+        """A trial with each number of layers, or what went wrong."""
         trials: list[Figures] = []
-        for number, layers in enumerate(self.at.depths):
-            figures = self._tried(Trial(settings, layers))
-            if figures.trouble:
-                return f"{figures.trouble}: {figures.why}"
-            trials.append(figures)
-            best = self.best.trials[number].seconds_per_step if self.accepted else math.inf
-            if len(self.at.depths) > 1 and figures.seconds_per_step > SLOWER * best:
-                return f"slower with {layers} layers: {figures.seconds_per_step / best:.2f} times the best's step"
-        return Candidate(settings, changes, tuple(trials), whole(trials, self.at.depths, self.at.layers))
+        for layers in depths:
+            trials.append(self._tried(Trial(settings, layers)))
+            if trials[-1].trouble:
+                return f"{trials[-1].trouble}: {trials[-1].why}"
+        return trials
 
     def _tried(self, trial: Trial) -> Figures:
         """One trial, or what it gave before. Raises CardFault."""
@@ -162,7 +215,7 @@ class Search:
         if name in self.known:
             return self.known[name]
         deeper = max(trial.layers / self.at.depths[-1], 1.0)
-        patience = PATIENCE * deeper * self.accepted[0].trials[-1].took_seconds if self.accepted else math.inf
+        patience = PATIENCE * deeper * self.accepted[0].deepest.took_seconds if self.accepted else math.inf
         figures = try_out(self.at, trial, max(min(max(patience, LEAST_SECONDS), self.left_seconds), 1.0))
         if figures.trouble == "stall" and not self.left_seconds:
             return replace(figures, trouble="out of time")  # not kept: the next `tune` tries it again
@@ -180,43 +233,55 @@ class Search:
             return f"does not fit: the whole model needs {found.whole.held_gib:.1f} of {limit:.1f} GiB"
         return None if found.whole.seconds_per_step <= GAIN * self.best.whole.seconds_per_step else "no faster"
 
+    def _apart(self, found: Candidate) -> str | None:
+        """Why the losses of the timed steps show already that it trains something else."""
+        if now_of(self.at.examined.plan, "lora_dropout"):
+            return None  # another micro-batch drops others
+        start = self.accepted[0].deepest
+        return refusal((start, found.deepest, start), found.changes, self.fp32, ROUNDED)
+
     def _refusal(self, found: Candidate) -> str | None:
         """Why what it trains in a few steps is not what the start trains; None where it is."""
-        layers = self.at.depths[0]
-        one, two = (self._tried(Trial({}, layers, "quality", repeat)) for repeat in (0, 1))
-        other = self._tried(Trial(found.settings, layers, "quality"))
-        for each in (one, two, other):
+        why, trained = None, list[Figures]()
+        for settings, repeat in (({}, 0), (found.settings, 0), ({}, 1)):
+            each = self._tried(Trial(settings, self.at.depths[0], "quality", repeat))
             if each.trouble == "out of time":
                 return "faster, but no time was left to see what it trains: the same command goes on from there"
             if each.trouble or each.held_out is None:
                 return f"refused: {each.trouble} in the steps for its quality: {each.why}"
-        again = other.seconds_per_step / max(one.seconds_per_step, two.seconds_per_step)
-        if again > AGAIN:
-            return f"fast at first, and slow when repeated: {again:.1f} times the start's step"
-        return refusal((one, two, other), found.changes, self.at.examined.plan.precision == "fp32")
+            trained.append(each)
+            if trained[1:]:  # the start's repeat tells what chance does: it can only allow more
+                why = refusal((*trained, trained[0])[:3], found.changes, self.fp32)
+                if not why:
+                    break
+        again = trained[1].seconds_per_step / trained[0].seconds_per_step
+        slow = f"fast at first, and slow when repeated: {again:.1f} times the start's step"
+        return why or (slow if again > AGAIN else None)
 
     def _say(self, name: str, settings: Settings, found: Candidate | str, verdict: str) -> None:
         row: dict[str, Any] = {"name": name, "settings": dict(settings), "verdict": verdict}
         if not isinstance(found, str):
-            cost, start = found.whole, self.accepted[0].trials[0].losses[0]
+            cost, start = found.whole, self.accepted[0].deepest.losses[0]
             row |= {"tokens_per_second": cost.tokens_per_step / cost.seconds_per_step, "peak_gib": cost.held_gib}
             row |= {"seconds_per_step": cost.seconds_per_step, "noise": cost.noise}
-            row |= {"loss_difference": found.trials[0].losses[0] / start - 1}
+            row |= {"loss_difference": found.deepest.losses[0] / start - 1}
         self.rows.append(row)
         self.tell({**row, "left_seconds": self.left_seconds})
 
 
-def refusal(trained: tuple[Figures, Figures, Figures], changes: Changes, fp32: bool) -> str | None:
-    """Why the third of three trainings is not what the first is; the second, a repeat of it, tells what chance does."""
+def refusal(trained: Sequence[Figures], changes: Changes, fp32: bool, exact: float = EXACT) -> str | None:
+    """Why the second training is not what the first, the start's, is; the third, its repeat, tells what chance does."""
     losses = list(zip(*(each.losses for each in trained), strict=False))
-    looks = [("held-out rows", tuple(each.held_out or math.nan for each in trained), HELD_OUT)]
+    looks = []
+    if trained[0].held_out is not None:
+        looks = [("held-out rows", tuple(each.held_out or math.nan for each in trained), HELD_OUT)]
     if changes == "nothing" and fp32:
-        looks += [(f"step {number}", each, EXACT) for number, each in enumerate(losses, 1)]
+        looks += [(f"step {number}", each, exact) for number, each in enumerate(losses, 1)]
     elif changes != "training":
         looks += [("step 1", losses[0], ROUNDED)]
-    for what, (start, again, found), least in looks:
-        if not abs(start - found) <= max(least * abs(start), 2 * abs(start - again)):
-            return f"fast, and refused: the loss of {what} is {found:.6g}, the start's {start:.6g}"
+    for what, (first, other, repeated), least in looks:
+        if not abs(first - other) <= max(least * abs(first), 2 * abs(first - repeated)):
+            return f"fast, and refused: the loss of {what} is {other:.6g}, the start's {first:.6g}"
     return None
 
 

@@ -211,10 +211,11 @@ def _judge(run: Run, code: int | str, larger: float, started: float) -> Figures:
     timed = steps[UNTIMED:]
     seconds = [later["at"] - before["at"] for before, later in zip(steps[UNTIMED - 1 :], timed, strict=False)]
     each = [taken / max(line["tokens"], 1) for taken, line in zip(seconds, timed, strict=True)]
+    tokens = statistics.mean(max(line["tokens"], 1) for line in timed)
     return Figures(
-        seconds_per_step=statistics.mean(seconds) * larger,
+        seconds_per_step=statistics.median(each) * tokens * larger,
         noise=statistics.pstdev(each) / statistics.mean(each) / math.sqrt(len(each)),
-        tokens_per_step=statistics.mean(line["tokens"] for line in timed) * larger,
+        tokens_per_step=tokens * larger,
         start_up_seconds=steps[0]["at"] - started,
         held_gib=max(line["held_gib"] for line in steps),
         losses=tuple(line["loss"] for line in steps),
