@@ -303,19 +303,19 @@ def test_ctrl_c_keeps_what_finished_trials_gave_and_leaves_nothing_running(proje
     assert left_after({"MARK": mark}, 10) == []
 
 
-WIDE = {**TINY, "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 400}
+WIDE = {**TINY, "num_hidden_layers": 12, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 400}
 
 
 @pytest.fixture
 def deep(project: Path) -> None:
-    """The tiny model said to have eight layers, so that trials have two and four; staged trainings load nothing."""
+    """The tiny model said to have twelve layers, so that trials have four and eight; staged trainings load nothing."""
     folder = project / "models" / "tiny"
     shared = folder.resolve()
     folder.unlink()
     shutil.copytree(shared, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps(config | {"num_hidden_layers": 8, "layer_types": config["layer_types"] * 4})
+        json.dumps(config | {"num_hidden_layers": 12, "layer_types": config["layer_types"] * 6})
     )
 
 
@@ -327,7 +327,7 @@ def test_the_start_and_the_best_are_confirmed_with_all_layers_and_a_best_that_fa
     tried = search.try_out
 
     def failing(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
-        if trial.layers == 8 and trial.settings.get("env.FAKE_STEP_SECONDS") == "0.001":
+        if trial.layers == 12 and trial.settings.get("env.FAKE_STEP_SECONDS") == "0.001":
             return Figures(trouble="out of memory", why="seven of eight")
         return tried(at, trial, limit_seconds)
 
@@ -358,12 +358,12 @@ def test_fewer_layers_foretell_the_memory_of_the_whole(project: Path, monkeypatc
     workspace = Workspace(project, project / "models", project / "runs")
     question = Question("tiny", ("model_name_or_path=models/wide", "kit.tuned=false"), workspace, dict(os.environ))
     with bench(question, preflight.examine(question)) as at:
-        assert at.depths == (2, 4)
-        two, four, eight = (try_out(at, Trial({}, layers), LONGEST) for layers in (2, 4, 8))
-    assert [each.trouble for each in (two, four, eight)] == [None, None, None]
-    told = search.whole([two, four], (2, 4), 8)
-    assert abs(told.held_gib / eight.held_gib - 1) < 0.05
-    assert two.tokens_per_step == eight.tokens_per_step
+        assert at.depths == (4, 8)
+        four, eight, twelve = (try_out(at, Trial({}, layers), LONGEST) for layers in (4, 8, 12))
+    assert [each.trouble for each in (four, eight, twelve)] == [None, None, None]
+    told = search.whole([four, eight], (4, 8), 12)
+    assert abs(told.held_gib / twelve.held_gib - 1) < 0.05
+    assert four.tokens_per_step == twelve.tokens_per_step
 
 
 SABOTAGED = """\

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ..errors import RunFailed
 from ..machine import Row
 from ..plan.fit import limit_gib
-from ..plan.measured import ACCUMULATION, key_of, now_of
+from ..plan.measured import ACCUMULATION, MICRO_BATCH, key_of, now_of
 from ..runs import read_lines, typed
 from ..runs.documents import append
 from ..tables import read
@@ -25,6 +25,7 @@ from .trial import Bench, Figures, Trial, try_out
 GAIN = 0.98  # of the best's time: what is less of a gain is noise
 AGAIN = 1.5  # of the start's time in the steps for the quality, whose rows are short
 PATIENCE, LEAST_SECONDS = 4.0, 60.0  # times what the start took, at least: what takes longer hangs, or is of no use
+FEWEST_ROWS = 4  # of a step for the quality
 CONFIRMING = 0.5  # of all the time, at most, for start and best with all layers
 EXACT, ROUNDED, HELD_OUT = 1e-5, 1e-3, 0.005  # how far losses may be apart, as a share of the start's
 Changes = Literal["nothing", "rounding", "training"]
@@ -36,11 +37,11 @@ class CardFault(RunFailed):
 
 
 class Candidate(Struct, frozen=True):
-    """Settings, the most that they may change, what they cost with the most layers of a trial and with all."""
+    """Settings, the most that they may change, what they cost with the fewest layers of a trial and with all."""
 
     settings: Settings
     changes: Changes
-    deepest: Figures
+    shallow: Figures
     whole: Figures
 
 
@@ -54,6 +55,7 @@ class Search:
     tell: Callable[[dict[str, Any]], None]
     began: float = field(default_factory=time.monotonic)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    looked_seconds: float = 0.0  # what a look at the quality took at most
     accepted: list[Candidate] = field(default_factory=list)  # the start first, the best last
 
     def __post_init__(self) -> None:
@@ -82,20 +84,21 @@ class Search:
             return 0.0
         steps = read("tune.toml")["trial"]["time"]["max_steps"]
         pair = (self.accepted[0], self.best)
-        needed = sum(each.deepest.start_up_seconds + steps * each.whole.seconds_per_step for each in pair)
+        needed = sum(each.shallow.start_up_seconds + steps * each.whole.seconds_per_step for each in pair)
         return needed if needed <= CONFIRMING * self.minutes * 60 else 0.0
 
     @property
     def tries(self) -> bool:
         """Whether time is left beside what the last look at the best will take."""
-        return self.left_seconds > self.confirming_seconds + 2 * self.accepted[0].deepest.took_seconds
+        looking = self.looked_seconds or 2 * self.accepted[0].shallow.took_seconds
+        return self.left_seconds > self.confirming_seconds + looking
 
     def start(self) -> None:
         """Measure the recipe as it stands. Raises RunFailed where it cannot be trained here."""
         found = self._with_layers({}, self.at.depths)
         if isinstance(found, str):
             raise RunFailed(f"the recipe as it stands cannot be measured: {found}")
-        self.accepted.append(Candidate({}, "nothing", found[-1], whole(found, self.at.depths, self.at.layers)))
+        self.accepted.append(Candidate({}, "nothing", found[0], whole(found, self.at.depths, self.at.layers)))
         self._say("as it stands", {}, self.best, "the start")
 
     def again(self, settings: Settings) -> bool:
@@ -139,6 +142,8 @@ class Search:
         figures = self._tried(Trial(foretold.settings, self.at.layers))
         found: Candidate | str = f"{figures.trouble}: {figures.why}"
         if not figures.trouble:
+            if number == 0:  # the others were foretold as shares of it
+                self.accepted = [_scaled(each, foretold.whole, figures) for each in self.accepted]
             self.accepted[number] = found = replace(foretold, whole=figures)
         share = (
             foretold.whole.seconds_per_step / figures.seconds_per_step,
@@ -174,6 +179,8 @@ class Search:
         changes = max(lever["changes"], self.best.changes, key=ORDER.index)
         found = self._measured({**self.best.settings, **settings}, changes)
         why = found if isinstance(found, str) else self._no_gain(found) or self._apart(found)
+        if not isinstance(found, str) and why is None and lever["changes"] != "nothing":
+            why = self._refusal(found)  # at once: what is kept after it would go with it
         if not isinstance(found, str) and why is None:
             self.accepted.append(found)
         self._say(lever["name"], settings, found, why or "kept")
@@ -181,23 +188,23 @@ class Search:
     def _measured(self, settings: Settings, changes: Changes) -> Candidate | str:
         """What the settings give, or why they are no candidate.
 
-        Its time with all layers is the start's in the proportion of the trials with the most: a line through two
-        trials, drawn on to all layers, would make ten times as much of chance.
+        Its time with all layers is the start's in the proportion of the trials with the fewest: a line through two
+        trials of its own, drawn on to all layers, would make some times as much of chance.
         """
-        found, start, depths = self._with_layers(settings, self.at.depths[-1:]), self.accepted[0], self.at.depths
+        found, start, depths = self._with_layers(settings, self.at.depths[:1]), self.accepted[0], self.at.depths
         if isinstance(found, str):
             return found
-        (deepest,) = found
-        share = deepest.seconds_per_step / start.deepest.seconds_per_step
-        held = start.whole.held_gib * deepest.held_gib / start.deepest.held_gib
+        (shallow,) = found
+        share = shallow.seconds_per_step / start.shallow.seconds_per_step
+        held = start.whole.held_gib * shallow.held_gib / start.shallow.held_gib
         limit = limit_gib(self.at.examined.machine)
-        if limit and deepest.held_gib * self.at.layers / depths[-1] > limit:
+        if limit and shallow.held_gib * self.at.layers / depths[0] > limit:
             found = self._with_layers(settings, depths)
             if isinstance(found, str):
                 return found
             held = whole(found, depths, self.at.layers).held_gib
         seconds = share * start.whole.seconds_per_step
-        return Candidate(settings, changes, deepest, replace(deepest, seconds_per_step=seconds, held_gib=held))
+        return Candidate(settings, changes, shallow, replace(shallow, seconds_per_step=seconds, held_gib=held))
 
     def _with_layers(self, settings: Settings, depths: Sequence[int]) -> list[Figures] | str:
         """A trial with each number of layers, or what went wrong."""
@@ -210,12 +217,14 @@ class Search:
 
     def _tried(self, trial: Trial) -> Figures:
         """One trial, or what it gave before. Raises CardFault."""
-        text = json.dumps([self.footing, sorted(trial.settings.items()), trial.layers, trial.purpose, trial.repeat])
+        text = json.dumps(
+            [self.footing, sorted(trial.settings.items()), trial.layers, trial.purpose, trial.repeat, trial.rows]
+        )
         name = hashlib.sha256(text.encode()).hexdigest()
         if name in self.known:
             return self.known[name]
-        deeper = max(trial.layers / self.at.depths[-1], 1.0)
-        patience = PATIENCE * deeper * self.accepted[0].deepest.took_seconds if self.accepted else math.inf
+        deeper = max(trial.layers / self.at.depths[0], 1.0)
+        patience = PATIENCE * deeper * self.accepted[0].shallow.took_seconds if self.accepted else math.inf
         figures = try_out(self.at, trial, max(min(max(patience, LEAST_SECONDS), self.left_seconds), 1.0))
         if figures.trouble == "stall" and not self.left_seconds:
             return replace(figures, trouble="out of time")  # not kept: the next `tune` tries it again
@@ -237,14 +246,15 @@ class Search:
         """Why the losses of the timed steps show already that it trains something else."""
         if now_of(self.at.examined.plan, "lora_dropout"):
             return None  # another micro-batch drops others
-        start = self.accepted[0].deepest
-        return refusal((start, found.deepest, start), found.changes, self.fp32, ROUNDED)
+        start = self.accepted[0].shallow
+        return refusal((start, found.shallow, start), found.changes, self.fp32, ROUNDED)
 
     def _refusal(self, found: Candidate) -> str | None:
         """Why what it trains in a few steps is not what the start trains; None where it is."""
         why, trained = None, list[Figures]()
         for settings, repeat in (({}, 0), (found.settings, 0), ({}, 1)):
-            each = self._tried(Trial(settings, self.at.depths[0], "quality", repeat))
+            each = self._tried(Trial(settings, self.at.quality_layers, "quality", repeat, self._rows(found.settings)))
+            self.looked_seconds = max(self.looked_seconds, each.took_seconds)
             if each.trouble == "out of time":
                 return "faster, but no time was left to see what it trains: the same command goes on from there"
             if each.trouble or each.held_out is None:
@@ -258,15 +268,31 @@ class Search:
         slow = f"fast at first, and slow when repeated: {again:.1f} times the start's step"
         return why or (slow if again > AGAIN else None)
 
+    def _rows(self, settings: Settings) -> int:
+        """As few rows in a step for the quality as both the start and the settings can have."""
+        plan, most = self.at.examined.plan, self.at.rows
+        as_it_stands = {MICRO_BATCH: plan.settings[MICRO_BATCH], "kit.devices": plan.processes}
+        shares = [each[MICRO_BATCH] * each["kit.devices"] for each in (as_it_stands, {**as_it_stands, **settings})]
+        fits = (n for n in range(min(FEWEST_ROWS, most), most) if most % n == 0 and not any(n % one for one in shares))
+        return next(fits, most)
+
     def _say(self, name: str, settings: Settings, found: Candidate | str, verdict: str) -> None:
         row: dict[str, Any] = {"name": name, "settings": dict(settings), "verdict": verdict}
         if not isinstance(found, str):
-            cost, start = found.whole, self.accepted[0].deepest.losses[0]
+            cost, start = found.whole, self.accepted[0].shallow.losses[0]
             row |= {"tokens_per_second": cost.tokens_per_step / cost.seconds_per_step, "peak_gib": cost.held_gib}
             row |= {"seconds_per_step": cost.seconds_per_step, "noise": cost.noise}
-            row |= {"loss_difference": found.deepest.losses[0] / start - 1}
+            row |= {"loss_difference": found.shallow.losses[0] / start - 1}
         self.rows.append(row)
         self.tell({**row, "left_seconds": self.left_seconds})
+
+
+def _scaled(found: Candidate, foretold: Figures, real: Figures) -> Candidate:
+    seconds, held = (getattr(real, each) / (getattr(foretold, each) or 1) for each in ("seconds_per_step", "held_gib"))
+    cost = found.whole
+    return replace(
+        found, whole=replace(cost, seconds_per_step=cost.seconds_per_step * seconds, held_gib=cost.held_gib * held)
+    )
 
 
 def refusal(trained: Sequence[Figures], changes: Changes, fp32: bool, exact: float = EXACT) -> str | None:

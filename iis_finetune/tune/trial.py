@@ -24,17 +24,21 @@ from .rows import HELD_OUT, SHORT, TIMED, lay_out
 
 UNTIMED = 2  # steps, which warm up; the first has the longest rows
 MOST_ROWS, HELD_OUT_ROWS = 16, 16  # of a process in a step; a larger batch costs that many times as much
-SHALLOW, DEPTHS = 6, (2, 4)  # a model of at most so many layers is measured whole; of a larger one these many
+SHALLOW, DEPTHS, QUALITY = 8, (4, 8), 2  # layers: up to so many, the whole; of more for their cost; for their quality
 LOG_BYTES = 262_144
 
 
 class Trial(Struct, frozen=True):
-    """Settings that differ from the recipe's, the layers of the model, what for, and the how many-th of its kind."""
+    """Settings that differ from the recipe's, the layers of the model, what for, the rows of a step (0: the bench's).
+
+    `repeat` is the how many-th of its kind it is.
+    """
 
     settings: Settings
     layers: int
     purpose: Literal["time", "quality"] = "time"
     repeat: int = 0
+    rows: int = 0
 
 
 class Figures(Struct, frozen=True, kw_only=True):
@@ -71,8 +75,12 @@ class Bench(Struct, frozen=True):
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """How many layers trials have: two numbers, or all of a small or quantised model."""
+        """How many layers trials of the cost have: two numbers, or all of a small or quantised model."""
         return (self.layers,) if self.layers <= SHALLOW or self.examined.model.quantization else DEPTHS
+
+    @property
+    def quality_layers(self) -> int:
+        return QUALITY if len(self.depths) > 1 else self.layers
 
 
 def words_of(question: Question, examined: Examined, report: hub.Report) -> Path | None:
@@ -148,7 +156,7 @@ def try_out(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
 def _asked(at: Bench, trial: Trial) -> Question:
     """The recipe made a trial's: the same training but for its length, its rows and what it says beside."""
     recipe, settings, rows = at.examined.recipe, at.examined.plan.settings, read("tune.toml")["trial"]
-    given = {"kit.global_batch_size": at.rows, MICRO_BATCH: settings[MICRO_BATCH], **rows["every"]}
+    given = {"kit.global_batch_size": trial.rows or at.rows, MICRO_BATCH: settings[MICRO_BATCH], **rows["every"]}
     given |= {**rows[trial.purpose], "model_name_or_path": str(_model(at, trial.layers)), "dataset": _named(at, TIMED)}
     if trial.purpose == "quality":
         rate = rows["rate"][settings["finetuning_type"]]
