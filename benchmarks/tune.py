@@ -6,7 +6,7 @@
 random weights, rows of 60 to 400 tokens, LoRA of rank 64, micro-batch 1 and checkpointing at the start, global batch 8.
 Part `search` is the verb itself; `length` also trains the recipe as found, beside what `plan` said that takes; `grid`
 every micro-batch with and without checkpointing, measured as a trial is; `depth` a step and the memory computed from
-four and eight layers beside those of the whole model.
+four and twelve layers beside those of the whole model.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def grid(at: Bench) -> None:
 
 def depth(at: Bench) -> None:
     """The pair that is compared is measured one after the other, so that other work on the machine meets both."""
-    print("\n| settings | from 4 and 8 layers | the whole | time | memory |\n|---|---|---|---|---|", flush=True)
+    print("\n| settings | from 4 and 12 layers | the whole | time | memory |\n|---|---|---|---|---|", flush=True)
     for settings in ({}, {MICRO_BATCH: at.rows}):
         told, real = measured(at, settings, DEPTHS), measured(at, settings, (at.layers,))
         seconds = f"{told.seconds_per_step:.3g} s ± {told.noise:.0%} | {real.seconds_per_step:.3g} s"

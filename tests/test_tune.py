@@ -303,19 +303,19 @@ def test_ctrl_c_keeps_what_finished_trials_gave_and_leaves_nothing_running(proje
     assert left_after({"MARK": mark}, 10) == []
 
 
-WIDE = {**TINY, "num_hidden_layers": 12, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 400}
+WIDE = {**TINY, "num_hidden_layers": 16, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 400}
 
 
 @pytest.fixture
 def deep(project: Path) -> None:
-    """The tiny model said to have twelve layers, so that trials have four and eight; staged trainings load nothing."""
+    """The tiny model said to have sixteen layers, of which trials have four and twelve; staged ones load nothing."""
     folder = project / "models" / "tiny"
     shared = folder.resolve()
     folder.unlink()
     shutil.copytree(shared, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps(config | {"num_hidden_layers": 12, "layer_types": config["layer_types"] * 6})
+        json.dumps(config | {"num_hidden_layers": 16, "layer_types": config["layer_types"] * 8})
     )
 
 
@@ -327,7 +327,7 @@ def test_the_start_and_the_best_are_confirmed_with_all_layers_and_a_best_that_fa
     tried = search.try_out
 
     def failing(at: Bench, trial: Trial, limit_seconds: float) -> Figures:
-        if trial.layers == 12 and trial.settings.get("env.FAKE_STEP_SECONDS") == "0.001":
+        if trial.layers == 16 and trial.settings.get("env.FAKE_STEP_SECONDS") == "0.001":
             return Figures(trouble="out of memory", why="seven of eight")
         return tried(at, trial, limit_seconds)
 
@@ -358,12 +358,12 @@ def test_fewer_layers_foretell_the_memory_of_the_whole(project: Path, monkeypatc
     workspace = Workspace(project, project / "models", project / "runs")
     question = Question("tiny", ("model_name_or_path=models/wide", "kit.tuned=false"), workspace, dict(os.environ))
     with bench(question, preflight.examine(question)) as at:
-        assert at.depths == (4, 8)
-        four, eight, twelve = (try_out(at, Trial({}, layers), LONGEST) for layers in (4, 8, 12))
-    assert [each.trouble for each in (four, eight, twelve)] == [None, None, None]
-    told = search.whole([four, eight], (4, 8), 12)
-    assert abs(told.held_gib / twelve.held_gib - 1) < 0.05
-    assert four.tokens_per_step == twelve.tokens_per_step
+        assert at.depths == (4, 12)
+        four, twelve, all_of_it = (try_out(at, Trial({}, layers), LONGEST) for layers in (4, 12, 16))
+    assert [each.trouble for each in (four, twelve, all_of_it)] == [None, None, None]
+    told = search.whole([four, twelve], (4, 12), 16)
+    assert abs(told.held_gib / all_of_it.held_gib - 1) < 0.05
+    assert four.tokens_per_step == all_of_it.tokens_per_step
 
 
 SABOTAGED = """\

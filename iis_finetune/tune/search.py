@@ -87,11 +87,11 @@ class Search:
         needed = sum(each.shallow.start_up_seconds + steps * each.whole.seconds_per_step for each in pair)
         return needed if needed <= CONFIRMING * self.minutes * 60 else 0.0
 
-    @property
-    def tries(self) -> bool:
-        """Whether time is left beside what the last look at the best will take."""
-        looking = self.looked_seconds or 2 * self.accepted[0].shallow.took_seconds
-        return self.left_seconds > self.confirming_seconds + looking
+    def tries(self, lever: Row) -> bool:
+        """Whether there is time for a lever beside what the last looks at the best will take."""
+        look = self.looked_seconds or self.accepted[0].shallow.took_seconds
+        looks = 2 if lever["changes"] == "nothing" else 4
+        return self.left_seconds > self.confirming_seconds + looks * look
 
     def start(self) -> None:
         """Measure the recipe as it stands. Raises RunFailed where it cannot be trained here."""
@@ -105,7 +105,7 @@ class Search:
         """Begin with what was the best before; whether there was time for it."""
         lever = {"name": "the best before", "changes": "rounding"}
         chosen = {name: value for name, value in settings.items() if name != ACCUMULATION and value is not None}
-        tries = self.tries
+        tries = self.tries(lever)
         if tries:
             self._better(lever, chosen)
         return tries
@@ -115,8 +115,10 @@ class Search:
         if any(self._now(name) != value for name, value in lever.get("only_if", {}).items()):
             return
         for settings in self._doubled(lever["doubled"]) if "doubled" in lever else self._listed(lever):
-            if self.tries:
-                self._better(lever, settings)
+            if not self.tries(lever):
+                self._say(lever["name"], settings, "", "not tried: too little time is left")
+                return
+            self._better(lever, settings)
 
     def settle(self) -> None:
         """Look at what the best trains, and at what it and the start cost with all layers; a best that fails goes."""

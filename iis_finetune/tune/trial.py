@@ -24,7 +24,7 @@ from .rows import HELD_OUT, SHORT, TIMED, lay_out
 
 UNTIMED = 2  # steps, which warm up; the first has the longest rows
 MOST_ROWS, HELD_OUT_ROWS = 16, 16  # of a process in a step; a larger batch costs that many times as much
-SHALLOW, DEPTHS, QUALITY = 8, (4, 8), 2  # layers: up to so many, the whole; of more for their cost; for their quality
+SHALLOW, DEPTHS, QUALITY = 12, (4, 12), 2  # layers: up to so many, the whole; of more for their cost; for their quality
 LOG_BYTES = 262_144
 
 
