@@ -84,7 +84,7 @@ class Search:
             return 0.0
         steps = read("tune.toml")["trial"]["time"]["max_steps"]
         pair = (self.accepted[0], self.best)
-        needed = sum(each.shallow.start_up_seconds + steps * each.whole.seconds_per_step for each in pair)
+        needed = sum(each.shallow.start_up_seconds + (steps + 1) * each.whole.seconds_per_step for each in pair)
         return needed if needed <= CONFIRMING * self.minutes * 60 else 0.0
 
     def tries(self, lever: Row) -> bool:
