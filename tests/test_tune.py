@@ -396,17 +396,20 @@ def test_a_real_training_that_skips_updates_is_refused_and_a_larger_micro_batch_
     program.chmod(0o755)
     monkeypatch.chdir(project)
     monkeypatch.setattr(search, "GAIN", 100.0)  # so small a model is too quick to tell what is faster
+    monkeypatch.setattr(search, "AGAIN", 100.0)
     workspace = Workspace(project, project / "models", project / "runs")
     words = (f"kit.env={{VIRTUAL_ENV: {bin_folder.parent}}}", "kit.tuned=false")
     question = Question("tiny", words, workspace, {**os.environ, "OMP_NUM_THREADS": "1"})
     planted = [
         {**PLANTED, "name": "skips", "try": [{"env.SKIPS": "1"}]},
+        {**PLANTED, "name": "skips as well", "changes": "training", "try": [{"env.SKIPS": "2"}]},
         {**PLANTED, "name": "rows", "try": [{"per_device_train_batch_size": 4}]},
     ]
     told: list[dict[str, Any]] = []
     measured = tune.tune((question, preflight.examine(question), None), planted, LONGEST / 60, told.append)
     assert "fast, and refused: the loss of step " in told[1]["verdict"]
-    assert [row["verdict"] for row in told[::2]] == ["the start", "kept"]
+    assert "fast, and refused: the loss of held-out rows " in told[2]["verdict"]
+    assert [row["verdict"] for row in (told[0], told[3])] == ["the start", "kept"]
     assert measured.settings == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     assert 0.1 < (measured.peak_gib or 0) < 4
     assert measured.tokens_per_second > 0
