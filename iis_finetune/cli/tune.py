@@ -24,6 +24,10 @@ Minutes = Annotated[float, typer.Option("--minutes", min=0.1, metavar="N", help=
 Levers = Annotated[str, typer.Option("--levers", metavar="A,B,..", help="Try these only; a wrong name lists them all.")]
 Share = Annotated[str, typer.Option("--share", metavar="NAME", help="Print what was measured before, to be shared.")]
 
+HEADER = f"""\
+each row is a short real training; the first may take minutes, most of them to load the model
+{"tokens/s":>10} {"peak GiB":>9} {"loss off":>8}  what was tried: what became of it; time left"""
+
 
 def tune(
     recipe: RecipeName,
@@ -44,8 +48,7 @@ def tune(
     ends_alike()
     try:
         words_of = _words(asked, examined, tell)
-        tell("each row is a short real training; the first may take minutes, most of them to load the model")
-        tell(f"{'tokens/s':>10} {'peak GiB':>9} {'loss off':>8}  what was tried: what became of it; time left")
+        tell(HEADER)
         measured = tuning.tune((asked, examined, words_of), chosen, minutes, lambda row: tell(_text(row)))
     except KeyboardInterrupt:
         show.aside("ended; what the finished trials gave is kept: the same command goes on from there")
@@ -53,10 +56,8 @@ def tune(
     except tuning.CardFault as fault:
         show.aside(f"error: {fault}")
         raise typer.Exit(MACHINE) from None
-    if as_json:
-        show.document({"recipe": examined.recipe.name, "measured": to_builtins(measured)})
-    else:
-        _tell(examined, measured, words.typed(recipe, overrides))
+    show.answer({"recipe": examined.recipe.name, "measured": to_builtins(measured)}, as_json)
+    _tell(examined, measured, words.typed(recipe, overrides))
 
 
 def page(recipe: str, overrides: Sequence[str]) -> tuple[str, str]:

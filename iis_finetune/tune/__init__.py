@@ -46,8 +46,7 @@ def _before(folder: Path, at: Bench) -> Measured | None:
 
 
 def _measured(examined: Examined, search: Search, minutes: float) -> Measured:
-    plan, best = examined.plan, search.best.whole
-    settings = {name: value for name, value in search.best.settings.items() if value != now_of(plan, name)}
+    plan, settings, best = examined.plan, dict(search.best.settings), search.best.whole
     if {MICRO_BATCH, "kit.devices"} & settings.keys():
         rows = settings.setdefault(MICRO_BATCH, plan.settings[MICRO_BATCH])
         settings[ACCUMULATION] = global_batch(plan) // (rows * settings.get("kit.devices", plan.processes))

@@ -179,7 +179,9 @@ class Search:
     def _better(self, lever: Row, settings: Settings) -> None:
         """Measure the best with a lever's settings on top, and keep what is better and trains the same."""
         changes = max(lever["changes"], self.best.changes, key=ORDER.index)
-        found = self._measured({**self.best.settings, **settings}, changes)
+        plan, merged = self.at.examined.plan, {**self.best.settings, **settings}
+        chosen = {key: value for key, value in merged.items() if value != now_of(plan, key)}
+        found = self._measured(chosen, changes)
         why = found if isinstance(found, str) else self._no_gain(found) or self._apart(found)
         if not isinstance(found, str) and why is None and lever["changes"] != "nothing":
             why = self._refusal(found)  # at once: what is kept after it would go with it
