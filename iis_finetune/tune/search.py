@@ -90,7 +90,7 @@ class Search:
     def tries(self, lever: Row) -> bool:
         """Whether there is time for a lever beside what the last looks at the best will take."""
         look = self.looked_seconds or self.accepted[0].shallow.took_seconds
-        looks = 2 if lever["changes"] == "nothing" else 4
+        looks = 2 if lever["changes"] == "nothing" else 3
         return self.left_seconds > self.confirming_seconds + looks * look
 
     def start(self) -> None:
